@@ -1,0 +1,120 @@
+"""From a name to an untrained network: `resnet56`, `resnet`, `torchvision:NAME`, `package.module:Factory`."""
+
+import importlib
+import inspect
+import re
+from typing import Any
+
+import torch
+import torchvision
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from compressor.errors import ArchitectureError
+from compressor.resnet import ResNet, blocks_of_depth
+
+
+class Architecture(BaseModel):
+    """What it takes to build a network again, without its weights.
+
+    `model` is one of
+
+    - `resnet8`, `resnet14`, `resnet20`, `resnet32`, `resnet44`, `resnet56`, `resnet110`: He's CIFAR ResNets;
+    - `resnet` with `arguments: {blocks: [1, 1, 1], widths: [16, 64, 128]}`: their general form;
+    - `torchvision:NAME`: a classification network of torchvision, without its weights;
+    - `package.module:Factory`: your own callable that returns an `nn.Module`. It is called with `arguments`, and
+      with `num_classes` and `in_channels` where it takes parameters of these names.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    arguments: dict[str, Any] = {}
+    num_classes: int
+    in_channels: int
+
+    @property
+    def factory(self) -> str | None:
+        """The `package.module:Factory` that building imports; None for a network that ships with a library."""
+        return self.model if ":" in self.model and not self.model.startswith("torchvision:") else None
+
+    def build(self, *, factories: frozenset[str] = frozenset()) -> nn.Module:
+        """An untrained network; its initial weights come from torch's global generator.
+
+        Args:
+            factories: the factories that may be imported: those the user's own pipeline names.
+
+        Raises:
+            ArchitectureError: the name is unknown, the arguments do not fit, or the factory is not allowed.
+        """
+        try:
+            network = self._build(factories)
+        except (TypeError, ValueError) as error:
+            raise ArchitectureError(f"model {self.model!r} with arguments {self.arguments}: {error}") from error
+        if not isinstance(network, nn.Module):
+            raise ArchitectureError(f"model {self.model!r} gave a {type(network).__name__}, not an nn.Module")
+        return network
+
+    def _build(self, factories: frozenset[str]) -> Any:
+        data: dict[str, Any] = {"num_classes": self.num_classes, "in_channels": self.in_channels}
+        if self.factory is not None:
+            if self.factory not in factories:
+                raise ArchitectureError(
+                    f"{self.factory} is imported only when the pipeline itself names it as a model; it does not"
+                )
+            return _call(_import(self.factory), self.arguments, data)
+        if self.model.startswith("torchvision:"):
+            return self._torchvision(self.model.removeprefix("torchvision:"))
+        if self.model == "resnet":
+            return ResNet(**{**data, **self.arguments})
+        if match := re.fullmatch(r"resnet(\d+)", self.model):
+            blocks = blocks_of_depth(int(match[1]))
+            return ResNet(**{**data, "blocks": blocks, "widths": (16, 32, 64), **self.arguments})
+        raise ArchitectureError(
+            f"unknown model {self.model!r}; expected resnet20 (or 8, 14, 32, 44, 56, 110), resnet with blocks "
+            "and widths, torchvision:NAME, or package.module:Factory"
+        )
+
+    def _torchvision(self, name: str) -> nn.Module:
+        if name not in torchvision.models.list_models(module=torchvision.models):
+            raise ArchitectureError(f"torchvision has no classification network named {name!r}")
+        arguments = {"weights": None, "num_classes": self.num_classes, **self.arguments}
+        network: nn.Module = torchvision.models.get_model(name, **arguments)
+        return network
+
+
+def _import(factory: str) -> Any:
+    module_name, _, attribute = factory.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ArchitectureError(
+            f"model {factory!r} cannot be imported ({error}); expected package.module:Factory, importable from here"
+        ) from error
+
+
+def _call(factory: Any, arguments: dict[str, Any], data: dict[str, Any]) -> Any:
+    accepted = inspect.signature(factory).parameters
+    return factory(**{name: value for name, value in data.items() if name in accepted} | arguments)
+
+
+def check_fits(network: nn.Module, architecture: Architecture, input_shape: tuple[int, ...]) -> None:
+    """Run one blank batch through `network` and require logits of shape `[N, num_classes]`.
+
+    Raises:
+        ArchitectureError: the forward pass fails, or gives another shape.
+    """
+    try:
+        with torch.no_grad():
+            shape = tuple(network.eval()(torch.zeros(input_shape)).shape)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArchitectureError(
+            f"model {architecture.model!r} does not take images of shape {list(input_shape[1:])} (C, H, W): {reason}"
+        ) from error
+    expected = (input_shape[0], architecture.num_classes)
+    if shape != expected:
+        raise ArchitectureError(
+            f"model {architecture.model!r} gives an output of shape {list(shape)} for {expected[0]} images; "
+            f"the data has {expected[1]} classes, so {list(expected)} is needed"
+        )

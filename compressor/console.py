@@ -1,0 +1,88 @@
+"""What a person sees while a run goes on: progress bars on a terminal, few plain lines elsewhere."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+LINES_PER_TRAINING = 8
+PLAIN_WIDTH = 150
+
+
+class Console:
+    """Messages and progress. `quiet` shows neither: for Python callers and tests."""
+
+    def __init__(self, rich: RichConsole | None = None, *, quiet: bool = True) -> None:
+        self.quiet = quiet
+        self.rich = rich or RichConsole(quiet=quiet)
+        if not self.rich.is_terminal:
+            self.rich.width = PLAIN_WIDTH
+
+    @classmethod
+    def terminal(cls) -> "Console":
+        """A console on standard output."""
+        return cls(quiet=False)
+
+    def say(self, message: object, style: str = "") -> None:
+        """One line, or one table."""
+        self.rich.print(message, style=style, highlight=False, markup=False)
+
+    @contextmanager
+    def training(self, label: str, epochs: int, steps: int) -> Iterator["TrainingProgress"]:
+        """Follow a training of `epochs` times `steps`."""
+        progress = TrainingProgress(self, label, epochs, steps)
+        try:
+            yield progress
+        finally:
+            progress.close()
+
+
+class TrainingProgress:
+    """The bar of one training, with loss, validation accuracy and time left; without a terminal, some lines."""
+
+    def __init__(self, console: Console, label: str, epochs: int, steps: int) -> None:
+        self.console = console
+        self.label = label
+        self.epochs = epochs
+        self.started = time.monotonic()
+        self.bar: Progress | None = None
+        if console.rich.is_terminal and not console.quiet:
+            columns: tuple[ProgressColumn, ...] = (
+                TextColumn("  {task.description}"),
+                BarColumn(bar_width=24),
+                _Epoch(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, console=console.rich, transient=True)
+            self.task = self.bar.add_task(label, total=epochs * steps, figures="", epochs=epochs, steps=steps)
+            self.bar.start()
+
+    def step(self) -> None:
+        """One batch is done."""
+        if self.bar:
+            self.bar.advance(self.task)
+
+    def epoch(self, number: int, loss: float, validation_accuracy: float) -> None:
+        """Epoch `number`, counted from 1, is done."""
+        figures = f"loss {loss:.4f}  validation {100 * validation_accuracy:.2f}%"
+        if self.bar:
+            self.bar.update(self.task, figures=figures)
+        elif number == self.epochs or number % math.ceil(self.epochs / LINES_PER_TRAINING) == 0:
+            left = (time.monotonic() - self.started) / number * (self.epochs - number)
+            self.console.say(f"  {self.label}  epoch {number}/{self.epochs}  {figures}  {left:.0f} s left")
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self.bar:
+            self.bar.stop()
+
+
+class _Epoch(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        epochs, steps = task.fields["epochs"], task.fields["steps"]
+        return Text(f"epoch {min(int(task.completed) // steps + 1, epochs)}/{epochs}")

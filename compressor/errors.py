@@ -1,0 +1,33 @@
+"""What can go wrong, as one small hierarchy: every message says what is wrong, where, and what to do."""
+
+
+class CompressorError(Exception):
+    """Anything the command line reports in words and without a traceback; `exit_code` is what it exits with."""
+
+    exit_code = 1
+
+
+class UserError(CompressorError):
+    """What the user gave is wrong: a spec, data, weights, a device, a folder. Exit code 2."""
+
+    exit_code = 2
+
+
+class SpecError(UserError):
+    """The pipeline file or a `--set` option is wrong."""
+
+
+class DataError(UserError):
+    """The images are missing, unreadable, or do not fit the pipeline."""
+
+
+class ArchitectureError(UserError):
+    """The network cannot be built, or does not fit the data or the weights."""
+
+
+class ArtifactError(UserError):
+    """A saved artifact is damaged, or does not fit the code that reads it."""
+
+
+class StageError(CompressorError):
+    """A stage ran and failed: it diverged, a target was out of reach, an agreement was too low. Exit code 1."""

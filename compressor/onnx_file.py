@@ -1,0 +1,126 @@
+"""Networks as ONNX files: one self-contained file, lean, with our metadata; and ONNX Runtime sessions on them."""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from compressor.errors import StageError
+from compressor.preprocess import Preprocess
+from compressor.quantized import QuantizedNetwork, lower_to_onnx
+
+DEFAULT_OPSET = 18
+QUIET = 3  # ONNX Runtime's log level: errors only
+
+
+def export_onnx(
+    network: nn.Module, preprocess: Preprocess, metadata: Mapping[str, str], opset: int = DEFAULT_OPSET
+) -> bytes:
+    """`network` as an ONNX file: `input` float32 `[batch, C, H, W]` to `logits` float32 `[batch, classes]`.
+
+    A quantized network becomes QuantizeLinear / DequantizeLinear pairs around its layers and integer constants.
+
+    Raises:
+        StageError: the exporter cannot write this network, or not in this opset.
+    """
+    network = lower_to_onnx(network) if isinstance(network, QuantizedNetwork) else network.eval()
+    example = torch.zeros(preprocess.input_shape(2))
+    with warnings.catch_warnings(), _Silent("torch.onnx", "onnxscript", "onnx_ir"):
+        warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
+        try:
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["input"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises whatever its passes raise
+            reason = str(error).strip().splitlines()[0]
+            raise StageError(f"the network cannot be exported to ONNX (opset {opset}): {reason}") from error
+    assert program is not None
+    model = program.model_proto
+    _make_lean(model)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    written = next(entry.version for entry in model.opset_import if entry.domain == "")
+    if written != opset:
+        raise StageError(f"opset {opset} was asked for, but the exporter wrote opset {written}")
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def metadata_of(preprocess: Preprocess, labels: tuple[str, ...], pipeline_digest: str) -> dict[str, str]:
+    """What a user of the file needs to know, as `metadata_props`."""
+    return {
+        "compressor.preprocess": preprocess.model_dump_json(),
+        "compressor.labels": json.dumps(labels),
+        "compressor.pipeline": pipeline_digest,
+    }
+
+
+def session(model: bytes | Path, threads: int = 1) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU with a fixed number of threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = QUIET
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _make_lean(model: onnx.ModelProto) -> None:
+    """Drop what only the exporter needs (stack traces, paths, shapes of inner values) and shorten inner names."""
+    del model.metadata_props[:]
+    del model.functions[:]
+    model.doc_string = ""
+    graph = model.graph
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+    del graph.quantization_annotation[:]
+    graph.doc_string, graph.name = "", "compressor"
+    domains = {node.domain for node in graph.node} | {""}
+    for entry in [entry for entry in model.opset_import if entry.domain not in domains]:
+        model.opset_import.remove(entry)
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    short: dict[str, str] = {"": ""}
+
+    def rename(name: str) -> str:
+        return name if name in kept else short.setdefault(name, f"v{len(short)}")
+
+    for initializer in graph.initializer:
+        initializer.name = rename(initializer.name)
+        initializer.doc_string = ""
+        del initializer.metadata_props[:]
+    for value in (*graph.input, *graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    for node in graph.node:
+        node.name = node.doc_string = ""
+        del node.metadata_props[:]
+        node.input[:] = [rename(name) for name in node.input]
+        node.output[:] = [rename(name) for name in node.output]
+
+
+class _Silent:
+    """Hold back what these loggers say below an error."""
+
+    def __init__(self, *names: str) -> None:
+        self.loggers = [logging.getLogger(name) for name in names]
+        self.levels = [logger.level for logger in self.loggers]
+
+    def __enter__(self) -> None:
+        for logger in self.loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(self.loggers, self.levels, strict=True):
+            logger.setLevel(level)

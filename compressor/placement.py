@@ -1,0 +1,226 @@
+"""Where a network is rounded to integers: one placement for post-training quantization, training, saving and export.
+
+A quantized network is the exported graph of the float one, with BatchNorm folded into the layer before it, and with
+quantizers where ONNX Runtime wants them to execute every convolution, linear layer and residual addition on integers:
+at the inputs of every such layer, and at its output, behind the activation function where one follows. Pooling by
+maximum and changes of shape share the grid of what they are given.
+"""
+
+import copy
+import operator
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from compressor.errors import ArchitectureError
+from compressor.quantized import ActivationQuantizer, ParameterQuantizer, QuantizedNetwork, attribute
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = {aten.conv2d.default, aten.conv2d.padding}
+LINEAR = {aten.linear.default}
+ADDITIONS = {aten.add.Tensor}
+ACTIVATIONS = {aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default}
+SAME_GRID = {  # their outputs are values of their input
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.permute.default,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.max_pool2d.default,
+    aten.max_pool2d_with_indices.default,
+    aten.clone.default,
+    aten.dropout.default,
+    operator.getitem,
+}
+BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+
+
+def quantize_network(
+    network: nn.Module,
+    input_shape: tuple[int, int, int, int],
+    *,
+    skip: Sequence[str] = (),
+    weight_bits: int = 8,
+) -> QuantizedNetwork:
+    """Fold BatchNorm and place quantizers; `network` is left as it is.
+
+    Args:
+        network: a float network, `[N, C, H, W] -> [N, classes]`.
+        input_shape: shape of an example batch.
+        skip: names of layers (or of modules that hold them) that stay in float.
+        weight_bits: 8, or 7 for processors whose 8-bit products saturate (x86 without VNNI).
+
+    Raises:
+        ArchitectureError: the network cannot be traced, `skip` names no layer, or nothing is left to quantize.
+    """
+    graph_module = _trace(network, input_shape)
+    graph = graph_module.graph
+    _fold_batch_norm(graph_module)
+    for name in skip:
+        if not any(_inside(_path(node), name) for node in graph.nodes):
+            raise ArchitectureError(f"skip names {name!r}, but the network has no layer of that name")
+    layers = [node for node in graph.nodes if _is_layer(node) and not any(_inside(_path(node), name) for name in skip)]
+    if not layers:
+        raise ArchitectureError("the network has no convolution, linear layer or addition left to quantize")
+    grid_of = _place_activations(graph_module, _points(layers))
+    _place_parameters(graph_module, layers, grid_of, weight_bits)
+    graph.lint()
+    names = _names(graph_module)
+    graph_module.delete_all_unused_submodules()
+    quantized = QuantizedNetwork(graph_module, graph)
+    quantized.meta["points"] = names
+    return quantized.eval()
+
+
+def _trace(network: nn.Module, input_shape: tuple[int, int, int, int]) -> fx.GraphModule:
+    network = copy.deepcopy(network).cpu().eval()
+    example = torch.zeros(max(input_shape[0], 2), *input_shape[1:])
+    try:
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    except Exception as error:  # the exporter raises whatever the network's code and its own passes raise
+        reason = str(error).strip().splitlines()[0]
+        raise ArchitectureError(f"the network cannot be traced by torch.export: {reason}") from error
+    functional = program.run_decompositions({}).module(check_guards=False)
+    return fx.GraphModule(functional, functional.graph)
+
+
+def _fold_batch_norm(graph_module: fx.GraphModule) -> None:
+    graph = graph_module.graph
+    for norm in [node for node in graph.nodes if node.target is BATCH_NORM]:
+        layer, *statistics = norm.args[:5]
+        eps = norm.args[6]
+        if layer.target not in CONVOLUTIONS | LINEAR or len(layer.users) > 1:
+            continue
+        weight, bias = _parameters(layer)
+        old_bias = None if bias is None else attribute(graph_module, bias)
+        gamma, beta, mean, var = (attribute(graph_module, statistic) for statistic in statistics)
+        fuse: Callable[..., tuple[nn.Parameter, nn.Parameter]] = (
+            fuse_conv_bn_weights if layer.target in CONVOLUTIONS else fuse_linear_bn_weights
+        )
+        folded_weight, folded_bias = fuse(attribute(graph_module, weight), old_bias, mean, var, eps, gamma, beta)
+        owner, _, _ = str(weight.target).rpartition(".")
+        module = graph_module.get_submodule(owner)
+        module.register_parameter("weight", folded_weight)
+        module.register_parameter("bias", folded_bias)
+        with graph.inserting_before(layer):
+            bias = graph.get_attr(f"{owner}.bias")
+        layer.args = (layer.args[0], weight, bias, *layer.args[3:])
+        for output in list(norm.users):
+            output.replace_all_uses_with(layer)
+    graph.eliminate_dead_code()
+
+
+def _points(layers: Sequence[fx.Node]) -> list[fx.Node]:
+    """The tensors that are rounded to a grid of their own or of their input, in the order of the graph."""
+    points: set[fx.Node] = set()
+
+    def add(node: fx.Node) -> None:
+        points.add(node)
+        if node.target in SAME_GRID:
+            add(node.all_input_nodes[0])
+
+    for layer in layers:
+        for node in _activation_inputs(layer):
+            add(node)
+        (user, *others) = layer.users
+        end = user if not others and user.target in ACTIVATIONS else layer
+        if any(user.op != "output" for user in end.users):
+            add(end)
+    return [node for node in layers[0].graph.nodes if node in points]
+
+
+def _place_activations(graph_module: fx.GraphModule, points: Sequence[fx.Node]) -> dict[fx.Node, str]:
+    """Put a quantizer behind every point; gives the module that each rounded tensor went through."""
+    graph = graph_module.graph
+    quantizers = nn.ModuleList()
+    graph_module.add_module("activations", quantizers)
+    grid_of: dict[fx.Node, str] = {}
+    for point in points:
+        if point.target in SAME_GRID:
+            if isinstance(point.meta.get("val"), tuple):
+                grid_of[point] = grid_of[point.all_input_nodes[0]]
+                continue  # the pair that pooling gives, before its first half is taken
+            grid = grid_of[point.all_input_nodes[0]]
+        else:
+            grid = f"activations.{len(quantizers)}"
+            quantizers.append(ActivationQuantizer())
+        with graph.inserting_after(point):
+            rounded = graph.call_module(grid, (point,))
+        for user in [user for user in point.users if user is not rounded]:
+            user.replace_input_with(point, rounded)
+        grid_of[point] = grid_of[rounded] = grid
+    return grid_of
+
+
+def _place_parameters(
+    graph_module: fx.GraphModule, layers: Sequence[fx.Node], grid_of: Mapping[fx.Node, str], weight_bits: int
+) -> None:
+    graph = graph_module.graph
+    quantizers = nn.ModuleList()
+    graph_module.add_module("parameters_", quantizers)
+    for layer in layers:
+        if layer.target in ADDITIONS:
+            continue
+        weight, bias = _parameters(layer)
+        quantizers.append(ParameterQuantizer(weight_bits))
+        with graph.inserting_before(layer):
+            (given,) = _activation_inputs(layer)
+            input_scale = graph.get_attr(f"{grid_of[given]}.scale")
+            pair = graph.call_module(f"parameters_.{len(quantizers) - 1}", (weight, bias, input_scale))
+            rounded_weight = graph.call_function(operator.getitem, (pair, 0))
+            rounded_bias = graph.call_function(operator.getitem, (pair, 1))
+        layer.args = (layer.args[0], rounded_weight, rounded_bias, *layer.args[3:])
+
+
+def _names(graph_module: fx.GraphModule) -> tuple[str, ...]:
+    """A name for every activation quantizer: where in the network its tensor arises, and from which operator."""
+    names: dict[str, str] = {}
+    for node in graph_module.graph.nodes:
+        if node.op != "call_module" or not node.target.startswith("activations.") or node.target in names:
+            continue
+        source = node.args[0]
+        if source.op == "placeholder":
+            base = "input"
+        else:
+            operation = source.target.__name__.partition(".")[0]
+            base = f"{_path(source)}:{operation}"
+        repeat = sum(name.partition("#")[0] == base for name in names.values())
+        names[node.target] = f"{base}#{repeat + 1}" if repeat else base
+    return tuple(names[f"activations.{index}"] for index in range(len(names)))
+
+
+def _is_layer(node: fx.Node) -> bool:
+    if node.target in ADDITIONS:
+        return all(isinstance(a, fx.Node) and _is_float(a) for a in node.args[:2])
+    return node.target in CONVOLUTIONS | LINEAR
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
+
+
+def _activation_inputs(layer: fx.Node) -> Sequence[fx.Node]:
+    return layer.args[:2] if layer.target in ADDITIONS else layer.args[:1]  # type: ignore[return-value]
+
+
+def _parameters(layer: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+    weight = layer.args[1]
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        raise ArchitectureError(f"the weight of {_path(layer)!r} is computed in forward; it cannot be quantized")
+    return weight, bias  # type: ignore[return-value]
+
+
+def _path(node: fx.Node) -> str:
+    """The module in whose forward the node arises, as `layer1.0.conv1`; empty for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return list(stack.values())[-1][0] if stack else ""
+
+
+def _inside(path: str, name: str) -> bool:
+    return path == name or path.startswith(f"{name}.")

@@ -1,0 +1,193 @@
+"""Networks that fake int8 arithmetic: rounded to integer grids in float, with gradients passed straight through.
+
+The grids are those ONNX Runtime computes on (`placement` says where they lie):
+
+- activations: uint8, affine, one (scale, zero point) a point;
+- weights: int8, symmetric, one scale a channel: max |w| / 127, so that the scale is a function of the saved weights;
+- biases: int32, with the scale of the input times that of the weights;
+- the logits stay float.
+
+Rounding with straight-through gradients: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference" (2018). For ONNX the quantizers become QuantizeLinear / DequantizeLinear pairs and
+integer constants.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.errors import ArtifactError
+
+UINT8_MAX = 255
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds one point to its uint8 grid; while it has an `observer` it only shows it what passes."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(1.0), persistent=False)
+        self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32), persistent=False)
+        self.observer: Callable[[Tensor], object] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observer is not None:
+            self.observer(x.detach())
+            return x
+        rounded: Tensor = torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, UINT8_MAX)
+        return rounded
+
+
+class ParameterQuantizer(nn.Module):
+    """Rounds the weight and bias of one layer to their integer grids, given the scale of the layer's input."""
+
+    def __init__(self, weight_bits: int) -> None:
+        super().__init__()
+        self.limit = 2 ** (weight_bits - 1) - 1
+        self.enabled = True
+
+    def scales(self, weight: Tensor, bias: Tensor | None, input_scale: Tensor) -> Tensor:
+        """One scale a channel, `[out]`; large enough that the bias fits 30 bits even in a channel without weights."""
+        scale: Tensor = weight.detach().flatten(1).abs().amax(1) / self.limit
+        if bias is not None:
+            scale = torch.maximum(scale, bias.detach().abs() / (input_scale * 2.0**30))
+        return scale.clamp(min=torch.finfo(torch.float32).tiny)
+
+    def forward(self, weight: Tensor, bias: Tensor | None, input_scale: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.enabled:
+            return weight, bias
+        scale = self.scales(weight, bias, input_scale)
+        zeros = torch.zeros_like(scale, dtype=torch.int32)
+        rounded = torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -self.limit, self.limit)
+        if bias is not None:
+            grid = scale * input_scale
+            bias = bias + (torch.round(bias.detach() / grid) * grid - bias.detach())  # straight through
+        return rounded, bias
+
+
+class QuantizedNetwork(fx.GraphModule):
+    """A graph with its quantizers."""
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The names of the activation quantizers, in order."""
+        names: tuple[str, ...] = self.meta["points"]  # what GraphModule keeps when it is copied
+        return names
+
+    @property
+    def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
+        """The quantizers of activations, by point."""
+        modules = (self.get_submodule(f"activations.{index}") for index in range(len(self.points)))
+        return {p: m for p, m in zip(self.points, modules, strict=True) if isinstance(m, ActivationQuantizer)}
+
+    @property
+    def parameter_quantizers(self) -> list[ParameterQuantizer]:
+        """The quantizers of weights and biases."""
+        return [module for module in self.modules() if isinstance(module, ParameterQuantizer)]
+
+    def ranges(self) -> dict[str, tuple[float, int]]:
+        """`point -> (scale, zero point)`, as a manifest saves it."""
+        quantizers = self.activation_quantizers.items()
+        return {point: (float(q.scale), int(q.zero_point)) for point, q in quantizers}
+
+    def set_ranges(self, ranges: Mapping[str, tuple[float, int]]) -> None:
+        """The inverse of `ranges`.
+
+        Raises:
+            ArtifactError: the points are not those of this network.
+        """
+        if set(ranges) != set(self.points):
+            odd = sorted(set(ranges) ^ set(self.points))
+            raise ArtifactError(f"the saved ranges do not fit the network; first differing point: {odd[0]!r}")
+        for point, quantizer in self.activation_quantizers.items():
+            scale, zero_point = ranges[point]
+            quantizer.scale.fill_(scale)
+            quantizer.zero_point.fill_(zero_point)
+
+
+def attribute(module: nn.Module, node: fx.Node) -> Tensor:
+    """The tensor that a `get_attr` node reads."""
+    owner, _, name = str(node.target).rpartition(".")
+    value: Tensor = getattr(module.get_submodule(owner), name)
+    return value
+
+
+def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
+    """A copy whose quantizers are ONNX operators and integer constants; it can be exported, not run."""
+    lowered = copy.deepcopy(network)
+    for node in list(lowered.graph.nodes):
+        if node.op != "call_module":
+            continue
+        module = lowered.get_submodule(node.target)
+        if isinstance(module, ParameterQuantizer):
+            weight, bias, input_scale = node.args
+            constants = _IntegerParameters(
+                module,
+                attribute(lowered, weight),
+                None if bias is None else attribute(lowered, bias),
+                attribute(lowered, input_scale),
+            )
+            lowered.set_submodule(node.target, constants)
+            node.args = ()
+        elif isinstance(module, ActivationQuantizer):
+            lowered.set_submodule(node.target, _QuantizeDequantize(module))
+    lowered.graph.eliminate_dead_code()
+    lowered.delete_all_unused_submodules()
+    lowered.recompile()
+    return lowered
+
+
+class _QuantizeDequantize(nn.Module):
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        self.register_buffer("scale", quantizer.scale.clone())
+        self.register_buffer("zero_point", quantizer.zero_point.to(torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = (self.scale, self.zero_point)
+        q = torch.onnx.ops.symbolic("QuantizeLinear", (x, *grid), dtype=torch.uint8, shape=x.shape)
+        return torch.onnx.ops.symbolic("DequantizeLinear", (q, *grid), dtype=torch.float32, shape=x.shape)
+
+
+class _IntegerParameters(nn.Module):
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bias: Tensor
+    bias_scale: Tensor
+
+    def __init__(self, quantizer: ParameterQuantizer, weight: Tensor, bias: Tensor | None, input_scale: Tensor) -> None:
+        super().__init__()
+        scale = quantizer.scales(weight, bias, input_scale)
+        zeros = torch.zeros_like(scale, dtype=torch.int32)
+        rounded = torch.fake_quantize_per_channel_affine(
+            weight.detach(), scale, zeros, 0, -quantizer.limit, quantizer.limit
+        )
+        by_channel = scale.view(-1, *[1] * (weight.dim() - 1))
+        self.register_buffer("weight", torch.round(rounded / by_channel).to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zeros.to(torch.int8))
+        self.has_bias = bias is not None
+        if bias is not None:
+            grid = scale * input_scale
+            self.register_buffer("bias", torch.round(bias.detach() / grid).to(torch.int32))
+            self.register_buffer("bias_scale", grid)
+
+    def forward(self) -> tuple[Tensor, Tensor | None]:
+        weight = self._dequantize(self.weight, self.scale, self.zero_point)
+        return weight, self._dequantize(self.bias, self.bias_scale) if self.has_bias else None
+
+    @staticmethod
+    def _dequantize(integers: Tensor, *grid: Any) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear", (integers, *grid), {"axis": 0}, dtype=torch.float32, shape=integers.shape
+        )

@@ -1,0 +1,204 @@
+"""Where images come from: the data sets that `data.name` knows, read without unpickling anything."""
+
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torchvision
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from sklearn.datasets import load_digits
+from torchvision.datasets.utils import check_integrity, download_url
+
+from compressor.errors import DataError
+from compressor.preprocess import Preprocess
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+class Images(NamedTuple):
+    """Pixels uint8 `[N, C, H, W]` and classes int64 `[N]`."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+class Read(NamedTuple):
+    """Training images, test images where the data has a split of its own, and the names of the classes."""
+
+    train: Images
+    test: Images | None
+    labels: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: how to read it, and what its images are like unless the pipeline says otherwise."""
+
+    read: Callable[[Path, Preprocess], Read]
+    size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: int = 0
+    flip: bool = False
+
+
+def _digits(root: Path, preprocess: Preprocess) -> Read:
+    """Scikit-learn's 1,797 scans of handwritten digits (8 x 8, 0..16), which ship with it."""
+    bunch = load_digits()
+    scans = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    images = Images(_resized(scans, preprocess), bunch.target.astype(np.int64))
+    return Read(images, None, [str(digit) for digit in range(10)])
+
+
+def _mnist(name: str) -> Callable[[Path, Preprocess], Read]:
+    dataset_type = getattr(torchvision.datasets, name)
+
+    def read(root: Path, preprocess: Preprocess) -> Read:
+        parts = []
+        for train in (True, False):
+            try:
+                dataset = dataset_type(root, train=train, download=True)
+            except (OSError, RuntimeError) as error:
+                raise DataError(
+                    f"{name} is not in {root / name / 'raw'} and cannot be downloaded ({_first_line(error)}); "
+                    "put its four *-ubyte.gz files there"
+                ) from error
+            labels = dataset.targets.numpy().astype(np.int64)
+            parts.append(Images(_resized(dataset.data.numpy(), preprocess), labels))
+        return Read(parts[0], parts[1], [label.replace("/", " or ") for label in dataset_type.classes])
+
+    return read
+
+
+def _cifar(
+    archive: str, md5: str, folder: str, train: Sequence[str], label_bytes: int, test: str
+) -> Callable[[Path, Preprocess], Read]:
+    """The binary version of CIFAR: records of label bytes and 3,072 pixels. (The Python version is a pickle.)"""
+
+    def read(root: Path, preprocess: Preprocess) -> Read:
+        if not (root / folder / test).is_file():
+            try:
+                if not check_integrity(str(root / archive), md5):
+                    download_url(CIFAR_URL + archive, str(root), md5=md5)
+                with tarfile.open(root / archive) as tar:
+                    tar.extractall(root, filter="data")
+            except (OSError, RuntimeError, tarfile.TarError) as error:
+                raise DataError(
+                    f"{folder} is not in {root} and cannot be downloaded ({_first_line(error)}); put {archive} "
+                    f"(the binary version, from {CIFAR_URL}cifar.html) into {root}"
+                ) from error
+
+        def images(names: Iterable[str]) -> Images:
+            try:
+                records = np.concatenate([np.fromfile(root / folder / name, np.uint8) for name in names])
+                records = records.reshape(-1, label_bytes + 3072)
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"{root / folder} is damaged ({_first_line(error)}); delete it and run again"
+                ) from error
+            pixels = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            return Images(_resized(pixels, preprocess), records[:, label_bytes - 1].astype(np.int64))
+
+        names = root / folder / "fine_label_names.txt"
+        labels = names.read_text().split() if names.is_file() else CIFAR10_LABELS
+        return Read(images(train), images([test]), labels)
+
+    return read
+
+
+def _image_folder(root: Path, preprocess: Preprocess) -> Read:
+    """`root/train/<class>/*` and `root/test/<class>/*`, or `root/<class>/*` alone."""
+    if not root.is_dir():
+        raise DataError(f"data.root: there is no folder {root}; give one with a sub-folder of images for each class")
+    if not (root / "train").is_dir():
+        images, labels = _read_classes(root, preprocess)
+        return Read(images, None, labels)
+    if not (root / "test").is_dir():
+        raise DataError(f"{root} has a sub-folder train but none named test; add it, or give one folder a class")
+    train, labels = _read_classes(root / "train", preprocess)
+    test, test_labels = _read_classes(root / "test", preprocess)
+    if labels != test_labels:
+        odd = sorted(set(labels) ^ set(test_labels))
+        raise DataError(f"{root}: train and test have other classes; not in both: {', '.join(odd[:5])}")
+    return Read(train, test, labels)
+
+
+def _read_classes(folder: Path, preprocess: Preprocess) -> tuple[Images, list[str]]:
+    labels = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if len(labels) < 2:
+        raise DataError(f"{folder} needs a sub-folder of images for each of at least two classes; it has {len(labels)}")
+    paths, classes = [], []
+    for index, label in enumerate(labels):
+        found = sorted(path for path in (folder / label).iterdir() if path.suffix.lower() in SUFFIXES)
+        if not found:
+            raise DataError(f"{folder / label} holds no image ({', '.join(sorted(SUFFIXES))})")
+        paths += found
+        classes += [index] * len(found)
+
+    def pixels(path: Path) -> NDArray[np.uint8]:
+        try:
+            with Image.open(path) as image:
+                return preprocess.pixels(image)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise DataError(f"{path} is not an image that Pillow can read: {_first_line(error)}") from error
+
+    with ThreadPoolExecutor() as pool:
+        return Images(np.stack(list(pool.map(pixels, paths))), np.array(classes, np.int64)), labels
+
+
+def _resized(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Arrays `[N, H, W]` or `[N, H, W, 3]` through the one definition of preprocessing."""
+    return np.stack([preprocess.pixels(Image.fromarray(image)) for image in images])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(_digits, (8, 8), 1, (0.306,), (0.377,)),
+    "mnist": Source(_mnist("MNIST"), (28, 28), 1, (0.1307,), (0.3081,), crop=2),
+    "fashion_mnist": Source(_mnist("FashionMNIST"), (28, 28), 1, (0.2860,), (0.3530,), crop=2, flip=True),
+    "cifar10": Source(
+        _cifar(
+            "cifar-10-binary.tar.gz",
+            "c32a1d4ab5d03f1284b67883e8d87530",
+            "cifar-10-batches-bin",
+            [f"data_batch_{part}.bin" for part in range(1, 6)],
+            1,
+            "test_batch.bin",
+        ),
+        (32, 32),
+        3,
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        crop=4,
+        flip=True,
+    ),
+    "cifar100": Source(
+        _cifar(
+            "cifar-100-binary.tar.gz",
+            "03b5dce01913d631647c71ecec9e9cb8",
+            "cifar-100-binary",
+            ["train.bin"],
+            2,
+            "test.bin",
+        ),
+        (32, 32),
+        3,
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        crop=4,
+        flip=True,
+    ),
+    "image_folder": Source(_image_folder, (224, 224), 3, IMAGENET_MEAN, IMAGENET_STD),
+}

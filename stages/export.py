@@ -1,0 +1,51 @@
+"""Write the ONNX file that ships, and hold it against the network it came from."""
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from compressor.artifact import OnnxModel, TorchModel
+from compressor.errors import StageError
+from compressor.stage import Context, Stage
+
+
+class Export(Stage[TorchModel, OnnxModel]):
+    """Export to ONNX and compare with the torch network on the validation images, in ONNX Runtime.
+
+    Attributes:
+        opset: the version of ONNX's operators that the file uses.
+        agreement: the least share of validation images that torch and ONNX Runtime must put in the same class.
+    """
+
+    example: ClassVar[dict[str, Any]] = {"stage": "export"}
+
+    stage: Literal["export"] = "export"
+    opset: int = Field(18, ge=18, le=23)
+    agreement: float = Field(0.99, ge=0, le=1)
+
+    def run(self, model: TorchModel, context: Context) -> OnnxModel:
+        """The ONNX file.
+
+        Raises:
+            StageError: it cannot be written, or agrees with the network on too few images.
+        """
+        exported = model.to_onnx(context.pipeline, self.opset)
+        inputs = context.data.preprocess.normalise(context.data.validation.images)
+        expected = model.predict(inputs).numpy()  # [N, classes]
+        got = exported.predict(inputs.numpy())
+        difference = np.abs(got - expected)
+        same = int((got.argmax(1) == expected.argmax(1)).sum())
+        agreement = {
+            "images": len(got),
+            "same_top1": same,
+            "top1_agreement": same / len(got),
+            "largest_logit_difference": float(difference.max()),
+            "mean_logit_difference": float(difference.mean()),
+        }
+        if same / len(got) < self.agreement:
+            raise StageError(
+                f"{self.id}: ONNX Runtime and torch agree on {same} of {len(got)} validation images, under the "
+                f"{self.agreement:.1%} asked for; the largest logit difference is {difference.max():.3g}"
+            )
+        return exported.with_details({"opset": self.opset, "agreement": agreement})

@@ -1,0 +1,248 @@
+"""Remove whole channels (structured pruning), by torch-pruning's dependency graph (Fang et al. 2023)."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+import torch_pruning
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from compressor.architectures import check_fits
+from compressor.artifact import TorchModel, count_macs
+from compressor.changes import Widths, widths_of
+from compressor.errors import ArchitectureError, StageError
+from compressor.stage import Context, Stage
+
+SEARCH_STEPS = 7  # of bisection: finer than the channels of any layer rounded to 16
+LARGEST_RATIO = 0.99
+BATCH = 128
+
+Criterion = Literal["l1", "l2", "taylor", "bn_scale", "random"]
+
+
+class Target(BaseModel):
+    """How far to prune: keep at most a fraction of the incoming MACs or parameters, or remove a ratio of channels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    macs: float | None = Field(None, gt=0, lt=1)
+    parameters: float | None = Field(None, gt=0, lt=1)
+    ratio: float | None = Field(None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Target":
+        if len(self.model_fields_set) != 1:
+            raise ValueError("expected exactly one of macs, parameters and ratio, as in {macs: 0.5}")
+        return self
+
+
+class Prune(Stage[TorchModel, TorchModel]):
+    """Remove the least important channels of groups of layers that depend on one another.
+
+    Attributes:
+        target: what to keep.
+        importance: L1 or L2 norm of a channel's weights, first-order Taylor expansion of the loss (Molchanov et al.
+            2019), BatchNorm's scale (Liu et al. 2017), or random.
+        scope: rank channels among all layers, or remove the same share of each.
+        round_to: channels are left in the nearest multiple of this, and at least one; 16 is what int8 runs best at.
+        steps: prune in this many steps, ranking anew before each.
+
+    The classifier's outputs are left alone. BatchNorm statistics are estimated anew on the calibration images.
+    """
+
+    example: ClassVar[dict[str, Any]] = {"stage": "prune", "target": {"macs": 0.8}, "round_to": 4}
+
+    stage: Literal["prune"] = "prune"
+    target: Target
+    importance: Criterion = "l2"
+    scope: Literal["local", "global"] = "local"
+    round_to: int = Field(16, ge=1)
+    steps: int = Field(1, ge=1)
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """The pruned network.
+
+        Raises:
+            StageError: the target is out of reach, or nothing was removed.
+            ArchitectureError: the network does not work any more when channels are removed.
+        """
+        if model.quantized:
+            raise ArchitectureError("a quantized network cannot be pruned; prune before you quantize")
+        before = _Size.of(model.network, context)
+        if self.target.ratio is not None:
+            network = self._pruned(model, self.target.ratio, context)
+        else:
+            network = self._search(model, before, context)
+        after = _Size.of(network, context)
+        if after == before:
+            raise StageError(
+                f"{self.id}: no channel can be removed with round_to {self.round_to}; lower it, or prune further"
+            )
+        estimate_batch_norm(network, context)
+        old, new = widths_of(model.network), widths_of(network)
+        changed = {name: width for name, width in new.items() if width != old[name]}
+        return model.with_network(
+            network,
+            Widths(layers=changed),
+            details={
+                "kept": {
+                    "macs": after.macs / before.macs,
+                    "parameters": after.parameters / before.parameters,
+                },
+                "widths": {name: [old[name].outputs, width.outputs] for name, width in new.items()},
+            },
+        )
+
+    def _search(self, model: TorchModel, before: "_Size", context: Context) -> nn.Module:
+        """Bisect the ratio for the largest network within the target."""
+        best: nn.Module | None = None
+        reached, smallest = -1.0, math.inf
+        low, high = 0.0, LARGEST_RATIO
+        for step in range(SEARCH_STEPS + 1):
+            ratio = high if step == 0 else (low + high) / 2  # the far end first: is the target in reach at all?
+            network = self._pruned(model, ratio, context)
+            kept = self._kept(_Size.of(network, context), before)
+            smallest = min(smallest, kept)
+            if kept <= self._limit:
+                high = ratio
+                if kept > reached:
+                    best, reached = network, kept
+            elif step == 0:
+                break
+            else:
+                low = ratio
+        if best is None:
+            raise StageError(
+                f"{self.id}: the target, at most {self._limit:.3f} of what comes in, is out of reach with round_to "
+                f"{self.round_to}; the smallest network keeps {smallest:.3f}"
+            )
+        return best
+
+    @property
+    def _limit(self) -> float:
+        limit = self.target.macs or self.target.parameters
+        assert limit is not None
+        return limit
+
+    def _kept(self, after: "_Size", before: "_Size") -> float:
+        if self.target.macs is not None:
+            return after.macs / before.macs
+        return after.parameters / before.parameters
+
+    def _pruned(self, model: TorchModel, ratio: float, context: Context) -> nn.Module:
+        """A copy of the network with `ratio` of its channels removed, as far as rounding lets it."""
+        network = model.copy_network().requires_grad_(True)
+        example = torch.zeros(context.data.preprocess.input_shape(2))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed_for("pruning"))
+            pruner = _Pruner(
+                network,
+                example,
+                importance=_importance(self.importance),
+                global_pruning=self.scope == "global",
+                pruning_ratio=ratio,
+                iterative_steps=self.steps,
+                ignored_layers=[_classifier(network, example)],
+                round_to=self.round_to,
+            )
+            for _ in range(self.steps):
+                if self.importance == "taylor":
+                    _accumulate_gradients(network, context)
+                pruner.step()
+        network.zero_grad()
+        try:
+            check_fits(network, model.architecture, tuple(example.shape))
+        except ArchitectureError as error:
+            raise ArchitectureError(f"{self.id}: after removing channels, {error}") from error
+        _check_widths_suffice(model.network, network)
+        return network
+
+
+class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
+    """Rounds to the nearest multiple and leaves one; the library rounds down, and skips a layer left with none."""
+
+    def _round_to(self, n_pruned: int, current_channels: int, round_to: int) -> int:
+        multiples = max((current_channels - n_pruned + round_to // 2) // round_to, 1)
+        return max(current_channels - multiples * round_to, 0)
+
+
+class _Size(BaseModel):
+    """Multiply-adds and parameters, counted anew."""
+
+    model_config = ConfigDict(frozen=True)
+
+    macs: int
+    parameters: int
+
+    @classmethod
+    def of(cls, network: nn.Module, context: Context) -> "_Size":
+        return cls(
+            macs=count_macs(network, context.data.preprocess),
+            parameters=sum(p.numel() for p in network.parameters()),
+        )
+
+
+def estimate_batch_norm(network: nn.Module, context: Context) -> None:
+    """Set BatchNorm's running statistics to those of the calibration images, in place."""
+    update_bn(_calibration_batches(context), network.cpu())
+    network.eval()
+
+
+def _calibration_batches(context: Context) -> Iterator[Tensor]:
+    images = context.data.calibration.images
+    for chunk in images.tensor_split(math.ceil(len(images) / BATCH)):
+        yield context.data.preprocess.normalise(chunk)
+
+
+def _importance(criterion: Criterion) -> Any:
+    match criterion:
+        case "l1":
+            return torch_pruning.importance.GroupMagnitudeImportance(p=1)
+        case "l2":
+            return torch_pruning.importance.GroupMagnitudeImportance(p=2)
+        case "taylor":
+            return torch_pruning.importance.GroupTaylorImportance()
+        case "bn_scale":
+            return torch_pruning.importance.BNScaleImportance()
+        case "random":
+            return torch_pruning.importance.RandomImportance()
+
+
+def _accumulate_gradients(network: nn.Module, context: Context) -> None:
+    """Gradients of the loss on the calibration images, which Taylor importance reads."""
+    network.zero_grad()
+    labels = context.data.calibration.labels
+    for inputs, target in zip(
+        _calibration_batches(context), labels.tensor_split(math.ceil(len(labels) / BATCH)), strict=True
+    ):
+        F.cross_entropy(network(inputs), target).backward()
+
+
+def _classifier(network: nn.Module, example: Tensor) -> nn.Module:
+    """The layer that gives the logits: the last convolution or linear layer that runs."""
+    ran: list[nn.Module] = []
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(lambda module, *_: ran.append(module)) for layer in layers]
+    with torch.no_grad():
+        network.eval()(example)
+    for handle in handles:
+        handle.remove()
+    if not ran:
+        raise ArchitectureError("the network has no nn.Conv2d or nn.Linear to prune")
+    return ran[-1]
+
+
+def _check_widths_suffice(before: nn.Module, after: nn.Module) -> None:
+    """A pruned network is saved as widths of layers; refuse one that has parameters of another shape besides."""
+    rebuilt = Widths(layers=widths_of(after)).apply(copy.deepcopy(before), (1, 1, 1, 1))
+    expected = {name: tensor.shape for name, tensor in rebuilt.state_dict().items()}
+    for name, tensor in after.state_dict().items():
+        if expected[name] != tensor.shape:
+            raise ArchitectureError(
+                f"pruning changed {name} to {list(tensor.shape)}; this kind of layer cannot be saved with another width"
+            )
