@@ -3,6 +3,7 @@
 from compressor.artifact import OnnxModel, TorchModel, load
 from compressor.data import Augment, Data, Dataset
 from compressor.pipeline import Measure, Pipeline
+from compressor.preprocess import Preprocess
 from compressor.runner import run
 from compressor.stage import Context, Stage
 
@@ -14,6 +15,7 @@ __all__ = [
     "Measure",
     "OnnxModel",
     "Pipeline",
+    "Preprocess",
     "Stage",
     "TorchModel",
     "load",

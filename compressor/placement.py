@@ -30,6 +30,9 @@ SAME_GRID = {  # their outputs are values of their input
     aten.permute.default,
     aten.squeeze.dims,
     aten.unsqueeze.default,
+    aten.slice.Tensor,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
     aten.max_pool2d.default,
     aten.max_pool2d_with_indices.default,
     aten.clone.default,
@@ -141,9 +144,9 @@ def _place_activations(graph_module: fx.GraphModule, points: Sequence[fx.Node]) 
     grid_of: dict[fx.Node, str] = {}
     for point in points:
         if point.target in SAME_GRID:
-            if isinstance(point.meta.get("val"), tuple):
+            if not isinstance(point.meta.get("val"), Tensor):
                 grid_of[point] = grid_of[point.all_input_nodes[0]]
-                continue  # the pair that pooling gives, before its first half is taken
+                continue  # several tensors at once (a split); each is rounded where it is taken out
             grid = grid_of[point.all_input_nodes[0]]
         else:
             grid = f"activations.{len(quantizers)}"

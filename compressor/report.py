@@ -96,7 +96,8 @@ def headline(report: Report) -> str:
     words = [
         f"{shipped.id} against {base.id}: accuracy {_percent(base.accuracy)} -> {_percent(shipped.accuracy)} "
         f"({points:+.2f} points on {shipped.accuracy.total} test images)",
-        f"{base.size_bytes / shipped.size_bytes:.1f}x smaller",
+        f"{base.size_bytes / 1e3:.1f} kB -> {shipped.size_bytes / 1e3:.1f} kB "
+        f"({base.size_bytes / shipped.size_bytes:.1f}x smaller)",
     ]
     fastest = next((e for e in shipped.latency if isinstance(e, Latency) and e.engine == "onnxruntime"), None)
     if fastest is not None:

@@ -36,7 +36,7 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "Target":
-        if len(self.model_fields_set) != 1:
+        if sum(share is not None for share in (self.macs, self.parameters, self.ratio)) != 1:
             raise ValueError("expected exactly one of macs, parameters and ratio, as in {macs: 0.5}")
         return self
 
@@ -138,6 +138,19 @@ class Prune(Stage[TorchModel, TorchModel]):
         """A copy of the network with `ratio` of its channels removed, as far as rounding lets it."""
         network = model.copy_network().requires_grad_(True)
         example = torch.zeros(context.data.preprocess.input_shape(2))
+        try:
+            self._remove_channels(network, example, ratio, context)
+            check_fits(network, model.architecture, tuple(example.shape))
+        except Exception as error:  # a width written into forward ends anywhere, in torch-pruning or in forward
+            reason = str(error).strip().splitlines()[0]
+            raise ArchitectureError(
+                f"{self.id}: {model.architecture.model} does not work with channels removed ({reason}); "
+                "are channel counts written into its forward?"
+            ) from error
+        _check_widths_suffice(model.network, network)
+        return network
+
+    def _remove_channels(self, network: nn.Module, example: Tensor, ratio: float, context: Context) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed_for("pruning"))
             pruner = _Pruner(
@@ -155,12 +168,6 @@ class Prune(Stage[TorchModel, TorchModel]):
                     _accumulate_gradients(network, context)
                 pruner.step()
         network.zero_grad()
-        try:
-            check_fits(network, model.architecture, tuple(example.shape))
-        except ArchitectureError as error:
-            raise ArchitectureError(f"{self.id}: after removing channels, {error}") from error
-        _check_widths_suffice(model.network, network)
-        return network
 
 
 class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]

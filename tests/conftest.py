@@ -1,0 +1,58 @@
+"""Tiny networks on real digits; everything runs on the CPU in seconds."""
+
+import collections
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from compressor import Context, Data, Dataset, TorchModel
+
+TINY = {"blocks": [1, 1], "widths": [8, 16]}
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return Data(name="digits", validation=200, calibration=128).load(seed=0)
+
+
+@pytest.fixture(scope="session")
+def context(digits: Dataset) -> Context:
+    return Context(data=digits.without_test(), seed=0, pipeline="tests")
+
+
+@pytest.fixture(scope="session")
+def tiny(context: Context) -> TorchModel:
+    """A trained tiny ResNet that knows most digits."""
+    from stages import Train
+
+    return Train(model="resnet", arguments=TINY, epochs=6, batch_size=64).run(None, context)
+
+
+@pytest.fixture(scope="session")
+def int8(tiny: TorchModel, context: Context) -> TorchModel:
+    from stages import Quantize
+
+    return Quantize(mode="ptq").run(tiny, context)
+
+
+def accuracy(model: TorchModel, data: Dataset) -> float:
+    inputs = data.preprocess.normalise(data.validation.images)
+    return float((model.predict(inputs).argmax(1) == data.validation.labels).float().mean())
+
+
+def executed(content: bytes, folder: Path) -> collections.Counter[str]:
+    """Counts of the operators that ONNX Runtime really executes."""
+    target = folder / "optimized.onnx"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(target)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return collections.Counter(node.op_type for node in onnx.load(target).graph.node)
+
+
+def equal_states(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

@@ -1,0 +1,99 @@
+"""Networks by name."""
+
+import pytest
+import torch
+
+from compressor import Context
+from compressor.architectures import Architecture
+from compressor.artifact import count_macs
+from compressor.errors import ArchitectureError
+from compressor.preprocess import Preprocess
+from compressor.resnet import ResNet
+
+CIFAR = Preprocess(size=(32, 32), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def build(model: str, factories: frozenset[str] = frozenset(), **arguments: object) -> torch.nn.Module:
+    return Architecture(model=model, arguments=arguments, num_classes=10, in_channels=3).build(factories=factories)
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters", "macs"),
+    [(8, 78_042, 12_501_632), (14, 175_258, 26_657_408), (20, 272_474, 40_813_184), (56, 855_770, 125_747_840)],
+)
+def test_cifar_resnets_have_the_published_sizes(depth: int, parameters: int, macs: int) -> None:
+    network = build(f"resnet{depth}")
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert count_macs(network, CIFAR) == macs
+
+
+def test_parameters_are_named_as_torchvisions() -> None:
+    names = set(build("resnet20").state_dict())
+    assert {"conv1.weight", "bn1.running_var", "layer1.0.conv1.weight", "layer2.0.downsample.0.weight"} <= names
+    assert {"layer2.0.downsample.1.bias", "layer3.2.bn2.weight", "fc.weight", "fc.bias"} <= names
+    assert "layer1.0.downsample.0.weight" not in names
+
+
+def test_macs_by_hand() -> None:
+    """A 3x3 convolution 3 -> 4 at 32x32, nothing else in the stages, and a classifier 4 -> 10."""
+    assert count_macs(ResNet([0], [4]), CIFAR) == 3 * 4 * 9 * 32 * 32 + 4 * 10
+
+
+def test_blocks_and_widths_of_each_stage() -> None:
+    network = build("resnet", blocks=[0, 1, 1], widths=[32, 64, 128])
+    assert network.get_submodule("layer2.0.conv1").weight.shape == (64, 32, 3, 3)  # type: ignore[union-attr]
+    assert len(network.get_submodule("layer1")) == 0  # type: ignore[arg-type]
+    assert network.get_submodule("fc").weight.shape == (10, 128)  # type: ignore[union-attr]
+
+
+def test_torchvision_networks_take_the_class_count() -> None:
+    assert build("torchvision:resnet18")(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "words"),
+    [
+        ("resnet21", {}, "6 n + 2"),
+        ("vgg", {}, "unknown model 'vgg'"),
+        ("torchvision:rezznet", {}, "no classification network named 'rezznet'"),
+        ("resnet", {"blocks": [1], "widths": [4, 8]}, "one number a stage"),
+        ("resnet20", {"width": 3}, "width"),
+    ],
+)
+def test_what_cannot_be_built_is_said(model: str, arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(ArchitectureError, match=words.replace("+", r"\+")):
+        build(model, **arguments)
+
+
+def test_a_factory_is_imported_only_when_the_pipeline_names_it() -> None:
+    name = "tests.networks:LeNet"
+    with pytest.raises(ArchitectureError, match="only when the pipeline itself names it"):
+        build(name)
+    assert isinstance(build(name, frozenset({name}), hidden=8), torch.nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("tests.networks:WrongHead", r"\[2, 3\] for 2 images; the data has 10 classes"),
+        ("tests.networks:not_a_network", "gave a str"),
+        ("tests.networks:Missing", "cannot be imported"),
+        ("tests.nowhere:LeNet", "cannot be imported"),
+    ],
+)
+def test_a_factory_that_does_not_fit_is_refused(factory: str, words: str, context: Context) -> None:
+    allowed = Context(data=context.data, factories=frozenset({factory}))
+    with pytest.raises(ArchitectureError, match=words):
+        allowed.new_model(factory, {})
+
+
+def test_images_that_the_network_does_not_take_are_refused(context: Context) -> None:
+    with pytest.raises(ArchitectureError, match=r"does not take images of shape \[1, 8, 8\]"):
+        context.new_model("torchvision:resnet18", {})
+
+
+def test_initial_weights_follow_the_seed(context: Context) -> None:
+    one, two = (context.new_model("resnet8", {}).network.state_dict()["conv1.weight"] for _ in range(2))
+    other = Context(data=context.data, seed=1).new_model("resnet8", {}).network.state_dict()["conv1.weight"]
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)

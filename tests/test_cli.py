@@ -1,0 +1,93 @@
+"""The command line: what it prints, and with which code it ends."""
+
+from pathlib import Path
+
+import pytest
+
+from compressor.cli import main
+
+TINY = """\
+name: tiny
+data: {name: digits, validation: 200}
+stages:
+  - {stage: train, id: teacher, model: resnet, arguments: {blocks: [1], widths: [4]}, epochs: 2}
+  - {stage: quantize, id: int8, mode: ptq}
+  - {stage: export, id: shipped}
+measure: {engines: [onnxruntime], devices: [cpu]}
+"""
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def test_run_and_report(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(pipeline), "--set", "stages.teacher.epochs=1"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "[1/3] teacher (train)",
+        "epoch 1/1",
+        "validation",
+        "shipped against teacher",
+        "runs/tiny/model.onnx",
+    ):
+        assert words in out
+    assert "\x1b[" not in out  # no colours or cursor movements where there is no terminal
+    folder = tmp_path / "runs" / "tiny"
+    assert "epochs: 1" in (folder / "pipeline.yaml").read_text()
+    written = (folder / "report.md").read_text()
+    (folder / "report.md").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.md").read_text() == written
+
+
+def test_stages_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stages"]) == 0
+    out = capsys.readouterr().out
+    for tag in ("train", "distill", "prune", "quantize", "export"):
+        assert tag in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["run", "missing.yaml"], 2, "missing.yaml: cannot be read"),
+        (["run", "tiny.yaml", "--set", "stages.teacher.epochs=x"], 2, "--set stages.teacher.epochs=x: stages.0.epochs"),
+        (["run", "tiny.yaml", "--set", "stages.teacher.model=resnet21"], 2, "6 n + 2"),
+        (["run", "tiny.yaml", "--set", "data={name: image_folder, root: nowhere}"], 2, "there is no folder nowhere"),
+        (["run", "tiny.yaml", "--set", "stages.teacher.weights=none.pt"], 2, "there is no file none.pt"),
+        (["run", "tiny.yaml", "--device", "tpu"], 2, "there is no device 'tpu'"),
+        (["run", "tiny.yaml", "--set", "stages.teacher.learning_rate=100", "--set", "stages.teacher.weight_decay=1"], 1, "loss is nan"),
+        (["run", "tiny.yaml", "--set", "stages.shipped.opset=17"], 2, "greater than or equal to 18"),
+        (["report", "nowhere"], 2, "there is no report to read"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_sentence_and_a_code(
+    pipeline: Path, arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert words in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_interruption_is_130(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compressor.cli.run", interrupt)
+    assert main(["run", str(pipeline)]) == 130
+    assert "goes on from there" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--debug", "run", "missing.yaml"]) == 2
+    assert "Traceback" in capsys.readouterr().err

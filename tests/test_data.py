@@ -1,0 +1,172 @@
+"""Images, splits and augmentation."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from compressor import Augment, Data, Dataset
+from compressor.data import View
+from compressor.errors import DataError
+from compressor.preprocess import Preprocess
+
+
+def write_folder(root: Path, count: int = 10, classes: tuple[str, ...] = ("cat", "dog"), size: int = 12) -> None:
+    """`count` noisy images a class; a class differs from the next in brightness."""
+    generator = np.random.default_rng(0)
+    for index, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 100, (size, size + 4, 3)) + 120 * index
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number}.png")
+
+
+def test_digits_split_is_whole_disjoint_and_proportional(digits: Dataset) -> None:
+    parts = [digits.train, digits.validation, digits.test]
+    assert [len(part) for part in parts] == [1238, 200, 359]
+    everything = torch.cat([part.images for part in parts]).flatten(1)
+    scans = np.round(load_digits().images * (255 / 16)).astype(np.uint8).reshape(1797, -1)
+    assert sorted(map(bytes, everything.numpy())) == sorted(map(bytes, scans))
+    shares = torch.bincount(digits.test.labels) / torch.from_numpy(np.bincount(load_digits().target))
+    assert shares.tolist() == pytest.approx([359 / 1797] * 10, abs=0.004)
+
+
+def test_calibration_images_are_training_images(digits: Dataset) -> None:
+    train = {bytes(image) for image in digits.train.images.flatten(1).numpy()}
+    assert len(digits.calibration) == 128
+    assert all(bytes(image) in train for image in digits.calibration.images.flatten(1).numpy())
+
+
+def test_the_split_follows_the_seed(digits: Dataset) -> None:
+    data = Data(name="digits", validation=200, calibration=128)
+    assert data.load(0).fingerprint == digits.fingerprint
+    assert data.load(1).fingerprint != digits.fingerprint
+
+
+def test_stages_are_not_given_the_test_split(digits: Dataset) -> None:
+    assert len(digits.without_test().test) == 0
+
+
+def test_normalisation_by_hand() -> None:
+    preprocess = Preprocess(size=(1, 2), channels=1, mean=(0.5,), std=(0.25,))
+    pixels = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
+    assert preprocess.normalise(pixels).tolist() == [[[[-2.0, 2.0]]]]
+
+
+def test_another_size_is_pillows_bilinear_and_need_not_be_square() -> None:
+    preprocess = Preprocess(size=(5, 9), channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 7), dtype=np.uint8))
+    expected = np.asarray(image.convert("RGB").resize((9, 5), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert np.array_equal(preprocess.pixels(image), expected)
+
+
+def test_folder_with_train_and_test(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test", 3)
+    data = Data(name="image_folder", root=tmp_path, size=(6, 8), validation=4).load(0)
+    assert data.labels == ("cat", "dog")
+    assert data.train.images.shape == (16, 3, 6, 8)
+    assert (len(data.validation), len(data.test)) == (4, 6)
+    assert data.train.images[data.train.labels == 0].float().mean() < 100 < data.train.images.float().mean()
+
+
+def test_one_folder_is_split_by_seed(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    data = Data(name="image_folder", root=tmp_path, size=(6, 8), channels=1, validation=2, test=4).load(0)
+    assert data.train.images.shape == (14, 1, 6, 8)
+    assert torch.bincount(data.test.labels).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda root: None, "at least two classes; it has 0"),
+        (lambda root: write_folder(root, classes=("cat",)), "at least two classes; it has 1"),
+        (lambda root: [write_folder(root), (root / "emu").mkdir()], "emu holds no image"),
+        (lambda root: [write_folder(root), (root / "cat" / "0.png").write_bytes(b"no")], "0.png is not an image"),
+        (lambda root: write_folder(root / "train"), "none named test"),
+        (
+            lambda root: [write_folder(root / "train"), write_folder(root / "test", classes=("cat", "emu"))],
+            "not in both: dog, emu",
+        ),
+        (lambda root: write_folder(root, count=1), "cannot give"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path, make: object, words: str) -> None:
+    make(tmp_path)  # type: ignore[operator]
+    with pytest.raises(DataError, match=words):
+        Data(name="image_folder", root=tmp_path, size=(8, 8)).load(0)
+
+
+def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        Data(name="image_folder", root=tmp_path / "none").load(0)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist"])
+def test_without_a_network_one_sentence_says_where_files_go(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(DataError, match=rf"(?s)cannot be downloaded.*put .*(there|into {tmp_path})") as caught:
+        Data(name=name, root=tmp_path).load(0)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_cifars_binary_records_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive laid out as the original: a label byte, then 1,024 bytes each of red, green and blue."""
+    generator = np.random.default_rng(0)
+    records = {
+        name: np.concatenate([np.arange(20, dtype=np.uint8)[:, None] % 10, generator.integers(0, 256, (20, 3072))], 1)
+        for name in [*(f"data_batch_{part}.bin" for part in range(1, 6)), "test_batch.bin"]
+    }
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as tar:
+        for name, content in records.items():
+            raw = content.astype(np.uint8).tobytes()
+            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            entry.size = len(raw)
+            tar.addfile(entry, io.BytesIO(raw))
+    monkeypatch.setattr("compressor.sources.check_integrity", lambda path, md5: Path(path).is_file())
+    data = Data(name="cifar10", root=tmp_path, validation=10).load(0)
+    assert (len(data.train), len(data.test), data.labels[3]) == (90, 20, "cat")
+    expected = records["test_batch.bin"][:, 1:].reshape(20, 3, 32, 32)
+    assert np.array_equal(data.test.images.numpy(), expected)
+    assert data.test.labels.tolist() == [index % 10 for index in range(20)]
+
+
+def test_a_view_is_the_crop_and_mirror_it_says() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 5, 7), dtype=np.uint8))
+    augment = Augment(crop=2, flip=True)
+    view = View.draw(augment, 6, seed=3)
+    indices = torch.tensor([4, 1, 5])
+    got = view.of(images[indices], indices, augment.crop).numpy()
+    for position, index in enumerate(indices.tolist()):
+        image = images[index].numpy()
+        image = image[:, :, ::-1] if view.flips[index] else image
+        padded = np.pad(image, ((0, 0), (2, 2), (2, 2)))
+        row, column = view.offsets[index].tolist()
+        assert np.array_equal(got[position], padded[:, row : row + 5, column : column + 7])
+    assert view.offsets.min() >= 0
+    assert view.offsets.max() <= 4
+    assert View.draw(augment, 1000, seed=0).flips.float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_views_differ_by_seed_and_only_by_seed() -> None:
+    augment = Augment(crop=4, flip=True)
+    one, two, other = (View.draw(augment, 50, seed) for seed in (1, 1, 2))
+    assert torch.equal(one.offsets, two.offsets)
+    assert not torch.equal(one.offsets, other.offsets)
+
+
+def test_no_augmentation_leaves_images_alone(digits: Dataset) -> None:
+    indices = torch.arange(len(digits.train))
+    view = View.draw(Augment(), len(indices), seed=0)
+    assert torch.equal(view.of(digits.train.images, indices, 0), digits.train.images)

@@ -1,0 +1,144 @@
+"""The training loop: schedules, weight decay, averages, what is kept, and what it says when it fails."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor import Context
+from compressor.errors import StageError
+from compressor.fit import Batch, Training, _optimizer, _scheduler, fit
+
+
+def rates(training: Training, steps: int) -> list[float]:
+    """The learning rate of every step."""
+    optimizer = _optimizer(nn.Linear(2, 2), training)
+    scheduler = _scheduler(optimizer, training, steps)
+    seen = []
+    for _ in range(training.epochs * steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_cosine_by_hand() -> None:
+    got = rates(Training(epochs=4, learning_rate=0.2), steps=5)
+    assert got == pytest.approx([0.1 * (1 + math.cos(math.pi * step / 20)) for step in range(20)])
+
+
+def test_multi_step_by_hand() -> None:
+    got = rates(Training(epochs=4, learning_rate=1.0, schedule="multi_step", milestones=(1, 3)), steps=2)
+    assert got == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_one_cycle_rises_to_the_peak_and_falls() -> None:
+    got = rates(Training(epochs=10, learning_rate=0.5, schedule="one_cycle"), steps=10)
+    peak = got.index(max(got))
+    assert max(got) == pytest.approx(0.5, rel=0.01)
+    assert 20 < peak < 40
+    assert got[:peak] == sorted(got[:peak])
+    assert got[peak:] == sorted(got[peak:], reverse=True)
+    assert got[-1] < 0.005
+
+
+def test_warm_up_is_linear_and_then_the_schedule_starts() -> None:
+    got = rates(Training(epochs=3, learning_rate=1.0, schedule="constant", warmup_epochs=1), steps=4)
+    assert got == pytest.approx([0.25, 0.4375, 0.625, 0.8125, *[1.0] * 8])
+
+
+def test_norms_and_biases_are_not_decayed() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    decayed, others = _optimizer(network, Training(epochs=1, weight_decay=0.5)).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.5, 0.0)
+    assert {tuple(p.shape) for p in decayed["params"]} == {(2, 1, 3, 3), (2, 2)}
+    assert len(others["params"]) == 4
+    assert len(_optimizer(network, Training(epochs=1, decay_all=True)).param_groups) == 1
+
+
+class Scale(nn.Module):
+    """logits = w on every class: the gradient of the loss below with respect to w is 1 a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight.expand(len(x), 10)
+
+
+def mean_logit(logits: Tensor, batch: Batch) -> Tensor:
+    return logits.mean()
+
+
+PLAIN = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "precision": "fp32", "batch_size": 10_000}
+
+
+def test_sgd_and_the_moving_average_by_hand(context: Context) -> None:
+    """Full-batch steps of -0.1; the average starts as a copy of the first step and decays by 0.5."""
+    network = Scale()
+    fit(network, mean_logit, Training(epochs=3, learning_rate=0.1, **PLAIN), context, label="test")
+    assert network.weight.item() == pytest.approx(-0.3)
+    averaged = Scale()
+    fit(averaged, mean_logit, Training(epochs=3, learning_rate=0.1, ema=0.5, **PLAIN), context, label="test")
+    expected = -0.1
+    for step in (-0.2, -0.3):
+        expected = 0.5 * expected + 0.5 * step
+    assert averaged.weight.item() == pytest.approx(expected)
+
+
+class Drifts(nn.Module):
+    """Right on every image until its weight falls under -0.25, as in the third full-batch step of 0.1."""
+
+    def __init__(self, labels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.labels = labels
+
+    def forward(self, x: Tensor) -> Tensor:
+        favourite = torch.where(self.weight > -0.25, 0, 1)
+        return torch.nn.functional.one_hot(favourite, 10).float().expand(len(x), 10) + self.weight
+
+
+def test_the_best_epoch_on_validation_is_kept_and_the_last_of_equals(context: Context) -> None:
+    zeros = (context.data.validation.labels == 0).nonzero().flatten()
+    only_zeros = Context(
+        data=type(context.data)(**{**vars(context.data), "validation": context.data.validation.take(zeros)})
+    )
+    network = Drifts(10)
+    training = Training(epochs=4, learning_rate=0.1, keep="best", **PLAIN)
+    details = fit(network, mean_logit, training, only_zeros, label="test")
+    assert details["kept_epoch"] == 2
+    assert network.weight.item() == pytest.approx(-0.2)
+    assert [entry["validation_accuracy"] for entry in details["curve"]] == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_a_diverging_loss_is_said_with_epoch_and_learning_rate(context: Context) -> None:
+    def exploding(logits: Tensor, batch: Batch) -> Tensor:
+        return logits.mean() * float("nan")
+
+    with pytest.raises(StageError, match=r"student: the loss is nan in epoch 1 at learning rate 0\.5"):
+        fit(Scale(), exploding, Training(epochs=2, learning_rate=0.5), context, label="student")
+
+
+def test_every_training_image_is_seen_once_an_epoch(context: Context) -> None:
+    seen: list[list[int]] = [[], []]
+    views = []
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        seen[len(views) // 10].extend(batch.indices.tolist())
+        views.append(batch.view)
+        return logits.mean()
+
+    fit(Scale(), loss, Training(epochs=2, batch_size=130), context, label="test")
+    everything = list(range(len(context.data.train)))
+    assert sorted(seen[0]) == sorted(seen[1]) == everything
+    assert seen[0] != seen[1]
+    assert views == [0] * 10 + [1] * 10
+
+
+def test_no_epochs_leave_the_network_alone(context: Context) -> None:
+    network = Scale()
+    assert fit(network, mean_logit, Training(epochs=0), context, label="test")["curve"] == []
+    assert network.weight.item() == 0

@@ -1,0 +1,59 @@
+"""The rules of the house about who may import what, read off the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted([*(ROOT / "compressor").glob("*.py"), *(ROOT / "stages").glob("*.py")])
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules a file imports anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def importers(package: str) -> set[str]:
+    return {
+        f"{path.parent.name}/{path.name}"
+        for path in MODULES
+        if any(name == package or name.startswith(f"{package}.") for name in imported(path))
+    }
+
+
+def test_the_framework_never_imports_stages() -> None:
+    assert not {name for name in importers("stages") if name.startswith("compressor/")}
+
+
+def test_stages_never_import_one_another() -> None:
+    assert importers("stages") == {"stages/__init__.py"}
+
+
+@pytest.mark.parametrize(
+    ("library", "only"),
+    [
+        ("torch_pruning", {"stages/prune.py"}),
+        ("torchao", {"stages/quantize.py"}),
+        ("onnx", {"compressor/onnx_file.py"}),
+        ("onnxruntime", {"compressor/onnx_file.py"}),
+        ("accelerate", {"compressor/fit.py"}),
+        ("pickle", set()),
+    ],
+)
+def test_one_module_knows_a_library(library: str, only: set[str]) -> None:
+    assert importers(library) == only
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_code_that_unpickles(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert "weights_only=True" in ast.unparse(node)

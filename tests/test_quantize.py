@@ -1,0 +1,255 @@
+"""Int8: rounding against numpy, where quantizers lie, and what ONNX Runtime then executes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from compressor import Context, Preprocess, TorchModel
+from compressor.architectures import Architecture
+from compressor.errors import ArchitectureError, ArtifactError
+from compressor.placement import quantize_network
+from compressor.quantized import ActivationQuantizer, ParameterQuantizer
+from stages import Prune, Quantize, Target
+from stages.quantize import calibrate
+from tests.conftest import accuracy, executed
+
+FLOAT_COMPUTE = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add"}
+
+
+def test_activations_are_rounded_as_numpy_rounds() -> None:
+    quantizer = ActivationQuantizer()
+    quantizer.scale.fill_(0.0937)
+    quantizer.zero_point.fill_(30)
+    x = np.linspace(-5, 30, 101, dtype=np.float32)
+    expected = (np.clip(np.round(x / 0.0937) + 30, 0, 255) - 30) * 0.0937
+    assert np.allclose(quantizer(torch.from_numpy(x)).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_weights_and_biases_are_rounded_as_numpy_rounds(bits: int) -> None:
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(4, 3, 3, 3)).astype(np.float32)
+    bias = generator.normal(size=4).astype(np.float32)
+    limit = 2 ** (bits - 1) - 1
+    scale = np.abs(weight).max((1, 2, 3)) / limit
+    spread = scale.reshape(-1, 1, 1, 1)
+    got_weight, got_bias = ParameterQuantizer(bits)(*map(torch.from_numpy, (weight, bias)), torch.tensor(0.02))
+    assert np.allclose(got_weight.numpy(), np.round(weight / spread) * spread, atol=1e-6)
+    assert np.allclose(got_bias.numpy(), np.round(bias / (scale * 0.02)) * scale * 0.02, atol=1e-6)
+    assert np.abs(np.round(got_weight.numpy() / spread)).max((1, 2, 3)).tolist() == [limit] * 4
+
+
+def test_gradients_pass_straight_through() -> None:
+    weight = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    bias = torch.ones(2).requires_grad_()
+    rounded_weight, rounded_bias = ParameterQuantizer(8)(weight, bias, torch.tensor(0.1))
+    (rounded_weight.sum() + 2 * rounded_bias.sum()).backward()
+    assert torch.equal(weight.grad, torch.ones(2, 3))  # type: ignore[arg-type]
+    assert torch.equal(bias.grad, torch.full((2,), 2.0))  # type: ignore[arg-type]
+
+
+def test_a_channel_without_weights_keeps_its_bias() -> None:
+    """Its scale would be 0, and its bias too large for 32 bits on the grid of that scale."""
+    weight, bias = torch.zeros(2, 3), torch.tensor([1.5, -0.25])
+    _, rounded = ParameterQuantizer(8)(weight, bias, torch.tensor(0.1))
+    assert torch.allclose(rounded, bias, atol=1e-6)
+
+
+def test_the_network_is_folded_and_left_as_it_was(tiny: TorchModel, context: Context) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny.network.state_dict().items()}
+    network = quantize_network(tiny.network, (2, 1, 8, 8))
+    assert all(torch.equal(tiny.network.state_dict()[name], tensor) for name, tensor in before.items())
+    for quantizer in network.activation_quantizers.values():
+        quantizer.observer = lambda x: None
+    for parameters in network.parameter_quantizers:
+        parameters.enabled = False
+    inputs = context.data.preprocess.normalise(context.data.validation.images)
+    with torch.no_grad():
+        assert torch.allclose(network(inputs), tiny.network(inputs), atol=1e-4)
+
+
+def test_points_are_the_inputs_of_layers_and_their_outputs_behind_relu(tiny: TorchModel) -> None:
+    assert quantize_network(tiny.network, (2, 1, 8, 8)).points == (
+        "input",
+        "relu:relu",
+        "layer1.0.relu:relu",
+        "layer1.0.conv2:conv2d",
+        "layer1.0.relu:relu#2",
+        "layer2.0.relu:relu",
+        "layer2.0.conv2:conv2d",
+        "layer2.0.downsample.0:conv2d",
+        "layer2.0.relu:relu#2",
+        "avgpool:adaptive_avg_pool2d",
+    )
+
+
+def model_of(network: nn.Module, name: str, size: int, channels: int) -> TorchModel:
+    preprocess = Preprocess(size=(size, size), channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels)
+    architecture = Architecture(model=name, num_classes=10, in_channels=channels)
+    return TorchModel(network, architecture, preprocess, tuple("0123456789"))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "integers"),
+    [
+        ("resnet20", 32, 3, {"QLinearConv": 21, "QLinearAdd": 9, "QGemm": 1}),
+        ("torchvision:resnet18", 64, 3, {"QLinearConv": 20, "QLinearAdd": 8, "QGemm": 1}),
+        ("torchvision:mobilenet_v2", 64, 3, {"QLinearConv": 52, "QLinearAdd": 10, "QGemm": 1}),
+        ("tests.networks:LeNet", 8, 1, {"QLinearConv": 2, "QGemm": 2}),
+    ],
+)
+def test_every_layer_executes_on_integers(
+    name: str, size: int, channels: int, integers: dict[str, int], context: Context, tmp_path: Path
+) -> None:
+    factories = frozenset({name}) if name.startswith("tests") else frozenset()
+    architecture = Architecture(model=name, num_classes=10, in_channels=channels)
+    torch.manual_seed(0)
+    model = model_of(architecture.build(factories=factories), name, size, channels)
+    inputs = torch.randn(32, channels, size, size, generator=torch.Generator().manual_seed(0))
+    network = quantize_network(model.network, (2, channels, size, size))
+    images = type(context.data.train)((inputs * 64 + 128).clamp(0, 255).byte(), torch.arange(32) % 10)
+    data = type(context.data)(images, images, images, images, model.labels, model.preprocess)
+    calibrate(network, Context(data=data), "min_max", 1.0)
+    from compressor.changes import Int8
+
+    quantized = model.with_network(network, Int8(activations=network.ranges()), details={})
+    exported = quantized.to_onnx("test")
+    operators = executed(exported.content, tmp_path)
+    assert {op: operators[op] for op in integers} == integers
+    assert not FLOAT_COMPUTE & set(operators)
+    x = model.preprocess.normalise(images.images)
+    agreement = exported.predict(x.numpy()).argmax(1) == quantized.predict(x).argmax(1).numpy()
+    assert agreement.mean() >= 30 / 32
+
+
+def ranges_of(
+    tiny: TorchModel, context: Context, observer: str, percentile: float = 0.9999
+) -> dict[str, tuple[float, int]]:
+    network = quantize_network(tiny.network, (2, 1, 8, 8))
+    calibrate(network, context, observer, percentile)  # type: ignore[arg-type]
+    return network.ranges()
+
+
+def stem_activations(tiny: TorchModel, context: Context) -> np.ndarray:  # type: ignore[type-arg]
+    inputs = context.data.preprocess.normalise(context.data.calibration.images)
+    network = tiny.network
+    with torch.no_grad():
+        bn1 = network.get_submodule("bn1")(network.get_submodule("conv1")(inputs))
+        return torch.relu(bn1).numpy()
+
+
+def test_min_max_by_numpy(tiny: TorchModel, context: Context) -> None:
+    x = stem_activations(tiny, context)
+    scale, zero_point = ranges_of(tiny, context, "min_max")["relu:relu"]
+    assert (scale, zero_point) == (pytest.approx(x.max() / 255, rel=1e-4), 0)
+
+
+def test_the_input_is_affine_by_numpy(tiny: TorchModel, context: Context) -> None:
+    x = context.data.preprocess.normalise(context.data.calibration.images).numpy()
+    scale, zero_point = ranges_of(tiny, context, "min_max")["input"]
+    assert scale == pytest.approx((x.max() - x.min()) / 255, rel=1e-5)
+    assert zero_point == round(-x.min() / scale)
+
+
+def test_moving_average_by_numpy(tiny: TorchModel, context: Context) -> None:
+    x = stem_activations(tiny, context)
+    largest = x[:64].max()
+    largest += 0.01 * (x[64:].max() - largest)  # 128 images in batches of 64; averaging constant 0.01
+    assert ranges_of(tiny, context, "moving_average")["relu:relu"][0] == pytest.approx(largest / 255, rel=1e-4)
+
+
+def test_percentile_by_numpy(tiny: TorchModel, context: Context) -> None:
+    x = stem_activations(tiny, context)
+    scale, _ = ranges_of(tiny, context, "percentile", 0.98)["relu:relu"]
+    assert scale * 255 == pytest.approx(np.quantile(x, 0.99), abs=2 * float(x.max()) / 2048)
+
+
+def test_the_histograms_range_has_the_least_error(tiny: TorchModel, context: Context) -> None:
+    x = stem_activations(tiny, context)
+
+    def error(scale: float) -> float:
+        return float(((np.clip(np.round(x / scale), 0, 255) * scale - x) ** 2).sum())
+
+    scale, _ = ranges_of(tiny, context, "histogram")["relu:relu"]
+    least = min(error(float(x.max()) / 255 * factor) for factor in np.linspace(0.3, 1.0, 141))
+    assert error(scale) == pytest.approx(least, rel=0.03)  # the histogram knows values to a bin's width
+
+
+def test_ptq_costs_little(int8: TorchModel, tiny: TorchModel, context: Context) -> None:
+    assert accuracy(int8, context.data) > accuracy(tiny, context.data) - 0.03
+    assert int8.quantized
+    assert not tiny.quantized
+
+
+def test_qat_trains_and_is_never_worse_on_validation_than_ptq(
+    int8: TorchModel, tiny: TorchModel, context: Context
+) -> None:
+    teaching = Context(data=context.data, teachers={"teacher": tiny})
+    trained = Quantize(mode="qat", epochs=2, teacher="teacher").run(tiny, teaching)
+    assert accuracy(trained, context.data) >= accuracy(int8, context.data) - 0.01
+    assert not torch.equal(trained.network.get_parameter("fc.weight"), int8.network.get_parameter("fc.weight"))
+    assert trained.changes[-1].activations == int8.changes[-1].activations  # type: ignore[union-attr]
+
+
+def test_qat_learns_from_labels_without_a_teacher(tiny: TorchModel, context: Context) -> None:
+    trained = Quantize(mode="qat", epochs=1, learning_rate=1e-4, ema=0.9).run(tiny, context)
+    assert accuracy(trained, context.data) > 0.9
+
+
+def test_skipped_layers_stay_in_float(tiny: TorchModel, context: Context, tmp_path: Path) -> None:
+    skipping = Quantize(mode="ptq", skip=("conv1", "layer2.0")).run(tiny, context)
+    operators = executed(skipping.to_onnx("test").content, tmp_path)
+    assert operators["QLinearConv"] == 2  # layer1.0.conv1 and conv2
+    weights = skipping.network.get_parameter("conv1.weight")
+    assert len(torch.unique(weights)) > 64
+    with pytest.raises(ArchitectureError, match="skip names 'layer9'"):
+        Quantize(mode="ptq", skip=("layer9",)).run(tiny, context)
+
+
+def test_seven_bits_on_request(tiny: TorchModel, context: Context) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    content = Quantize(mode="ptq", weight_bits=7).run(tiny, context).to_onnx("test").content
+    integers = [numpy_helper.to_array(i) for i in onnx.load_from_string(content).graph.initializer]
+    assert max(int(np.abs(i.astype(int)).max()) for i in integers if i.dtype == np.int8) == 63
+
+
+def test_a_pruned_network_is_quantized(tiny: TorchModel, context: Context, tmp_path: Path) -> None:
+    pruned = Prune(target=Target(macs=0.6), round_to=2).run(tiny, context)
+    quantized = Quantize(mode="ptq").run(pruned, context)
+    operators = executed(quantized.to_onnx("test").content, tmp_path)
+    assert (operators["QLinearConv"], operators["QLinearAdd"], operators["QGemm"]) == (6, 2, 1)
+    assert quantized.counts.macs == pruned.counts.macs
+
+
+def test_ranges_that_do_not_fit_are_refused(tiny: TorchModel) -> None:
+    network = quantize_network(tiny.network, (2, 1, 8, 8))
+    ranges = network.ranges()
+    ranges["elsewhere"] = ranges.pop("input")
+    with pytest.raises(ArtifactError, match="'elsewhere'"):
+        network.set_ranges(ranges)
+
+
+def test_a_network_that_cannot_be_traced_is_said() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ArchitectureError, match="cannot be traced"):
+        quantize_network(Branching(), (2, 1, 8, 8))
+
+
+def test_twice_is_refused(int8: TorchModel, context: Context) -> None:
+    with pytest.raises(ArchitectureError, match="quantized already"):
+        Quantize(mode="ptq").run(int8, context)
+
+
+@pytest.mark.parametrize("settings", [{"mode": "qat"}, {"mode": "ptq", "epochs": 1}, {"mode": "ptq", "teacher": "a"}])
+def test_epochs_belong_to_qat(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="mode"):
+        Quantize.model_validate(settings)

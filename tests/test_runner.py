@@ -1,0 +1,225 @@
+"""A whole run on real digits with a tiny budget, and what it leaves behind."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from compressor import Data, Measure, Pipeline, run
+from compressor.data import Dataset
+from compressor.errors import StageError, UserError
+from compressor.report import Report
+from stages import Distill, Export, Prune, Quantize, Target, Train
+
+TEACHER = {"blocks": [1, 1], "widths": [16, 32]}
+STUDENT = {"blocks": [1, 1], "widths": [8, 16]}
+PIPELINE = Pipeline(
+    name="tiny",
+    data=Data(name="digits", validation=200, calibration=128),
+    stages=(
+        Train(id="teacher", model="resnet", arguments=TEACHER, epochs=8, batch_size=64),
+        Distill(id="student", model="resnet", arguments=STUDENT, teacher="teacher", epochs=8, batch_size=64),
+        Prune(id="pruned", target=Target(macs=0.8), round_to=4),
+        Distill(id="recovered", teacher="teacher", epochs=3, learning_rate=0.05),
+        Quantize(id="int8", mode="qat", teacher="teacher", epochs=1),
+        Export(id="shipped"),
+    ),
+    measure=Measure(devices=("cpu", "cuda")),
+)
+IDS = ["teacher", "student", "pruned", "recovered", "int8", "shipped"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "tiny"
+    run(PIPELINE, out, device="cpu")
+    return out
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A finished run that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "tiny"))
+
+
+def content(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def test_everything_is_where_readers_look(finished: Path) -> None:
+    assert {"model.onnx", "report.json", "report.md", "pipeline.yaml", "stages"} <= {p.name for p in finished.iterdir()}
+    assert sorted(p.name for p in (finished / "stages").iterdir()) == sorted(IDS)
+    for stage_id in IDS:
+        assert (finished / "stages" / stage_id / "model.onnx").is_file()
+    assert (finished / "model.onnx").read_bytes() == (finished / "stages" / "shipped" / "model.onnx").read_bytes()
+    assert Pipeline.load(finished / "pipeline.yaml") == PIPELINE
+
+
+def test_the_report_has_the_agreed_keys(finished: Path) -> None:
+    report = content(finished)
+    assert (report["schema"], report["pipeline"]) == (1, "tiny")
+    assert (report["baseline"], report["shipped"]) == ("teacher", "shipped")
+    assert {"cpu", "isa", "cores", "gpu", "torch", "onnxruntime", "commit"} <= set(report["environment"])
+    assert [row["id"] for row in report["rows"]] == IDS
+    for row in report["rows"]:
+        assert {"id", "stage", "artifact", "seconds", "parameters", "nonzero_parameters", "macs", "size_bytes"} <= set(
+            row
+        )
+        assert set(row["accuracy"]) == {"split", "engine", "correct", "total", "value", "low", "high"}
+        assert row["artifact"] == f"stages/{row['id']}"
+        assert row["size_bytes"] == (finished / row["artifact"] / "model.onnx").stat().st_size
+
+
+def test_accuracy_is_that_of_the_onnx_file_on_the_whole_test_split(finished: Path) -> None:
+    """Scored here from the file and its own metadata, with none of the project's code."""
+    data = PIPELINE.data.load(PIPELINE.seed)
+    for row in content(finished)["rows"]:
+        path = finished / row["artifact"] / "model.onnx"
+        preprocess = {p.key: p.value for p in onnx.load(path).metadata_props}["compressor.preprocess"]
+        mean, std = (np.float32(json.loads(preprocess)[key][0]) for key in ("mean", "std"))
+        inputs = (data.test.images.numpy().astype("f4") / 255 - mean) / std
+        logits = onnxruntime.InferenceSession(path).run(["logits"], {"input": inputs})[0]
+        assert row["accuracy"]["total"] == len(inputs) == 359
+        assert row["accuracy"]["correct"] == int((logits.argmax(1) == data.test.labels.numpy()).sum())
+        assert row["accuracy"]["engine"] == "onnxruntime"
+
+
+def test_the_chain_compresses_and_still_knows_digits(finished: Path) -> None:
+    rows = {row["id"]: row for row in content(finished)["rows"]}
+    assert rows["teacher"]["accuracy"]["value"] > 0.9
+    assert rows["shipped"]["accuracy"]["value"] > 0.9
+    assert rows["pruned"]["macs"] <= 0.8 * rows["student"]["macs"]
+    assert rows["shipped"]["size_bytes"] < rows["recovered"]["size_bytes"] < rows["teacher"]["size_bytes"] / 3
+    for key in ("macs", "parameters"):
+        assert rows["shipped"][key] == rows["int8"][key] == rows["recovered"][key]
+
+
+def test_latency_has_figures_or_a_reason(finished: Path) -> None:
+    expected = {("torch", "cpu"), ("torch", "cuda"), ("onnxruntime", "cpu")}
+    for row in content(finished)["rows"]:
+        entries = {(e["engine"], e["device"]): e for e in row["latency"]}
+        assert set(entries) == expected
+        onnx_entry = entries["onnxruntime", "cpu"]
+        assert onnx_entry["runs"] >= 100
+        assert onnx_entry["runs"] * onnx_entry["median_ms"] > 500  # a second, by the mean
+        assert 0 < onnx_entry["speedup_low"] <= onnx_entry["speedup_high"] < math.inf
+        assert onnx_entry["median_ms"] <= onnx_entry["p95_ms"]
+        timed_in_torch = "median_ms" in entries["torch", "cpu"]
+        assert timed_in_torch == (row["id"] not in {"int8", "shipped"})
+        assert timed_in_torch or entries["torch", "cpu"]["reason"]
+
+
+def test_details_say_what_stages_did(finished: Path) -> None:
+    rows: Mapping[str, Any] = {row["id"]: row for row in content(finished)["rows"]}
+    assert [entry["epoch"] for entry in rows["teacher"]["details"]["curve"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert rows["pruned"]["details"]["widths"]["fc"] == [10, 10]
+    assert rows["shipped"]["details"]["agreement"]["top1_agreement"] >= 0.99
+    assert rows["int8"]["versus_float"][0]["speedup"] > 0
+
+
+def test_markdown_says_it_in_words(finished: Path) -> None:
+    text = (finished / "report.md").read_text()
+    assert "shipped against teacher: accuracy" in text
+    assert "ONNX Runtime and torch agree on" in text
+    assert "int8 is faster than" in text or "int8 is not faster than" in text
+    assert "seed 0" in text
+    report = content(finished)
+    report["rows"][4]["versus_float"][0].update(speedup=0.9, speedup_low=0.8, speedup_high=1.1)
+    (finished.parent / "slow").mkdir()
+    (finished.parent / "slow" / "report.json").write_text(json.dumps(report))
+    Report.load(finished.parent / "slow").write(finished.parent / "slow")
+    slow = (finished.parent / "slow" / "report.md").read_text()
+    assert "int8 is not faster than the same network's float ONNX on this machine" in slow
+
+
+def stage_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the stages that run from here on."""
+    ran: list[str] = []
+    for kind in (Train, Distill, Prune, Quantize, Export):
+        original = kind.run
+
+        def spy(self: Any, model: Any, context: Any, original: Any = original) -> Any:
+            ran.append(self.id)
+            return original(self, model, context)
+
+        monkeypatch.setattr(kind, "run", spy)
+    return ran
+
+
+def test_what_is_done_is_not_repeated(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = content(copied)
+    ran = stage_runs(monkeypatch)
+    run(PIPELINE, copied, device="cpu")
+    assert ran == []
+    assert content(copied)["rows"] == before["rows"]
+
+
+def test_a_changed_stage_runs_with_those_after_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = stage_runs(monkeypatch)
+    stages = (*PIPELINE.stages[:4], Quantize(id="int8", mode="ptq"), PIPELINE.stages[5])
+    run(PIPELINE.model_copy(update={"stages": stages}), copied, device="cpu")
+    assert ran == ["int8", "shipped"]
+
+
+def test_fresh_starts_over_but_never_deletes_another_folder(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ran = stage_runs(monkeypatch)
+    short = PIPELINE.model_copy(
+        update={
+            "stages": (PIPELINE.stages[0].model_copy(update={"epochs": 0}), Export(id="shipped")),
+            "measure": Measure(engines=("onnxruntime",)),
+        }
+    )
+    run(short, copied, device="cpu", fresh=True)
+    assert ran == ["teacher", "shipped"]
+    assert sorted(p.name for p in (copied / "stages").iterdir()) == ["shipped", "teacher"]
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years")
+    with pytest.raises(UserError, match="not the folder of a run"):
+        run(short, tmp_path / "precious", fresh=True)
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "years"
+
+
+def test_stages_never_see_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Dataset] = []
+    original = Train.run
+
+    def spy(self: Train, model: Any, context: Any) -> Any:
+        seen.append(context.data)
+        return original(self, model, context)
+
+    monkeypatch.setattr(Train, "run", spy)
+    stages = (Train(id="teacher", model="resnet", arguments=STUDENT, epochs=0),)
+    run(PIPELINE.model_copy(update={"stages": stages, "measure": Measure(engines=())}), tmp_path / "out")
+    assert [len(data.test) for data in seen] == [0]
+
+
+def test_a_failing_stage_leaves_nothing_half_written(tmp_path: Path) -> None:
+    stages = (
+        Train(id="teacher", model="resnet", arguments=STUDENT, epochs=0),
+        Prune(id="pruned", target=Target(macs=0.001)),
+    )
+    with pytest.raises(StageError, match="out of reach"):
+        run(PIPELINE.model_copy(update={"stages": stages}), tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out" / "stages").iterdir()] == ["teacher"]
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_an_absent_device_is_said() -> None:
+    with pytest.raises(UserError, match="there is no device 'tpu'"):
+        run(PIPELINE, device="tpu")
+
+
+def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be used"):
+        run(PIPELINE, tmp_path / "file" / "out")
