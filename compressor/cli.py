@@ -1,6 +1,7 @@
 """The command line: `compress run`, `compress report`, `compress stages`."""
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             if not options.debug:
                 warnings.simplefilter("ignore")
+                logging.getLogger("torch").setLevel(logging.ERROR)  # it warns of torchao's ways, and its own
             options.command(options)
     except KeyboardInterrupt:
         print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)

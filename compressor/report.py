@@ -119,8 +119,8 @@ def remarks(report: Report) -> list[str]:
             )
         if agreement := row.details.get("agreement"):
             said.append(
-                f"{row.id}: ONNX Runtime and torch agree on {agreement['same_top1']} of {agreement['images']} validation "
-                f"images; logits differ by {agreement['mean_logit_difference']:.2g} on average, "
+                f"{row.id}: ONNX Runtime and torch agree on {agreement['same_top1']} of {agreement['images']} "
+                f"validation images; logits differ by {agreement['mean_logit_difference']:.2g} on average, "
                 f"{agreement['largest_logit_difference']:.2g} at most."
             )
     return said
@@ -162,14 +162,14 @@ def to_markdown(report: Report) -> str:
         *(_line(_row_cells(row, settings)) for row in report.rows),
         "",
         "Accuracy is scored from each stage's ONNX file in ONNX Runtime on the whole test split (k/n, Wilson 95% "
-        f"interval). Latency is the median for one batch; the factor is the speed-up over `{report.baseline}` in the same setting, "
-        "timed in turn, with a 95% bootstrap interval. Parameters and MACs count BatchNorm unfolded.",
+        f"interval). Latency is the median for one batch; the factor is the speed-up over `{report.baseline}` in the "
+        "same setting, timed in turn, with a 95% bootstrap interval. Parameters and MACs count BatchNorm unfolded.",
         "",
         *(f"- {remark}" for remark in remarks(report)),
         "",
         f"Measured on {environment.cpu} ({environment.cores} cores; {', '.join(environment.isa) or 'no extensions'}), "
-        f"{environment.gpu or 'no GPU'}, {environment.platform}; torch {environment.torch}, ONNX Runtime {environment.onnxruntime}, "
-        f"Python {environment.python}; seed {report.seed}; commit {environment.commit or 'unknown'}; "
+        f"{environment.gpu or 'no GPU'}, {environment.platform}; torch {environment.torch}, "
+        f"ONNX Runtime {environment.onnxruntime}, Python {environment.python}; seed {report.seed}; commit {environment.commit or 'unknown'}; "
         f"pipeline {report.digest[:12]}.",
         "",
     ]

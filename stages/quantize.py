@@ -147,7 +147,8 @@ class LeastErrorObserver(HistogramObserver):  # type: ignore[misc]
         half = (self.max_val - self.min_val) / self.bins / 2
         centres = torch.linspace(float(self.min_val + half), float(self.max_val - half), self.bins)
         rounded = torch.fake_quantize_per_tensor_affine(centres, scale.squeeze(), zero_point.squeeze(), 0, UINT8_MAX)
-        return (self.histogram * (rounded - centres) ** 2).sum()
+        error: Tensor = (self.histogram * (rounded - centres) ** 2).sum()
+        return error
 
 
 class PercentileObserver(HistogramObserver):  # type: ignore[misc]

@@ -1,0 +1,60 @@
+"""What the documents say is so."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from compressor import Data, Measure, Pipeline, Stage
+from compressor.stage import discover
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_quick_start_is_two_commands() -> None:
+    section = README.partition("## Quick start\n")[2].partition("\n## ")[0]
+    first, second = blocks("bash", section)
+    assert "compress run pipelines/digits_resnet.yaml" in first
+    assert "pytest" in second
+
+
+def test_the_stage_by_stage_example_runs_as_printed(tmp_path: Path) -> None:
+    (example,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = re.fullmatch(r"([\d.]+)% of 359 test images, \d+ kB", done.stdout.strip())
+    assert found
+    assert float(found[1]) > 90
+    assert (tmp_path / "model.onnx").stat().st_size > 10_000
+
+
+def test_the_printed_pipeline_is_the_shipped_one(tmp_path: Path) -> None:
+    (tmp_path / "printed.yaml").write_text(blocks("yaml")[0])
+    assert Pipeline.load(tmp_path / "printed.yaml") == Pipeline.load(ROOT / "pipelines" / "digits_resnet.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_pipeline_is_in_the_readme(path: Path) -> None:
+    assert f"(pipelines/{path.name})" in README
+    assert yaml.safe_load(path.read_text())["name"].replace("-", "_") == path.stem
+
+
+@pytest.mark.parametrize("kind", [*discover().values(), Pipeline, Data, Measure], ids=lambda kind: kind.__name__)
+def test_every_setting_is_described(kind: type[Stage[Any, Any]]) -> None:
+    text = (ROOT / "docs" / "stages.md").read_text()
+    missing = [name for name in kind.model_fields if f"`{name}`" not in text and f"`{name}:" not in text]
+    assert missing in ([], ["stage"])
+
+
+def test_links_lead_somewhere() -> None:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
