@@ -137,7 +137,7 @@ def to_table(report: Report) -> Table:
         latency = _by_setting(row)
         table.add_row(
             row.id,
-            f"{_percent(row.accuracy)} ({row.accuracy.correct}/{row.accuracy.total})",
+            _percent(row.accuracy),
             f"{row.parameters:,}",
             f"{row.macs / 1e6:.2f}",
             f"{row.size_bytes / 1e3:.1f}",
@@ -169,8 +169,8 @@ def to_markdown(report: Report) -> str:
         "",
         f"Measured on {environment.cpu} ({environment.cores} cores; {', '.join(environment.isa) or 'no extensions'}), "
         f"{environment.gpu or 'no GPU'}, {environment.platform}; torch {environment.torch}, "
-        f"ONNX Runtime {environment.onnxruntime}, Python {environment.python}; seed {report.seed}; commit {environment.commit or 'unknown'}; "
-        f"pipeline {report.digest[:12]}.",
+        f"ONNX Runtime {environment.onnxruntime}, Python {environment.python}; seed {report.seed}; "
+        f"commit {environment.commit or 'unknown'}; pipeline {report.digest[:12]}.",
         "",
     ]
     return "\n".join(lines)

@@ -59,7 +59,8 @@ class Quantize(Training, Stage[TorchModel, TorchModel]):
     temperature: float = Field(4.0, gt=0, le=100)
     alpha: float = Field(0.9, ge=0, le=1)
     epochs: int = Field(0, ge=0)
-    learning_rate: float = Field(0.001, gt=0, le=100)  # without BatchNorm, ten times this diverges
+    optimizer: Literal["sgd", "adamw"] = "adamw"  # steps that do not depend on the scale of folded weights
+    learning_rate: float = Field(1e-4, gt=0, le=100)
     keep: Literal["last", "best"] = "best"  # never worse on validation than calibration alone
     weight_decay: float = Field(0.0, ge=0, le=1)
 

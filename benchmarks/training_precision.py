@@ -1,0 +1,50 @@
+"""One training step of ResNet-20 at batch 128, bf16 autocast with channels_last against plain float32, in turn."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from compressor import files
+from compressor.environment import environment
+from compressor.measurement import Run, Setting, compare
+from compressor.resnet import ResNet
+
+BATCH = 128
+RESULT = Path(__file__).parent / "results" / "training_precision.json"
+
+
+def step(memory_format: torch.memory_format, *, bf16: bool) -> Run:
+    network = ResNet([3, 3, 3], [16, 32, 64]).train().to(memory_format=memory_format)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    inputs = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=memory_format)
+    labels = torch.arange(BATCH) % 10
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    setting = Setting(engine="torch", device="cpu", threads=torch.get_num_threads(), batch=BATCH)
+    plain = step(torch.contiguous_format, bf16=False)
+    rows = {}
+    for name, candidate in {
+        "fp32 channels_last": step(torch.channels_last, bf16=False),
+        "bf16": step(torch.contiguous_format, bf16=True),
+        "bf16 channels_last": step(torch.channels_last, bf16=True),
+    }.items():
+        rows[name] = compare(candidate, plain, setting).model_dump()
+        print(f"{name}: {rows[name]['median_ms']:.0f} ms a step, {rows[name]['speedup']:.2f}x faster than float32")
+    RESULT.parent.mkdir(exist_ok=True)
+    files.write_json(RESULT, {"environment": environment().model_dump(mode="json"), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
