@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 import traceback
 import warnings
@@ -25,7 +24,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 (done), 2 (bad input), 1 (failed) or 130 (interrupted)."""
     options = _parser().parse_args(arguments)
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - package.module:Factory is found beside where one stands
+    sys.path.append(str(Path.cwd()))  # package.module:Factory is found where one stands
     try:
         with warnings.catch_warnings():
             if not options.debug:
