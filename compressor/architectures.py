@@ -10,8 +10,13 @@ import torchvision
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from compressor.errors import ArchitectureError
+from compressor.errors import ArchitectureError, first_line
 from compressor.resnet import ResNet, blocks_of_depth
+
+
+def factory_of(model: str) -> str | None:
+    """The `package.module:Factory` that a model's name is; None for a network that ships with a library."""
+    return model if ":" in model and not model.startswith("torchvision:") else None
 
 
 class Architecture(BaseModel):
@@ -36,7 +41,7 @@ class Architecture(BaseModel):
     @property
     def factory(self) -> str | None:
         """The `package.module:Factory` that building imports; None for a network that ships with a library."""
-        return self.model if ":" in self.model and not self.model.startswith("torchvision:") else None
+        return factory_of(self.model)
 
     def build(self, *, factories: frozenset[str] = frozenset()) -> nn.Module:
         """An untrained network; its initial weights come from torch's global generator.
@@ -49,10 +54,15 @@ class Architecture(BaseModel):
         """
         try:
             network = self._build(factories)
-        except (TypeError, ValueError) as error:
-            raise ArchitectureError(f"model {self.model!r} with arguments {self.arguments}: {error}") from error
+        except ArchitectureError:
+            raise
+        except Exception as error:  # a factory raises what it likes
+            reason = first_line(error)
+            raise ArchitectureError(f"model {self.model!r} with arguments {self.arguments}: {reason}") from error
         if not isinstance(network, nn.Module):
             raise ArchitectureError(f"model {self.model!r} gave a {type(network).__name__}, not an nn.Module")
+        if len(list(network.parameters())) != len(list(network.named_parameters(remove_duplicate=False))):
+            raise ArchitectureError(f"model {self.model!r} shares parameters between layers, which cannot be saved")
         return network
 
     def _build(self, factories: frozenset[str]) -> Any:
@@ -107,8 +117,8 @@ def check_fits(network: nn.Module, architecture: Architecture, input_shape: tupl
     try:
         with torch.no_grad():
             shape = tuple(network.eval()(torch.zeros(input_shape)).shape)
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a forward raises what it likes
+        reason = first_line(error)
         raise ArchitectureError(
             f"model {architecture.model!r} does not take images of shape {list(input_shape[1:])} (C, H, W): {reason}"
         ) from error

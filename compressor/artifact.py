@@ -121,6 +121,18 @@ class TorchModel:
             frozenset() if factory is None else frozenset({factory}),
         )
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all that decides what the network computes."""
+        described = (self.architecture, *self.changes, self.preprocess)
+        return files.digest_json(
+            {
+                "structure": [part.model_dump(mode="json") for part in described],
+                "labels": self.labels,
+                "weights": files.digest(safetensors.torch.save(dict(self.network.state_dict()))),
+            }
+        )
+
     def copy_network(self) -> nn.Module:
         """A copy of the network to train or change."""
         return copy.deepcopy(self.network)
@@ -176,6 +188,11 @@ class OnnxModel:
         """Logits `[N, classes]` for normalised images `[N, C, H, W]`, by ONNX Runtime, in batches."""
         batches = (inputs[start : start + PREDICT_BATCH] for start in range(0, len(inputs), PREDICT_BATCH))
         return np.concatenate([self._session.run(["logits"], {"input": batch})[0] for batch in batches])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return files.digest(self.content)
 
     def with_details(self, details: Mapping[str, Any]) -> "OnnxModel":
         """This file with details for the report."""

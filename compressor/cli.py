@@ -10,9 +10,10 @@ from pathlib import Path
 
 from rich.table import Table
 
+import compressor
 from compressor import report as reporting
 from compressor.console import Console
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, first_line
 from compressor.pipeline import Pipeline
 from compressor.report import Report
 from compressor.runner import run
@@ -23,7 +24,7 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 (done), 2 (bad input), 1 (failed) or 130 (interrupted)."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments, argparse.Namespace(debug=False))
     sys.path.append(str(Path.cwd()))  # package.module:Factory is found where one stands
     try:
         with warnings.catch_warnings():
@@ -39,6 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        print(
+            f"error: {type(error).__name__}: {first_line(error)} (this is a fault of compressor; --debug shows where)",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
@@ -74,11 +83,12 @@ def _stages(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="compress", description=__import__("compressor").__doc__)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks and warnings")
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and warnings")
+    parser = argparse.ArgumentParser(prog="compress", description=compressor.__doc__, parents=[debug])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    runs = commands.add_parser("run", help="run a pipeline; go on where an earlier run stopped")
+    runs = commands.add_parser("run", parents=[debug], help="run a pipeline; go on where an earlier run stopped")
     runs.add_argument("pipeline", type=Path, metavar="PIPELINE.yaml")
     runs.add_argument("--out", type=Path, metavar="DIR", help="default: runs/<name>")
     runs.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. stages.teacher.epochs=5")
@@ -86,11 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--fresh", action="store_true", help="start over")
     runs.set_defaults(command=_run)
 
-    reports = commands.add_parser("report", help="write the reports of a run again from its report.json")
+    reports = commands.add_parser(
+        "report", parents=[debug], help="write the reports of a run again from its report.json"
+    )
     reports.add_argument("run", type=Path, metavar="DIR")
     reports.set_defaults(command=_report)
 
-    stages = commands.add_parser("stages", help="list the installed stages")
+    stages = commands.add_parser("stages", parents=[debug], help="list the installed stages")
     stages.set_defaults(command=_stages)
     return parser
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
@@ -53,10 +53,10 @@ class Data(BaseModel):
 
     name: Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder"]
     root: Path = Path("data")
-    size: tuple[int, int] | None = None
+    size: tuple[PositiveInt, PositiveInt] | None = None
     channels: Literal[1, 3] | None = None
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    std: tuple[PositiveFloat, ...] | None = None
     validation: int | None = Field(None, ge=1)
     test: int | None = Field(None, ge=1)
     calibration: int = Field(512, ge=1)
@@ -72,8 +72,8 @@ class Data(BaseModel):
         preprocess = self._preprocess(source)
         train, test, labels = source.read(self.root, preprocess)
         if test is None:
-            train, test = _split(train, self.test or len(train.labels) // 5, seed, "test")
-        train, validation = _split(train, self.validation or len(train.labels) // 10, seed, "validation")
+            train, test = _split(train, self.test or max(len(train.labels) // 5, 1), seed, "test")
+        train, validation = _split(train, self.validation or max(len(train.labels) // 10, 1), seed, "validation")
         chosen = np.random.default_rng(seed).permutation(len(train.labels))[: self.calibration]
         augment = self.augment or Augment(crop=source.crop, flip=source.flip)
         return Dataset(
@@ -91,7 +91,10 @@ class Data(BaseModel):
         own = channels == source.channels
         mean = self.mean or (source.mean if own else (0.5,) * channels)
         std = self.std or (source.std if own else (0.5,) * channels)
-        return Preprocess(size=self.size or source.size, channels=channels, mean=mean, std=std)
+        try:
+            return Preprocess(size=self.size or source.size, channels=channels, mean=mean, std=std)
+        except ValidationError as error:
+            raise DataError(f"data: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the pixels and classes."""
+        sha = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        sha.update(self.images.numpy().data)
+        sha.update(self.labels.numpy().data)
+        return sha.hexdigest()
 
     def take(self, indices: Tensor) -> "Split":
         """The images at `indices`."""
@@ -135,9 +146,7 @@ class Dataset:
         """SHA-256 over the pixels and classes of every split, the labels and the preprocessing."""
         sha = hashlib.sha256(repr((self.labels, self.preprocess, self.augment)).encode())
         for split in (self.train, self.validation, self.calibration, self.test):
-            sha.update(repr(tuple(split.images.shape)).encode())
-            sha.update(split.images.numpy().data)
-            sha.update(split.labels.numpy().data)
+            sha.update(split.fingerprint.encode())
         return sha.hexdigest()
 
     def without_test(self) -> "Dataset":
@@ -177,12 +186,13 @@ class View:
 
 
 def _split(images: Images, count: int, seed: int, purpose: str) -> tuple[Images, Images]:
-    """Set `count` images apart, in the proportions of the classes."""
-    everything = np.arange(len(images.labels))
-    try:
-        rest, chosen = train_test_split(everything, test_size=max(count, 1), random_state=seed, stratify=images.labels)
-    except ValueError as error:
-        raise DataError(f"{len(everything)} images cannot give {count} for {purpose}: {error}") from error
+    """Set `count` images apart, in the proportions of the classes where both parts can hold one of each."""
+    everything, classes = np.arange(len(images.labels)), np.bincount(images.labels)
+    if len(everything) - count < len(classes):
+        raise DataError(f"{len(everything)} images of {len(classes)} classes cannot give {count} for {purpose}")
+    enough = classes.min() >= 2 and count >= len(classes)
+    stratify = images.labels if enough else None
+    rest, chosen = train_test_split(everything, test_size=count, random_state=seed, stratify=stratify)
     return _at(images, np.sort(rest)), _at(images, np.sort(chosen))
 
 

@@ -13,6 +13,11 @@ class UserError(CompressorError):
     exit_code = 2
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or else its type."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 class SpecError(UserError):
     """The pipeline file or a `--set` option is wrong."""
 

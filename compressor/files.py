@@ -35,9 +35,3 @@ def digest(content: bytes) -> str:
 def digest_json(content: Any) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys."""
     return digest(json.dumps(content, sort_keys=True, allow_nan=False).encode())
-
-
-def digest_sources(*packages: Path) -> str:
-    """SHA-256 over the Python files of `packages`, by name and content."""
-    files = sorted(file for package in packages for file in package.rglob("*.py"))
-    return digest_json([[file.name, digest(file.read_bytes())] for file in files])

@@ -3,25 +3,26 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from compressor.data import Dataset, Split, View
 from compressor.environment import has_fast_bf16
-from compressor.errors import StageError
+from compressor.errors import ArchitectureError, StageError
 
 if TYPE_CHECKING:
     from compressor.stage import Context
 
 EVALUATION_BATCH = 1000
+DEFAULT_RATE = {"sgd": 0.1, "adamw": 0.001}
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -32,7 +33,7 @@ class Training(BaseModel):
         epochs: passes over the training images.
         batch_size: images a step.
         optimizer: SGD with Nesterov momentum, or AdamW.
-        learning_rate: the peak; the schedule starts from it or rises to it.
+        learning_rate: the peak; the schedule starts from it or rises to it. By default 0.1 for SGD, 0.001 for AdamW.
         momentum: of SGD.
         weight_decay: of weights; norms and biases are left out unless `decay_all`.
         decay_all: also decay norms and biases.
@@ -49,7 +50,7 @@ class Training(BaseModel):
     epochs: int = Field(ge=0)
     batch_size: int = Field(128, ge=1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(0.1, gt=0, le=100)
+    learning_rate: float | None = Field(None, gt=0, le=100)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0, le=1)
     decay_all: bool = False
@@ -59,6 +60,21 @@ class Training(BaseModel):
     ema: float | None = Field(None, gt=0, lt=1)
     keep: Literal["last", "best"] = "last"
     precision: Precision = "auto"
+
+    @model_validator(mode="after")
+    def _schedule_is_whole(self) -> Self:
+        if (self.schedule == "multi_step") != bool(self.milestones):
+            raise ValueError(
+                "schedule multi_step and milestones go together, as in {schedule: multi_step, milestones: [10]}"
+            )
+        if self.schedule == "one_cycle" and self.warmup_epochs:
+            raise ValueError("schedule one_cycle has a warm-up of its own; leave warmup_epochs out")
+        return self
+
+    @property
+    def peak_rate(self) -> float:
+        """The peak learning rate."""
+        return self.learning_rate or DEFAULT_RATE[self.optimizer]
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,7 @@ def fit(
     data, device = context.data, context.device
     if training.epochs == 0:
         return {"curve": [], "kept_epoch": 0}
-    accelerator = Accelerator(cpu=device.type == "cpu")
+    accelerator = Accelerator(device_placement=False)  # the network is where the context says, whatever ran before
     network.train().requires_grad_(True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(network, training)
     model, optimizer = accelerator.prepare(network, optimizer)
@@ -112,13 +128,10 @@ def fit(
     average = _average(network, training)
     kept = network if average is None else average.module
     train, validation = data.train.to(device), data.validation.to(device)
-    best = (
-        _Best(0, evaluate(kept, validation, data, training.precision), _state(kept))
-        if training.keep == "best"
-        else None
-    )
+    judged: Precision = "fp32" if training.keep == "best" else training.precision  # choose on what will ship
+    best = _Best(0, evaluate(kept, validation, data, judged), _state(kept)) if training.keep == "best" else None
     curve: list[dict[str, Any]] = []
-    with context.console.training(label, training.epochs, steps) as progress:
+    with _seeded(context), context.console.training(label, training.epochs, steps) as progress:
         for epoch in range(training.epochs):
             started = time.monotonic()
             network.train()
@@ -127,6 +140,11 @@ def fit(
             for batch in _batches(train, context, steps, epoch, views):
                 with autocast(device, training.precision):
                     logits = model(batch.inputs)
+                if not isinstance(logits, Tensor):
+                    raise ArchitectureError(
+                        f"{label}: the network gives a {type(logits).__name__} while training, and logits are needed; "
+                        "switch auxiliary outputs off with arguments, as in {aux_logits: false}"
+                    )
                 value = loss(logits.float(), batch)
                 accelerator.backward(value)
                 optimizer.step()
@@ -142,7 +160,7 @@ def fit(
                     f"{label}: the loss is {mean} in epoch {epoch + 1} at learning rate {rate:.3g}; "
                     "lower learning_rate, or add warmup_epochs"
                 )
-            correct = evaluate(kept, validation, data, training.precision)
+            correct = evaluate(kept, validation, data, judged)
             accuracy = correct / len(validation)
             curve.append(
                 {
@@ -210,6 +228,14 @@ def _inputs(train: Split, data: Dataset, view: View, indices: Tensor) -> Tensor:
     return data.preprocess.normalise(pixels).contiguous(memory_format=torch.channels_last)
 
 
+@contextmanager
+def _seeded(context: "Context") -> Iterator[None]:
+    """Draw what layers draw while training (dropout) from the seed, and leave torch's own generators as they were."""
+    with torch.random.fork_rng(devices=[context.device] if context.device.type == "cuda" else []):
+        torch.manual_seed(context.seed_for("training"))
+        yield
+
+
 def _state(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
@@ -224,9 +250,9 @@ def _optimizer(network: nn.Module, training: Training) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if training.optimizer == "adamw":
-        return AdamW(groups, lr=training.learning_rate)
+        return AdamW(groups, lr=training.peak_rate)
     nesterov = training.momentum > 0
-    return SGD(groups, lr=training.learning_rate, momentum=training.momentum, nesterov=nesterov)
+    return SGD(groups, lr=training.peak_rate, momentum=training.momentum, nesterov=nesterov)
 
 
 def _scheduler(optimizer: Any, training: Training, steps: int) -> lr_scheduler.LRScheduler:
@@ -238,9 +264,7 @@ def _scheduler(optimizer: Any, training: Training, steps: int) -> lr_scheduler.L
         case "cosine":
             main = lr_scheduler.CosineAnnealingLR(optimizer, total)
         case "one_cycle":
-            main = lr_scheduler.OneCycleLR(
-                optimizer, training.learning_rate, total_steps=total + 1, cycle_momentum=False
-            )
+            main = lr_scheduler.OneCycleLR(optimizer, training.peak_rate, total_steps=total + 1, cycle_momentum=False)
         case "multi_step":
             main = lr_scheduler.MultiStepLR(optimizer, [m * steps - warmup for m in training.milestones])
         case "constant":
@@ -254,4 +278,4 @@ def _scheduler(optimizer: Any, training: Training, steps: int) -> lr_scheduler.L
 def _average(network: nn.Module, training: Training) -> AveragedModel | None:
     if training.ema is None:
         return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(training.ema), use_buffers=True)
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(training.ema))  # buffers are copied

@@ -132,14 +132,13 @@ def compare(candidate: Run, baseline: Run, setting: Setting) -> Latency:
         times = np.array(list(_rounds(candidate, baseline)))  # [rounds, 2] in seconds
     finally:
         torch.set_num_threads(threads)
-    low, high = _bootstrap(times)
-    median, baseline_median = np.median(times, axis=0)
+    speedup, low, high = _speedup(times)
     return Latency(
         **setting.model_dump(),
-        median_ms=float(median * 1e3),
+        median_ms=float(np.median(times[:, 0]) * 1e3),
         p95_ms=float(np.percentile(times[:, 0], 95) * 1e3),
         runs=len(times),
-        speedup=float(baseline_median / median),
+        speedup=speedup,
         speedup_low=low,
         speedup_high=high,
     )
@@ -162,13 +161,15 @@ def _rounds(candidate: Run, baseline: Run) -> Iterator[tuple[float, float]]:
         yield middle - start, end - middle
 
 
-def _bootstrap(times: NDArray[np.float64]) -> tuple[float, float]:
+def _speedup(times: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The ratio of medians (of medians of blocks of rounds) and its bootstrap interval, for times `[rounds, 2]`."""
     blocks = np.array([np.median(block, axis=0) for block in np.array_split(times, BLOCKS)])  # [BLOCKS, 2]
+    candidate, baseline = np.median(blocks, axis=0)
     picks = np.random.default_rng(0).integers(len(blocks), size=(RESAMPLES, len(blocks)))
     medians = np.median(blocks[picks], axis=1)  # [RESAMPLES, 2]
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(medians[:, 1] / medians[:, 0], [tail, 100 - tail])
-    return float(low), float(high)
+    return float(baseline / candidate), float(low), float(high)
 
 
 def _batch(preprocess: Preprocess, setting: Setting) -> torch.Tensor:

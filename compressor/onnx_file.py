@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from compressor.errors import StageError
+from compressor.errors import StageError, first_line
 from compressor.preprocess import Preprocess
 from compressor.quantized import QuantizedNetwork, lower_to_onnx
 
@@ -45,8 +45,7 @@ def export_onnx(
                 verbose=False,
             )
         except Exception as error:  # the exporter raises whatever its passes raise
-            reason = str(error).strip().splitlines()[0]
-            raise StageError(f"the network cannot be exported to ONNX (opset {opset}): {reason}") from error
+            raise StageError(f"the network cannot be exported to ONNX (opset {opset}): {first_line(error)}") from error
     assert program is not None
     model = program.model_proto
     _make_lean(model)
@@ -73,6 +72,7 @@ def session(model: bytes | Path, threads: int = 1) -> onnxruntime.InferenceSessi
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = QUIET
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads leave the cores to others
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

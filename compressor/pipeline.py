@@ -11,12 +11,15 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    PositiveInt,
     SerializeAsAny,
     ValidationError,
     model_validator,
 )
 
 from compressor import files, yaml_source
+from compressor.architectures import factory_of
+from compressor.artifact import TorchModel
 from compressor.data import Data
 from compressor.errors import SpecError
 from compressor.stage import ID_PATTERN, Stage, discover, makes, takes
@@ -35,8 +38,8 @@ class Measure(BaseModel):
 
     engines: tuple[Literal["torch", "onnxruntime"], ...] = ("torch", "onnxruntime")
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
-    threads: tuple[int, ...] = Field((1,), min_length=1)
-    batches: tuple[int, ...] = Field((1,), min_length=1)
+    threads: tuple[PositiveInt, ...] = Field((1,), min_length=1)
+    batches: tuple[PositiveInt, ...] = Field((1,), min_length=1)
 
 
 class Pipeline(BaseModel):
@@ -75,13 +78,14 @@ class Pipeline(BaseModel):
     @property
     def factories(self) -> frozenset[str]:
         """The factories that this pipeline names, and so may import."""
-        models = {getattr(stage, "model", None) for stage in self.stages}
-        return frozenset(model for model in models if isinstance(model, str) and ":" in model)
+        models = (getattr(stage, "model", None) for stage in self.stages)
+        factories = (factory_of(model) for model in models if isinstance(model, str))
+        return frozenset(factory for factory in factories if factory is not None)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the whole specification."""
-        return files.digest_json(self.model_dump(mode="json"))
+        """SHA-256 of all that decides what is made: data, seed and stages, but not what is then measured."""
+        return files.digest_json(self.model_dump(mode="json", include={"data", "seed", "stages"}))
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Pipeline":
@@ -125,7 +129,7 @@ def connections(stages: Sequence[AnyStage]) -> None:
     """
     made: tuple[type, ...] = (type(None),)
     before = "nothing before it"
-    earlier: list[str] = []
+    earlier: dict[str, tuple[type, ...]] = {}
     for stage in stages:
         if stage.id in earlier:
             raise ValueError(f"two stages have the id {stage.id!r}; give each its own")
@@ -136,11 +140,15 @@ def connections(stages: Sequence[AnyStage]) -> None:
         teacher = getattr(stage, "teacher", None)
         if teacher is not None and teacher not in earlier:
             raise ValueError(f"stage {stage.id!r}: teacher {teacher!r} is not the id of an earlier stage")
+        if teacher is not None and TorchModel not in earlier[teacher]:
+            raise ValueError(
+                f"stage {stage.id!r}: teacher {teacher!r} makes {_words(earlier[teacher])}, which cannot teach"
+            )
         if not earlier and getattr(stage, "model", "") is None:
             raise ValueError(f"stage {stage.id!r} comes first, so it needs a model")
         made = makes(type(stage))
         before = f"{_words(made)} before it, from stage {stage.id!r}"
-        earlier.append(stage.id)
+        earlier[stage.id] = made
 
 
 def _parse_stages(raw: Any, source: Source, problems: list[str]) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from compressor.errors import ArchitectureError
+from compressor.errors import ArchitectureError, first_line
 from compressor.quantized import ActivationQuantizer, ParameterQuantizer, QuantizedNetwork, attribute
 
 aten = torch.ops.aten
@@ -85,13 +85,13 @@ def _trace(network: nn.Module, input_shape: tuple[int, int, int, int]) -> fx.Gra
     try:
         program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     except Exception as error:  # the exporter raises whatever the network's code and its own passes raise
-        reason = str(error).strip().splitlines()[0]
-        raise ArchitectureError(f"the network cannot be traced by torch.export: {reason}") from error
+        raise ArchitectureError(f"the network cannot be traced by torch.export: {first_line(error)}") from error
     functional = program.run_decompositions({}).module(check_guards=False)
     return fx.GraphModule(functional, functional.graph)
 
 
 def _fold_batch_norm(graph_module: fx.GraphModule) -> None:
+    """Fold every BatchNorm into the layer before it, where that layer and its parameters serve nothing else."""
     graph = graph_module.graph
     for norm in [node for node in graph.nodes if node.target is BATCH_NORM]:
         layer, *statistics = norm.args[:5]
@@ -99,22 +99,36 @@ def _fold_batch_norm(graph_module: fx.GraphModule) -> None:
         if layer.target not in CONVOLUTIONS | LINEAR or len(layer.users) > 1:
             continue
         weight, bias = _parameters(layer)
+        if len(weight.users) > 1 or (bias is not None and len(bias.users) > 1):
+            continue
         old_bias = None if bias is None else attribute(graph_module, bias)
-        gamma, beta, mean, var = (attribute(graph_module, statistic) for statistic in statistics)
+        gamma, beta, mean, var = (None if node is None else attribute(graph_module, node) for node in statistics)
         fuse: Callable[..., tuple[nn.Parameter, nn.Parameter]] = (
             fuse_conv_bn_weights if layer.target in CONVOLUTIONS else fuse_linear_bn_weights
         )
         folded_weight, folded_bias = fuse(attribute(graph_module, weight), old_bias, mean, var, eps, gamma, beta)
-        owner, _, _ = str(weight.target).rpartition(".")
-        module = graph_module.get_submodule(owner)
-        module.register_parameter("weight", folded_weight)
-        module.register_parameter("bias", folded_bias)
+        bias_target = str(bias.target) if bias is not None else _new_bias(graph_module, str(weight.target))
+        _set_parameter(graph_module, str(weight.target), folded_weight)
+        _set_parameter(graph_module, bias_target, folded_bias)
         with graph.inserting_before(layer):
-            bias = graph.get_attr(f"{owner}.bias")
+            bias = graph.get_attr(bias_target)
         layer.args = (layer.args[0], weight, bias, *layer.args[3:])
         for output in list(norm.users):
             output.replace_all_uses_with(layer)
     graph.eliminate_dead_code()
+
+
+def _new_bias(graph_module: fx.GraphModule, weight: str) -> str:
+    """A name for the bias that folding gives a layer without one: `conv1.bias` beside `conv1.weight`."""
+    owner, _, name = weight.rpartition(".")
+    taken = getattr(graph_module.get_submodule(owner), "bias", None) is not None
+    bias = "bias" if name == "weight" and not taken else f"{name}_bias"
+    return f"{owner}.{bias}" if owner else bias
+
+
+def _set_parameter(graph_module: fx.GraphModule, target: str, value: nn.Parameter) -> None:
+    owner, _, name = target.rpartition(".")
+    graph_module.get_submodule(owner).register_parameter(name, value)
 
 
 def _points(layers: Sequence[fx.Node]) -> list[fx.Node]:
@@ -188,6 +202,8 @@ def _names(graph_module: fx.GraphModule) -> tuple[str, ...]:
         source = node.args[0]
         if source.op == "placeholder":
             base = "input"
+        elif source.op == "get_attr":
+            base = str(source.target)
         else:
             operation = source.target.__name__.partition(".")[0]
             base = f"{_path(source)}:{operation}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.table import Table
 
 from compressor import files
@@ -18,7 +18,8 @@ JSON, MARKDOWN = "report.json", "report.md"
 class Row(BaseModel):
     """One stage's artifact, measured.
 
-    `key` is the digest of all that made the artifact; `versus_float` the speed-up of an int8 network over the same
+    `key` is the digest of all that made the artifact, `scored_on` that of the test split, `measured_as` that of all
+    that latency depends on; `versus_float` the speed-up of an int8 network over the same
     network's float ONNX file; `details` what the stage has to say (training curve, widths, agreement).
     """
 
@@ -37,6 +38,8 @@ class Row(BaseModel):
     versus_float: tuple[Latency, ...] = ()
     details: dict[str, Any] = {}
     key: str
+    scored_on: str
+    measured_as: str = ""
 
 
 class Report(BaseModel):
@@ -44,7 +47,7 @@ class Report(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    schema_: Literal[1] = 1
+    schema_: Literal[1] = Field(1, alias="schema")
     pipeline: str
     seed: int
     digest: str
@@ -60,8 +63,7 @@ class Report(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """The content of `report.json`."""
-        content = self.model_dump(mode="json")
-        return {"schema": content.pop("schema_"), **content}
+        return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
     def load(cls, folder: Path) -> "Report":
@@ -99,10 +101,10 @@ def headline(report: Report) -> str:
         f"{base.size_bytes / 1e3:.1f} kB -> {shipped.size_bytes / 1e3:.1f} kB "
         f"({base.size_bytes / shipped.size_bytes:.1f}x smaller)",
     ]
-    fastest = next((e for e in shipped.latency if isinstance(e, Latency) and e.engine == "onnxruntime"), None)
-    if fastest is not None:
-        threads = "1 thread" if fastest.threads == 1 else f"{fastest.threads} threads"
-        words.append(f"speed {_speedup(fastest)} in ONNX Runtime ({threads}, batch {fastest.batch})")
+    timed = next((e for e in shipped.latency if isinstance(e, Latency) and e.engine == "onnxruntime"), None)
+    if timed is not None:
+        threads = "1 thread" if timed.threads == 1 else f"{timed.threads} threads"
+        words.append(f"speed {_speedup(timed)} in ONNX Runtime ({threads}, batch {timed.batch})")
     return ", ".join(words) + "."
 
 
@@ -117,6 +119,8 @@ def remarks(report: Report) -> list[str]:
             said.append(
                 f"{row.id}: int8 {verdict} than the same network's float ONNX on this machine ({where}: {interval})."
             )
+        if row.details.get("curve") and row.details["kept_epoch"] == 0:
+            said.append(f"{row.id}: no epoch of training was better on validation than what came in, which was kept.")
         if agreement := row.details.get("agreement"):
             said.append(
                 f"{row.id}: ONNX Runtime and torch agree on {agreement['same_top1']} of {agreement['images']} "

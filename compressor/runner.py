@@ -4,12 +4,13 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 
-from compressor import artifact, files, measurement
+from compressor import artifact, files, measurement, report
 from compressor.artifact import ONNX, Artifact, OnnxModel, TorchModel
 from compressor.console import Console
 from compressor.data import Dataset
@@ -18,9 +19,11 @@ from compressor.errors import UserError
 from compressor.measurement import Latency, NotMeasured, Setting
 from compressor.pipeline import AnyStage, Pipeline
 from compressor.report import Report, Row
-from compressor.stage import Context, discover
+from compressor.stage import Context, discover, makes
 
 ROW = "row.json"
+SPEC = "pipeline.yaml"
+SPEC_HEADER = "# As it was run, overrides applied; written by compress run.\n"
 
 
 def run(
@@ -47,9 +50,10 @@ def run(
     console = console or Console()
     folder = Path(out) if out is not None else Path("runs") / pipeline.name
     chosen = choose_device(device)
-    _prepare(folder, fresh)
-    files.write_text(folder / "pipeline.yaml", pipeline.to_yaml())
+    _prepare(pipeline, folder)
     data = pipeline.data.load(pipeline.seed)
+    if fresh:
+        _start_over(folder)
     console.say(
         f"{pipeline.name}: {len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test "
         f"images, {len(data.labels)} classes; training on {chosen}"
@@ -103,30 +107,38 @@ class _Finished:
     row: Row
 
 
-def _prepare(folder: Path, fresh: bool) -> None:
+def _prepare(pipeline: Pipeline, folder: Path) -> None:
+    """Make the folder of the run, or take one that an earlier run made."""
+    written = folder / SPEC
     try:
-        if fresh and folder.exists():
-            if not (folder / "pipeline.yaml").is_file() and any(folder.iterdir()):
-                raise UserError(f"--fresh would delete {folder}, which is not the folder of a run; remove it yourself")
-            shutil.rmtree(folder)
+        if written.exists() and not written.read_text(encoding="utf-8").startswith(SPEC_HEADER):
+            raise UserError(f"{written} is not of an earlier run and would be overwritten; choose another --out")
         (folder / "stages").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be used: {error.strerror}: {error.filename}") from error
+        files.write_text(written, SPEC_HEADER + pipeline.to_yaml())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the folder {folder} cannot be used: {error}") from error
+
+
+def _start_over(folder: Path) -> None:
+    """Remove what an earlier run made here, and nothing else."""
+    for name in (ONNX, report.JSON, report.MARKDOWN):
+        (folder / name).unlink(missing_ok=True)
+    for row in (folder / "stages").glob(f"*/{ROW}"):
+        shutil.rmtree(row.parent)
 
 
 def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Path) -> list[_Finished]:
     finished: list[_Finished] = []
     sources = _source_digest(pipeline)
     for number, stage in enumerate(pipeline.stages, 1):
-        by_id = {done.row.id: done for done in finished}
-        key = _key(stage, by_id, finished[-1] if finished else None, context, sources)
+        teachers = {d.row.id: d.artifact for d in finished if isinstance(d.artifact, TorchModel)}
+        before = finished[-1].artifact if finished else None
+        key = _key(stage, before, teachers, context, sources)
         target = folder / "stages" / stage.id
         title = f"[{number}/{len(pipeline.stages)}] {stage.id} ({stage.stage})"
-        done = _reuse(target, key, context)
+        done = _reuse(target, key, context, data)
         if done is None:
             context.console.say(title, style="bold")
-            teachers = {i: d.artifact for i, d in by_id.items() if isinstance(d.artifact, TorchModel)}
-            before = finished[-1].artifact if finished else None
             done = _run_stage(stage, before, replace(context, teachers=teachers), data, key, target)
         else:
             context.console.say(f"{title}: done before, unchanged", style="bold")
@@ -166,6 +178,7 @@ def _run_stage(
         size_bytes=(partial / ONNX).stat().st_size,
         details=dict(loaded.details),
         key=key,
+        scored_on=data.test.fingerprint,
     )
     files.write_text(partial / ROW, row.model_dump_json(indent=1) + "\n")
     if target.exists():
@@ -174,37 +187,38 @@ def _run_stage(
     return _Finished(loaded, target, row)
 
 
-def _reuse(target: Path, key: str, context: Context) -> _Finished | None:
-    """The stage in `target`, if it was made by this key."""
+def _reuse(target: Path, key: str, context: Context, data: Dataset) -> _Finished | None:
+    """The stage in `target`, if it was made by this key; scored again if the test split is another."""
     try:
         row = Row.model_validate_json((target / ROW).read_bytes())
     except (OSError, ValidationError):
         return None
     if row.key != key:
         return None
+    if row.scored_on != data.test.fingerprint:
+        accuracy = measurement.score(target / ONNX, data.test, data.preprocess, name="test")
+        row = row.model_copy(update={"accuracy": accuracy, "scored_on": data.test.fingerprint})
+        files.write_text(target / ROW, row.model_dump_json(indent=1) + "\n")
     return _Finished(artifact.load(target, factories=context.factories), target, row)
 
 
 def _key(
-    stage: AnyStage,
-    earlier: Mapping[str, _Finished],
-    before: _Finished | None,
-    context: Context,
-    sources: str,
+    stage: AnyStage, before: Artifact | None, teachers: Mapping[str, TorchModel], context: Context, sources: str
 ) -> str:
     """SHA-256 over all that a stage's artifact depends on, but no folder name or time."""
     teacher = getattr(stage, "teacher", None)
     weights = getattr(stage, "weights", None)
     return files.digest_json(
         {
-            "settings": stage.model_dump(mode="json", exclude={"id"}),
+            "settings": stage.model_dump(mode="json", exclude={"id", "teacher", "weights"}),
             "weights": _digest_of(weights) if weights is not None else None,
-            "before": before.row.key if before is not None else None,
-            "teacher": earlier[teacher].row.key if teacher is not None else None,
+            "before": before.digest if before is not None else None,
+            "teacher": teachers[teacher].digest if teacher is not None else None,
             "data": context.data.fingerprint,
             "seed": context.seed,
             "device": context.device.type,
             "sources": sources,
+            "metadata": context.pipeline if OnnxModel in makes(type(stage)) else None,
         }
     )
 
@@ -214,54 +228,69 @@ def _digest_of(path: Path) -> str | None:
 
 
 def _source_digest(pipeline: Pipeline) -> str:
-    """The digest of the code: this package, and the packages of the pipeline's stages."""
+    """The digest of the code: this package, the packages of the pipeline's stages, and its factories' modules."""
     catalogue = discover()
-    modules = {catalogue[stage.stage].__module__.partition(".")[0] for stage in pipeline.stages}
-    folders = {Path(__file__).parent}
-    for name in modules:
-        file = __import__(name).__file__
-        if file is not None:
-            folders.add(Path(file).parent)
-    return files.digest_sources(*sorted(folders))
+    packages = {__name__.partition(".")[0]} | {
+        catalogue[stage.stage].__module__.partition(".")[0] for stage in pipeline.stages
+    }
+    sources = {_source(factory.partition(":")[0]) for factory in pipeline.factories}
+    for name in packages:
+        sources |= set(_source(name).parent.rglob("*.py"))
+    return files.digest_json(sorted([path.name, files.digest(path.read_bytes())] for path in sources))
+
+
+def _source(module: str) -> Path:
+    try:
+        spec = find_spec(module)
+    except ImportError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise UserError(f"{module} cannot be imported; expected a Python file or package, importable from here")
+    return Path(spec.origin)
 
 
 def _measure_latency(pipeline: Pipeline, finished: list[_Finished], folder: Path, console: Console) -> list[Row]:
-    """The rows with latency; figures of an earlier report stand where nothing they depend on has changed."""
-    known = _known_rows(pipeline, folder)
+    """The rows with latency; figures of an earlier report stand where nothing that they depend on has changed."""
+    try:
+        known = {row.measured_as: row for row in Report.load(folder).rows}
+    except UserError:
+        known = {}
     baseline = next(done for done in finished if done.row.id == pipeline.baseline_id)
     rows = []
     console.say("Measuring latency, in turn with the baseline", style="bold")
     for before, done in zip([None, *finished[:-1]], finished, strict=True):
-        identity = (done.row.key, baseline.row.key)
+        others = [other for other in (baseline, before) if other is not None]
+        identity = _measurement_identity(pipeline, done, others)
         if identity in known:
-            rows.append(known[identity])
-            continue
-        latency = tuple(_latency(done, baseline, setting) for setting in _settings(pipeline))
-        versus_float: tuple[Latency, ...] = ()
-        if before is not None and done.artifact.quantized and not before.artifact.quantized:
-            onnx = [s for s in _settings(pipeline) if s.engine == "onnxruntime"]
-            measured = (_latency(done, before, setting) for setting in onnx)
-            versus_float = tuple(entry for entry in measured if isinstance(entry, Latency))
-        rows.append(done.row.model_copy(update={"latency": latency, "versus_float": versus_float}))
+            latency, versus_float = known[identity].latency, known[identity].versus_float
+        else:
+            latency = tuple(_latency(done, baseline, setting) for setting in _settings(pipeline))
+            versus_float = _versus_float(pipeline, done, before)
+        rows.append(
+            done.row.model_copy(update={"latency": latency, "versus_float": versus_float, "measured_as": identity})
+        )
     return rows
 
 
-def _known_rows(pipeline: Pipeline, folder: Path) -> dict[tuple[str, str], Row]:
-    """Rows of an earlier report of the same measurements on the same machine, by their key and the baseline's."""
-    measured = folder / "measure.json"
-    question = {
-        "measure": pipeline.measure.model_dump(mode="json"),
-        "environment": environment().model_dump(mode="json"),
-    }
-    digest = files.digest_json(question) + "\n"
-    try:
-        earlier = Report.load(folder) if measured.read_text() == digest else None
-    except (OSError, UserError):
-        earlier = None
-    files.write_text(measured, digest)
-    if earlier is None:
-        return {}
-    return {(row.key, earlier.row(earlier.baseline).key): row for row in earlier.rows}
+def _measurement_identity(pipeline: Pipeline, done: _Finished, others: list[_Finished]) -> str:
+    """SHA-256 over all that a row's latency depends on: the files, the settings and the machine."""
+    return files.digest_json(
+        {
+            "id": done.row.id,
+            "files": [files.digest((each.folder / ONNX).read_bytes()) for each in (done, *others)],
+            "measure": pipeline.measure.model_dump(mode="json"),
+            "environment": environment().model_dump(mode="json", exclude={"commit"}),
+        }
+    )
+
+
+def _versus_float(pipeline: Pipeline, done: _Finished, before: _Finished | None) -> tuple[Latency, ...]:
+    """The speed-up of an int8 network over the same network's float ONNX file, which is that of the stage before."""
+    if before is None or not done.artifact.quantized or before.artifact.quantized:
+        return ()
+    onnx = [setting for setting in _settings(pipeline) if setting.engine == "onnxruntime"]
+    measured = (_latency(done, before, setting) for setting in onnx)
+    return tuple(entry for entry in measured if isinstance(entry, Latency))
 
 
 def _settings(pipeline: Pipeline) -> list[Setting]:

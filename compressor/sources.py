@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import load_digits
 from torchvision.datasets.utils import check_integrity, download_url
 
-from compressor.errors import DataError
+from compressor.errors import DataError, first_line
 from compressor.preprocess import Preprocess
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -69,7 +69,7 @@ def _mnist(name: str) -> Callable[[Path, Preprocess], Read]:
                 dataset = dataset_type(root, train=train, download=True)
             except (OSError, RuntimeError) as error:
                 raise DataError(
-                    f"{name} is not in {root / name / 'raw'} and cannot be downloaded ({_first_line(error)}); "
+                    f"{name} is not in {root / name / 'raw'} and cannot be downloaded ({first_line(error)}); "
                     "put its four *-ubyte.gz files there"
                 ) from error
             labels = dataset.targets.numpy().astype(np.int64)
@@ -93,7 +93,7 @@ def _cifar(
                     tar.extractall(root, filter="data")
             except (OSError, RuntimeError, tarfile.TarError) as error:
                 raise DataError(
-                    f"{folder} is not in {root} and cannot be downloaded ({_first_line(error)}); put {archive} "
+                    f"{folder} is not in {root} and cannot be downloaded ({first_line(error)}); put {archive} "
                     f"(the binary version, from {CIFAR_URL}cifar.html) into {root}"
                 ) from error
 
@@ -102,14 +102,17 @@ def _cifar(
                 records = np.concatenate([np.fromfile(root / folder / name, np.uint8) for name in names])
                 records = records.reshape(-1, label_bytes + 3072)
             except (OSError, ValueError) as error:
-                raise DataError(
-                    f"{root / folder} is damaged ({_first_line(error)}); delete it and run again"
-                ) from error
+                raise DataError(f"{root / folder} is damaged ({first_line(error)}); delete it and run again") from error
             pixels = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             return Images(_resized(pixels, preprocess), records[:, label_bytes - 1].astype(np.int64))
 
         names = root / folder / "fine_label_names.txt"
-        labels = names.read_text().split() if names.is_file() else CIFAR10_LABELS
+        if label_bytes == 1:
+            labels: Sequence[str] = CIFAR10_LABELS
+        elif names.is_file():
+            labels = names.read_text().split()
+        else:
+            raise DataError(f"{root / folder} is damaged (no {names.name}); delete it and run again")
         return Read(images(train), images([test]), labels)
 
     return read
@@ -149,7 +152,7 @@ def _read_classes(folder: Path, preprocess: Preprocess) -> tuple[Images, list[st
             with Image.open(path) as image:
                 return preprocess.pixels(image)
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise DataError(f"{path} is not an image that Pillow can read: {_first_line(error)}") from error
+            raise DataError(f"{path} is not an image that Pillow can read: {first_line(error)}") from error
 
     with ThreadPoolExecutor() as pool:
         return Images(np.stack(list(pool.map(pixels, paths))), np.array(classes, np.int64)), labels
@@ -158,10 +161,6 @@ def _read_classes(folder: Path, preprocess: Preprocess) -> tuple[Images, list[st
 def _resized(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
     """Arrays `[N, H, W]` or `[N, H, W, 3]` through the one definition of preprocessing."""
     return np.stack([preprocess.pixels(Image.fromarray(image)) for image in images])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 SOURCES: dict[str, Source] = {

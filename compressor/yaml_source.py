@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from compressor.errors import SpecError
+from compressor.errors import SpecError, first_line
 
 Key = tuple[str | int, ...]  # ("stages", 1, "temperature")
 
@@ -48,43 +48,48 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Source:
         raise SpecError(f"{path}: not YAML: {error}") from error
     if root is None:
         raise SpecError(f"{path}: is empty; expected a pipeline in YAML")
-    source.content = _construct(root, (), source)
+    try:
+        source.content = _construct(root, (), source)
+    except RecursionError as error:
+        raise SpecError(f"{path}: an alias refers to what it stands in") from error
     for override in overrides:
         _override(source, override)
     return source
 
 
 def _construct(node: yaml.Node, key: Key, source: Source) -> Any:
-    mark = node.start_mark
-    source.places[key] = f"{source.name}:{mark.line + 1}:{mark.column + 1}"
+    source.places[key] = _at(node, source)
     match node:
         case yaml.MappingNode():
             mapping: dict[Any, Any] = {}
             for key_node, value_node in node.value:
-                name = _scalar(key_node)
+                name = _scalar(key_node, source)
+                if not isinstance(name, str):
+                    raise SpecError(f"{_at(key_node, source)}: a key must be a word; got {name!r}")
                 if name in mapping:
-                    start = key_node.start_mark
-                    raise SpecError(
-                        f"{source.name}:{start.line + 1}:{start.column + 1}: {_dotted((*key, name))}: "
-                        "stands here twice; keep one"
-                    )
+                    raise SpecError(f"{_at(key_node, source)}: {_dotted((*key, name))}: stands here twice; keep one")
                 mapping[name] = _construct(value_node, (*key, name), source)
-                start = key_node.start_mark
-                source.places[(*key, name)] = f"{source.name}:{start.line + 1}:{start.column + 1}"
+                source.places[(*key, name)] = _at(key_node, source)
             return mapping
         case yaml.SequenceNode():
             return [_construct(item, (*key, index), source) for index, item in enumerate(node.value)]
         case _:
-            return _scalar(node)
+            return _scalar(node, source)
 
 
-def _scalar(node: yaml.Node) -> Any:
+def _scalar(node: yaml.Node, source: Source) -> Any:
     """A single value, by the rules of YAML's safe loader."""
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise SpecError(f"{_at(node, source)}: not a value of plain YAML: {first_line(error)}") from error
     finally:
         loader.dispose()
+
+
+def _at(node: yaml.Node, source: Source) -> str:
+    return f"{source.name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
 
 
 def _override(source: Source, override: str) -> None:

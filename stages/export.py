@@ -3,9 +3,11 @@
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
-from compressor.artifact import OnnxModel, TorchModel
+from compressor.artifact import PREDICT_BATCH, OnnxModel, TorchModel
 from compressor.errors import StageError
 from compressor.stage import Context, Stage
 
@@ -31,9 +33,9 @@ class Export(Stage[TorchModel, OnnxModel]):
             StageError: it cannot be written, or agrees with the network on too few images.
         """
         exported = model.to_onnx(context.pipeline, self.opset)
-        inputs = context.data.preprocess.normalise(context.data.validation.images)
-        expected = model.predict(inputs).numpy()  # [N, classes]
-        got = exported.predict(inputs.numpy())
+        batches = context.data.validation.images.split(PREDICT_BATCH)
+        pairs = [_both(model, exported, context.data.preprocess.normalise(images)) for images in batches]
+        expected, got = (np.concatenate(logits) for logits in zip(*pairs, strict=True))  # [N, classes]
         difference = np.abs(got - expected)
         same = int((got.argmax(1) == expected.argmax(1)).sum())
         agreement = {
@@ -49,3 +51,8 @@ class Export(Stage[TorchModel, OnnxModel]):
                 f"{self.agreement:.1%} asked for; the largest logit difference is {difference.max():.3g}"
             )
         return exported.with_details({"opset": self.opset, "agreement": agreement})
+
+
+def _both(model: TorchModel, exported: OnnxModel, inputs: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits of the network in torch and of its file in ONNX Runtime."""
+    return model.predict(inputs).numpy(), exported.predict(inputs.numpy())

@@ -10,15 +10,14 @@ import torch.nn.functional as F
 import torch_pruning
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from compressor.architectures import check_fits
 from compressor.artifact import TorchModel, count_macs
 from compressor.changes import Widths, widths_of
-from compressor.errors import ArchitectureError, StageError
+from compressor.errors import ArchitectureError, StageError, first_line
 from compressor.stage import Context, Stage
 
-SEARCH_STEPS = 7  # of bisection: finer than the channels of any layer rounded to 16
+SEARCH_STEPS = 10  # of bisection: a thousandth of the channels
 LARGEST_RATIO = 0.99
 BATCH = 128
 
@@ -142,9 +141,8 @@ class Prune(Stage[TorchModel, TorchModel]):
             self._remove_channels(network, example, ratio, context)
             check_fits(network, model.architecture, tuple(example.shape))
         except Exception as error:  # a width written into forward ends anywhere, in torch-pruning or in forward
-            reason = str(error).strip().splitlines()[0]
             raise ArchitectureError(
-                f"{self.id}: {model.architecture.model} does not work with channels removed ({reason}); "
+                f"{self.id}: {model.architecture.model} does not work with channels removed ({first_line(error)}); "
                 "are channel counts written into its forward?"
             ) from error
         _check_widths_suffice(model.network, network)
@@ -195,8 +193,19 @@ class _Size(BaseModel):
 
 
 def estimate_batch_norm(network: nn.Module, context: Context) -> None:
-    """Set BatchNorm's running statistics to those of the calibration images, in place."""
-    update_bn(_calibration_batches(context), network.cpu())
+    """Set BatchNorm's running statistics to the average over the calibration images, in place; dropout stays off."""
+    network.eval()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over batches
+        norm.train()
+    with torch.no_grad():
+        for inputs in _calibration_batches(context):
+            network(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     network.eval()
 
 

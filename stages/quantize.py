@@ -60,7 +60,7 @@ class Quantize(Training, Stage[TorchModel, TorchModel]):
     alpha: float = Field(0.9, ge=0, le=1)
     epochs: int = Field(0, ge=0)
     optimizer: Literal["sgd", "adamw"] = "adamw"  # steps that do not depend on the scale of folded weights
-    learning_rate: float = Field(1e-4, gt=0, le=100)
+    learning_rate: float | None = Field(1e-4, gt=0, le=100)
     keep: Literal["last", "best"] = "best"  # never worse on validation than calibration alone
     weight_decay: float = Field(0.0, ge=0, le=1)
 

@@ -36,6 +36,76 @@ class PaddedShortcut(nn.Module):
         return self.fc(y.mean((2, 3)))
 
 
+class Dropping(nn.Module):
+    """Dropout and BatchNorm: what training draws must come from the seed."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.drop = nn.Dropout(0.5)
+        self.bn = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8 * 64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.bn(self.drop(self.conv(x)))).flatten(1))
+
+
+class Odd(nn.Module):
+    """A convolution called twice, one whose weight has another name, a norm without scale, and a learned addend."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.shared = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.kernel = nn.Parameter(torch.randn(8, 8, 1, 1))
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
+        self.plain = nn.BatchNorm2d(8, affine=False)
+        self.position = nn.Parameter(torch.randn(1, 8, 8, 8))
+        self.fc = nn.Linear(8, num_classes)
+        for norm in (*self.norms, self.plain):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.plain(self.stem(x)) + self.position
+        x = F.relu(self.norms[0](self.shared(x)))
+        x = F.relu(self.norms[1](self.shared(x)))
+        x = F.relu(self.norms[2](F.conv2d(x, self.kernel)))
+        return self.fc(x.mean((2, 3)))
+
+
+class TwoOutputs(nn.Module):
+    """Gives a pair while training."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits = self.fc(x.flatten(1))
+        return (logits, logits) if self.training else logits
+
+
+class Tied(nn.Module):
+    """Two layers of one weight."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.b.weight = self.a.weight
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.b(self.a(x.flatten(1))))
+
+
+class Asserting(nn.Module):
+    """Fails without a word."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError
+
+
 class WrongHead(nn.Module):
     """Takes no class count and gives three logits."""
 

@@ -26,7 +26,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_run_and_report(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", str(pipeline), "--set", "stages.teacher.epochs=1"]) == 0
+    assert main(["run", str(pipeline), "--device", "cpu", "--set", "stages.teacher.epochs=1"]) == 0
     out = capsys.readouterr().out
     for words in (
         "[1/3] teacher (train)",
@@ -89,5 +89,19 @@ def test_interruption_is_130(
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--debug", "run", "missing.yaml"]) == 2
-    assert "Traceback" in capsys.readouterr().err
+    for arguments in (["--debug", "run", "missing.yaml"], ["run", "missing.yaml", "--debug"]):
+        assert main(arguments) == 2
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_is_one_sentence_too(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr("compressor.cli.run", fail)
+    assert main(["run", str(pipeline)]) == 1
+    err = capsys.readouterr().err
+    assert "KeyError: 'oops'" in err
+    assert "Traceback" not in err

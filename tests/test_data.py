@@ -3,11 +3,13 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from compressor import Augment, Data, Dataset
@@ -94,13 +96,30 @@ def test_one_folder_is_split_by_seed(tmp_path: Path) -> None:
             lambda root: [write_folder(root / "train"), write_folder(root / "test", classes=("cat", "emu"))],
             "not in both: dog, emu",
         ),
-        (lambda root: write_folder(root, count=1), "cannot give"),
+        (lambda root: write_folder(root, count=1), "2 images of 2 classes cannot give 1 for test"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path, make: object, words: str) -> None:
     make(tmp_path)  # type: ignore[operator]
     with pytest.raises(DataError, match=words):
         Data(name="image_folder", root=tmp_path, size=(8, 8)).load(0)
+
+
+def test_few_images_of_many_classes_are_split_all_the_same(tmp_path: Path) -> None:
+    write_folder(tmp_path, count=4, classes=tuple(f"class{number:02}" for number in range(40)))
+    data = Data(name="image_folder", root=tmp_path, size=(8, 8)).load(0)
+    assert (len(data.train), len(data.validation), len(data.test)) == (116, 12, 32)
+
+
+@pytest.mark.parametrize("settings", [{"size": (0, 8)}, {"std": (0.0,)}, {"validation": 0}, {"calibration": 0}])
+def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Data.model_validate({"name": "digits", **settings})
+
+
+def test_a_mean_of_another_channel_count_is_said() -> None:
+    with pytest.raises(DataError, match="mean and std need one number for each of 1 channels; got 3 and 1"):
+        Data(name="digits", mean=(0.5, 0.5, 0.5)).load(0)
 
 
 def test_a_missing_folder_is_said(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def test_metadata_says_how_to_feed_it(shipped: OnnxModel, context: Context) -> N
 
 def test_nothing_of_the_exporting_machine_is_left(shipped: OnnxModel, tiny: TorchModel) -> None:
     for content in (shipped.content, tiny.to_onnx("test").content):
-        assert b"/" not in content.replace(b"tests/", b"") or b".py" not in content
-        assert str(Path(torch.__file__).parent).encode() not in content
+        assert b".py" not in content
+        assert str(Path.cwd()).encode() not in content
         assert b"stack_trace" not in content
         model = onnx.load_from_string(content)
         assert not any(tensor.external_data for tensor in model.graph.initializer)

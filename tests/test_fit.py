@@ -1,9 +1,11 @@
 """The training loop: schedules, weight decay, averages, what is kept, and what it says when it fails."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from compressor import Context
@@ -120,6 +122,27 @@ def test_a_diverging_loss_is_said_with_epoch_and_learning_rate(context: Context)
 
     with pytest.raises(StageError, match=r"student: the loss is nan in epoch 1 at learning rate 0\.5"):
         fit(Scale(), exploding, Training(epochs=2, learning_rate=0.5), context, label="student")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": "multi_step"},
+        {"milestones": (3,)},
+        {"schedule": "one_cycle", "warmup_epochs": 2},
+        {"learning_rate": float("nan")},
+        {"learning_rate": 0},
+        {"epochs": -1},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Training.model_validate({"epochs": 5, **settings})
+
+
+def test_the_default_rate_follows_the_optimizer() -> None:
+    assert rates(Training(epochs=1), 1) == [0.1]
+    assert rates(Training(epochs=1, optimizer="adamw"), 1) == [0.001]
 
 
 def test_every_training_image_is_seen_once_an_epoch(context: Context) -> None:

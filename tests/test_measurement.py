@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compressor import Dataset, TorchModel
-from compressor.measurement import Accuracy, Setting, _bootstrap, compare, onnx_runner, score, torch_runner
+from compressor.measurement import Accuracy, Setting, _speedup, compare, onnx_runner, score, torch_runner
 
 CPU = Setting(engine="onnxruntime", device="cpu", threads=1, batch=2)
 
@@ -54,8 +54,9 @@ def test_runs_alternate_until_both_have_enough() -> None:
 def test_the_interval_holds_the_ratio_of_known_times() -> None:
     generator = np.random.default_rng(0)
     times = np.stack([generator.normal(1.0, 0.01, 500), generator.normal(3.0, 0.03, 500)], axis=1)
-    low, high = _bootstrap(times)
+    speedup, low, high = _speedup(times)
     assert 2.98 < low < 3.0 < high < 3.02
+    assert low < speedup < high
 
 
 def test_both_engines_run_the_network(tiny: TorchModel, tmp_path: Path) -> None:

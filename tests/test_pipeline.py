@@ -83,6 +83,7 @@ def test_every_shipped_pipeline_is_valid(path: Path) -> None:
         (("  - {stage: prune", "  - {stage: export, id: x}\n  - {stage: prune"), "stage 'prune' (prune) takes a torch network, but there is an ONNX file before it, from stage 'x'"),
         (("id: teacher, model: resnet20", "id: teacher"), "stage 'teacher' comes first, so it needs a model"),
         (("name: good", "name: good\nname: better"), "p.yaml:2:1: name: stands here twice; keep one"),
+        (("mode: ptq", "mode: qat, epochs: 1, teacher: export"), "teacher 'export' is not the id of an earlier stage"),
         (("name: good", "name: [good"), "p.yaml:2:5: not YAML"),
         (("data: {name: digits}\n", ""), "p.yaml:1:1: data: is required"),
     ],
@@ -104,7 +105,21 @@ def test_a_stage_that_cannot_come_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "- a\n- b\n", "just words", "a: [1, 2", "a: !!python/object:os.system {}", "\x00"]
+    "text",
+    [
+        "",
+        "- a\n- b\n",
+        "just words",
+        "a: [1, 2",
+        "a: !!python/object:os.system {}",
+        "\x00",
+        "a: &a {b: 1}\nc: {<<: *a}",
+        "a: 2020-99-99",
+        "? [1]\n: 2",
+        "&a a: *a",
+        "a: &a [*a]",
+        "1: 2",
+    ],
 )
 def test_what_is_no_pipeline_is_said(tmp_path: Path, text: str) -> None:
     assert "p.yaml" in error(tmp_path, text)

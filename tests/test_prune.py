@@ -117,6 +117,17 @@ def test_batch_norm_is_estimated_on_the_calibration_images(tiny: TorchModel, con
     assert not network.training
 
 
+def test_dropout_stays_off_while_statistics_are_estimated(context: Context) -> None:
+    name = "tests.networks:Dropping"
+    own = Context(data=context.data, factories=frozenset({name}))
+    network = own.new_model(name, {}).copy_network()
+    estimate_batch_norm(network, own)
+    inputs = context.data.preprocess.normalise(context.data.calibration.images)
+    with torch.no_grad():
+        expected = network.get_submodule("conv")(inputs).mean((0, 2, 3))
+    assert torch.allclose(network.get_buffer("bn.running_mean"), expected, atol=1e-4)
+
+
 def test_it_is_rebuilt_without_torch_pruning(tiny: TorchModel, context: Context, tmp_path: Any) -> None:
     pruned = Prune(target=Target(macs=0.5), round_to=1).run(tiny, context)
     pruned.save(tmp_path)

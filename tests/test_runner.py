@@ -1,9 +1,11 @@
 """A whole run on real digits with a tiny budget, and what it leaves behind."""
 
+import functools
 import json
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors.torch
+import torch
 
 from compressor import Data, Measure, Pipeline, run
 from compressor.data import Dataset
 from compressor.errors import StageError, UserError
-from compressor.report import Report
+from compressor.report import Report, remarks
+from compressor.resnet import ResNet
 from stages import Distill, Export, Prune, Quantize, Target, Train
 
 TEACHER = {"blocks": [1, 1], "widths": [16, 32]}
@@ -146,6 +151,7 @@ def stage_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for kind in (Train, Distill, Prune, Quantize, Export):
         original = kind.run
 
+        @functools.wraps(original)
         def spy(self: Any, model: Any, context: Any, original: Any = original) -> Any:
             ran.append(self.id)
             return original(self, model, context)
@@ -169,24 +175,102 @@ def test_a_changed_stage_runs_with_those_after_it(copied: Path, monkeypatch: pyt
     assert ran == ["int8", "shipped"]
 
 
-def test_fresh_starts_over_but_never_deletes_another_folder(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+QUICK = Measure(engines=("onnxruntime",), devices=("cpu",))
+SHORT = PIPELINE.model_copy(
+    update={
+        "stages": (Train(id="teacher", model="resnet", arguments=STUDENT, epochs=0), Export(id="shipped")),
+        "measure": QUICK,
+    }
+)
+
+
+def test_a_renamed_stage_is_reported_by_its_new_name(tmp_path: Path) -> None:
+    run(SHORT, tmp_path / "out", device="cpu")
+    renamed = SHORT.model_copy(update={"stages": (SHORT.stages[0], Export(id="deliverable"))})
+    report = run(renamed, tmp_path / "out", device="cpu")
+    assert [row.artifact for row in report.rows] == ["stages/teacher", "stages/deliverable"]
+    assert report.shipped == "deliverable"
+
+
+def test_other_measurements_are_made_even_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run(SHORT, tmp_path / "out", device="cpu")
+    wider = SHORT.model_copy(update={"measure": QUICK.model_copy(update={"batches": (1, 3)})})
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.measurement.compare", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(wider, tmp_path / "out", device="cpu")
+    report = run(wider, tmp_path / "out", device="cpu")
+    assert [[entry.batch for entry in row.latency] for row in report.rows] == [[1, 3], [1, 3]]
+
+
+def test_a_changed_test_split_is_scored_but_nothing_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(SHORT, tmp_path / "out", device="cpu")
     ran = stage_runs(monkeypatch)
-    short = PIPELINE.model_copy(
-        update={
-            "stages": (PIPELINE.stages[0].model_copy(update={"epochs": 0}), Export(id="shipped")),
-            "measure": Measure(engines=("onnxruntime",)),
-        }
-    )
-    run(short, copied, device="cpu", fresh=True)
+    load = Data.load
+
+    def with_half_the_tests(self: Data, seed: int) -> Dataset:
+        data = load(self, seed)
+        return replace(data, test=data.test.take(torch.arange(100)))
+
+    monkeypatch.setattr(Data, "load", with_half_the_tests)
+    second = run(SHORT, tmp_path / "out", device="cpu")
+    assert ran == []
+    assert [row.accuracy.total for row in (*first.rows, *second.rows)] == [359, 359, 100, 100]
+
+
+def test_what_learns_from_other_weights_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "teacher.safetensors"
+    taken = Train(id="teacher", model="resnet", arguments=STUDENT, weights=weights, epochs=0)
+    pipeline = SHORT.model_copy(update={"stages": (taken, SHORT.stages[1])})
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        safetensors.torch.save_file(ResNet([1, 1], [8, 16], in_channels=1).state_dict(), weights)
+        ran = stage_runs(monkeypatch)
+        run(pipeline, tmp_path / "out", device="cpu")
+        assert ran == ["teacher", "shipped"]
+        monkeypatch.undo()
+    elsewhere = tmp_path / "moved.safetensors"
+    weights.rename(elsewhere)
+    moved = pipeline.model_copy(update={"stages": (taken.model_copy(update={"weights": elsewhere}), SHORT.stages[1])})
+    ran = stage_runs(monkeypatch)
+    run(moved, tmp_path / "out", device="cpu")
+    assert "teacher" not in ran
+
+
+def test_fresh_removes_what_a_run_made_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    run(SHORT, out, device="cpu")
+    (out / "thesis.txt").write_text("years")
+    (out / "stages" / "of_mine").mkdir()
+    ran = stage_runs(monkeypatch)
+    run(SHORT, out, device="cpu", fresh=True)
     assert ran == ["teacher", "shipped"]
-    assert sorted(p.name for p in (copied / "stages").iterdir()) == ["shipped", "teacher"]
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "thesis.txt").write_text("years")
-    with pytest.raises(UserError, match="not the folder of a run"):
-        run(short, tmp_path / "precious", fresh=True)
-    assert (tmp_path / "precious" / "thesis.txt").read_text() == "years"
+    assert (out / "thesis.txt").read_text() == "years"
+    assert (out / "stages" / "of_mine").is_dir()
+
+
+def test_a_pipeline_file_of_the_users_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "pipeline.yaml").write_text("name: mine\n")
+    for fresh in (False, True):
+        with pytest.raises(UserError, match="would be overwritten; choose another --out"):
+            run(SHORT, tmp_path, fresh=fresh)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline.yaml"]
+    assert (tmp_path / "pipeline.yaml").read_text() == "name: mine\n"
+
+
+def test_training_that_was_not_worth_it_is_said(finished: Path) -> None:
+    report = content(finished)
+    report["rows"][4]["details"]["kept_epoch"] = 0
+    said = remarks(Report.model_validate(report))
+    assert "int8: no epoch of training was better on validation than what came in, which was kept." in said
 
 
 def test_stages_never_see_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

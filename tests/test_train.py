@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 
 from compressor import Context, TorchModel
-from compressor.errors import ArtifactError, UserError
+from compressor.errors import ArchitectureError, ArtifactError, UserError
 from stages import Train
 from tests.conftest import TINY, accuracy, equal_states
 
@@ -40,6 +41,28 @@ def test_weights_of_another_network_are_refused(tiny: TorchModel, context: Conte
     safetensors.torch.save_file(tiny.network.state_dict(), tmp_path / "tiny.safetensors")
     with pytest.raises(ArtifactError, match=r"conv1.weight is \[8, 1, 3, 3\], the network needs \[16, 1, 3, 3\]"):
         Train(model="resnet8", weights=tmp_path / "tiny.safetensors", epochs=0).run(None, context)
+
+
+def own(context: Context, name: str) -> tuple[Context, str]:
+    factory = f"tests.networks:{name}"
+    return Context(data=context.data, factories=frozenset({factory})), factory
+
+
+def test_dropout_draws_from_the_seed(context: Context) -> None:
+    own_context, factory = own(context, "Dropping")
+    stage = Train(model=factory, epochs=2)
+    first = stage.run(None, own_context)
+    torch.rand(7)
+    state = torch.random.get_rng_state()
+    second = stage.run(None, own_context)
+    assert equal_states(first.network, second.network)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_several_outputs_are_refused(context: Context) -> None:
+    own_context, factory = own(context, "TwoOutputs")
+    with pytest.raises(ArchitectureError, match="gives a tuple while training"):
+        Train(model=factory, epochs=1).run(None, own_context)
 
 
 def test_without_a_model_training_goes_on(tiny: TorchModel, context: Context) -> None:
