@@ -28,8 +28,8 @@ class Console:
         return cls(quiet=False)
 
     def say(self, message: object, style: str = "") -> None:
-        """One line, or one table."""
-        self.rich.print(message, style=style, highlight=False, markup=False)
+        """One line, however long, or one table."""
+        self.rich.print(message, style=style, highlight=False, markup=False, soft_wrap=isinstance(message, str))
 
     @contextmanager
     def training(self, label: str, epochs: int, steps: int) -> Iterator["TrainingProgress"]:

@@ -3,8 +3,15 @@
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
+from compressor.architectures import Architecture
 from compressor.cli import main
+from tests.conftest import executed
+from tests.test_data import write_folder
+
+ROOT = Path(__file__).parent.parent
 
 TINY = """\
 name: tiny
@@ -43,6 +50,22 @@ def test_run_and_report(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (folder / "report.md").unlink()
     assert main(["report", str(folder)]) == 0
     assert (folder / "report.md").read_text() == written
+
+
+def test_quantize_only_takes_weights_and_a_folder_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos", count=30, classes=("cat", "dog", "emu"))
+    torch.manual_seed(0)
+    network = Architecture(model="resnet8", num_classes=3, in_channels=3).build()
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "mine.safetensors")
+    settings = ("data.root=photos", "data.size=[12, 16]", "data.validation=20", "stages.float.model=resnet8",
+                "stages.float.weights=mine.safetensors", "stages.shipped.agreement=0.9")  # fmt: skip
+    options = [option for setting in settings for option in ("--set", setting)]
+    assert main(["run", str(ROOT / "pipelines" / "quantize_only.yaml"), "--device", "cpu", *options]) == 0
+    operators = executed((tmp_path / "runs" / "quantize-only" / "model.onnx").read_bytes(), tmp_path)
+    assert (operators["QLinearConv"], operators["QLinearAdd"], operators["QGemm"]) == (9, 3, 1)
 
 
 def test_stages_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
