@@ -117,7 +117,7 @@ def remarks(report: Report) -> list[str]:
             interval = f"{entry.speedup:.2f}x, {entry.speedup_low:.2f} to {entry.speedup_high:.2f}"
             verdict = "is faster" if entry.speedup_low > 1 else "is not faster"
             said.append(
-                f"{row.id}: int8 {verdict} than the same network's float ONNX on this machine ({where}: {interval})."
+                f"Int8 {verdict} than the same network's float ONNX on this machine ({row.id}, {where}: {interval})."
             )
         if row.details.get("curve") and row.details["kept_epoch"] == 0:
             said.append(f"{row.id}: no epoch of training was better on validation than what came in, which was kept.")

@@ -1,5 +1,6 @@
 """What the documents say is so."""
 
+import json
 import re
 import subprocess
 import sys
@@ -52,6 +53,21 @@ def test_every_setting_is_described(kind: type[Stage[Any, Any]]) -> None:
     text = (ROOT / "docs" / "stages.md").read_text()
     missing = [name for name in kind.model_fields if f"`{name}`" not in text and f"`{name}:" not in text]
     assert missing in ([], ["stage"])
+
+
+def test_the_printed_table_is_the_committed_report() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "digits-resnet" / "report.json").read_text())
+    for row in report["rows"]:
+        (line,) = [line for line in README.splitlines() if line.startswith(f"| {row['id']} | {row['stage']} |")]
+        onnx = {e["batch"]: e for e in row["latency"] if e["engine"] == "onnxruntime"}
+        expected = [
+            f"{100 * row['accuracy']['correct'] / row['accuracy']['total']:.2f}% ({row['accuracy']['correct']}/359)",
+            f"{row['parameters']:,}",
+            f"{row['macs'] / 1e6:.2f}",
+            f"{row['size_bytes'] / 1e3:.1f} kB",
+            *(f"{onnx[batch]['median_ms']:.3f} ms, {onnx[batch]['speedup']:.2f}x" for batch in (1, 64)),
+        ]
+        assert [cell.strip() for cell in line.strip("|").split("|")][2:] == expected
 
 
 def test_links_lead_somewhere() -> None:

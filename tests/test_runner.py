@@ -134,7 +134,7 @@ def test_markdown_says_it_in_words(finished: Path) -> None:
     text = (finished / "report.md").read_text()
     assert "shipped against teacher: accuracy" in text
     assert "ONNX Runtime and torch agree on" in text
-    assert "int8 is faster than" in text or "int8 is not faster than" in text
+    assert "Int8 is faster than" in text or "Int8 is not faster than" in text
     assert "seed 0" in text
     report = content(finished)
     report["rows"][4]["versus_float"][0].update(speedup=0.9, speedup_low=0.8, speedup_high=1.1)
@@ -142,7 +142,7 @@ def test_markdown_says_it_in_words(finished: Path) -> None:
     (finished.parent / "slow" / "report.json").write_text(json.dumps(report))
     Report.load(finished.parent / "slow").write(finished.parent / "slow")
     slow = (finished.parent / "slow" / "report.md").read_text()
-    assert "int8 is not faster than the same network's float ONNX on this machine" in slow
+    assert "Int8 is not faster than the same network's float ONNX on this machine" in slow
 
 
 def stage_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
