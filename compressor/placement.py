@@ -15,7 +15,14 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from compressor.errors import ArchitectureError, first_line
-from compressor.quantized import ActivationQuantizer, ParameterQuantizer, QuantizedNetwork, attribute
+from compressor.quantized import (
+    ACTIVATIONS_AT,
+    PARAMETERS_AT,
+    ActivationQuantizer,
+    ParameterQuantizer,
+    QuantizedNetwork,
+    attribute,
+)
 
 aten = torch.ops.aten
 
@@ -154,7 +161,7 @@ def _place_activations(graph_module: fx.GraphModule, points: Sequence[fx.Node]) 
     """Put a quantizer behind every point; gives the module that each rounded tensor went through."""
     graph = graph_module.graph
     quantizers = nn.ModuleList()
-    graph_module.add_module("activations", quantizers)
+    graph_module.add_module(ACTIVATIONS_AT, quantizers)
     grid_of: dict[fx.Node, str] = {}
     for point in points:
         if point.target in SAME_GRID:
@@ -163,7 +170,7 @@ def _place_activations(graph_module: fx.GraphModule, points: Sequence[fx.Node]) 
                 continue  # several tensors at once (a split); each is rounded where it is taken out
             grid = grid_of[point.all_input_nodes[0]]
         else:
-            grid = f"activations.{len(quantizers)}"
+            grid = f"{ACTIVATIONS_AT}.{len(quantizers)}"
             quantizers.append(ActivationQuantizer())
         with graph.inserting_after(point):
             rounded = graph.call_module(grid, (point,))
@@ -178,7 +185,7 @@ def _place_parameters(
 ) -> None:
     graph = graph_module.graph
     quantizers = nn.ModuleList()
-    graph_module.add_module("parameters_", quantizers)
+    graph_module.add_module(PARAMETERS_AT, quantizers)
     for layer in layers:
         if layer.target in ADDITIONS:
             continue
@@ -187,7 +194,7 @@ def _place_parameters(
         with graph.inserting_before(layer):
             (given,) = _activation_inputs(layer)
             input_scale = graph.get_attr(f"{grid_of[given]}.scale")
-            pair = graph.call_module(f"parameters_.{len(quantizers) - 1}", (weight, bias, input_scale))
+            pair = graph.call_module(f"{PARAMETERS_AT}.{len(quantizers) - 1}", (weight, bias, input_scale))
             rounded_weight = graph.call_function(operator.getitem, (pair, 0))
             rounded_bias = graph.call_function(operator.getitem, (pair, 1))
         layer.args = (layer.args[0], rounded_weight, rounded_bias, *layer.args[3:])
@@ -197,7 +204,7 @@ def _names(graph_module: fx.GraphModule) -> tuple[str, ...]:
     """A name for every activation quantizer: where in the network its tensor arises, and from which operator."""
     names: dict[str, str] = {}
     for node in graph_module.graph.nodes:
-        if node.op != "call_module" or not node.target.startswith("activations.") or node.target in names:
+        if node.op != "call_module" or not node.target.startswith(f"{ACTIVATIONS_AT}.") or node.target in names:
             continue
         source = node.args[0]
         if source.op == "placeholder":
@@ -209,7 +216,7 @@ def _names(graph_module: fx.GraphModule) -> tuple[str, ...]:
             base = f"{_path(source)}:{operation}"
         repeat = sum(name.partition("#")[0] == base for name in names.values())
         names[node.target] = f"{base}#{repeat + 1}" if repeat else base
-    return tuple(names[f"activations.{index}"] for index in range(len(names)))
+    return tuple(names[f"{ACTIVATIONS_AT}.{index}"] for index in range(len(names)))
 
 
 def _is_layer(node: fx.Node) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from compressor.errors import ArtifactError
 
 UINT8_MAX = 255
+ACTIVATIONS_AT, PARAMETERS_AT = "int8_activations", "int8_parameters"  # where a graph holds its quantizers
 
 
 class ActivationQuantizer(nn.Module):
@@ -83,7 +84,7 @@ class QuantizedNetwork(fx.GraphModule):
     @property
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
         """The quantizers of activations, by point."""
-        modules = (self.get_submodule(f"activations.{index}") for index in range(len(self.points)))
+        modules = (self.get_submodule(f"{ACTIVATIONS_AT}.{index}") for index in range(len(self.points)))
         return {p: m for p, m in zip(self.points, modules, strict=True) if isinstance(m, ActivationQuantizer)}
 
     @property
