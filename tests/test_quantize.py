@@ -12,7 +12,7 @@ from compressor import Context, Preprocess, TorchModel, load
 from compressor.architectures import Architecture
 from compressor.errors import ArchitectureError, ArtifactError
 from compressor.placement import quantize_network
-from compressor.quantized import ActivationQuantizer, ParameterQuantizer
+from compressor.quantized import ActivationQuantizer, ParameterQuantizer, QuantizedNetwork
 from stages import Prune, Quantize, Target
 from stages.quantize import calibrate
 from tests.conftest import accuracy, executed
@@ -59,14 +59,19 @@ def test_a_channel_without_weights_keeps_its_bias() -> None:
     assert torch.allclose(rounded, bias, atol=1e-6)
 
 
-def test_the_network_is_folded_and_left_as_it_was(tiny: TorchModel, context: Context) -> None:
-    before = {name: tensor.clone() for name, tensor in tiny.network.state_dict().items()}
-    network = quantize_network(tiny.network, (2, 1, 8, 8))
-    assert all(torch.equal(tiny.network.state_dict()[name], tensor) for name, tensor in before.items())
+def switch_rounding_off(network: QuantizedNetwork) -> None:
+    """Leave only what folding did."""
     for quantizer in network.activation_quantizers.values():
         quantizer.observer = lambda x: None
     for parameters in network.parameter_quantizers:
         parameters.enabled = False
+
+
+def test_the_network_is_folded_and_left_as_it_was(tiny: TorchModel, context: Context) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny.network.state_dict().items()}
+    network = quantize_network(tiny.network, (2, 1, 8, 8))
+    assert all(torch.equal(tiny.network.state_dict()[name], tensor) for name, tensor in before.items())
+    switch_rounding_off(network)
     inputs = context.data.preprocess.normalise(context.data.validation.images)
     with torch.no_grad():
         assert torch.allclose(network(inputs), tiny.network(inputs), atol=1e-4)
@@ -77,10 +82,7 @@ def test_odd_networks_are_folded_right(context: Context, tmp_path: Path) -> None
     own = Context(data=context.data, factories=frozenset({name}))
     model = own.new_model(name, {})
     network = quantize_network(model.network, (2, 1, 8, 8))
-    for quantizer in network.activation_quantizers.values():
-        quantizer.observer = lambda x: None
-    for parameters in network.parameter_quantizers:
-        parameters.enabled = False
+    switch_rounding_off(network)
     inputs = context.data.preprocess.normalise(context.data.validation.images)
     with torch.no_grad():
         assert torch.allclose(network(inputs), model.network(inputs), atol=1e-4)
