@@ -1,7 +1,6 @@
 """What stages hand on: a torch network or an ONNX file. Saved without pickle, loaded to bit-equal outputs."""
 
 import copy
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,7 +26,6 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 ONNX = "model.onnx"
 PREDICT_BATCH = 250
-FORMAT = 1
 MULTIPLY_ADD_OPS = ("convolution", "mm", "addmm", "bmm", "baddbmm")
 
 
@@ -102,7 +100,13 @@ class TorchModel:
     @property
     def counts(self) -> Counts:
         """Parameters and multiply-adds of the network as it was before folding and quantizing."""
-        network = self.rebuild(changes=tuple(change for change in self.changes if isinstance(change, Widths)))
+        factory = self.architecture.factory
+        network = _build(
+            self.architecture,
+            tuple(change for change in self.changes if isinstance(change, Widths)),
+            self.preprocess,
+            frozenset() if factory is None else frozenset({factory}),
+        )
         parameters = sum(parameter.numel() for parameter in network.parameters())
         zeros = sum(int((parameter == 0).sum()) for parameter in self.network.parameters())
         return Counts(
@@ -111,17 +115,7 @@ class TorchModel:
             macs=count_macs(network, self.preprocess),
         )
 
-    def rebuild(self, changes: tuple[Change, ...] | None = None) -> nn.Module:
-        """A network of this structure, with untrained weights; torch's random state is left alone."""
-        factory = self.architecture.factory
-        return _build(
-            self.architecture,
-            self.changes if changes is None else changes,
-            self.preprocess,
-            frozenset() if factory is None else frozenset({factory}),
-        )
-
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over all that decides what the network computes."""
         described = (self.architecture, *self.changes, self.preprocess)
@@ -161,7 +155,7 @@ class TorchModel:
             changes=self.changes,
             preprocess=self.preprocess,
             labels=self.labels,
-            versions=_versions(),
+            versions={"torch": str(torch.__version__)},
             digest=files.digest(weights),
             details=dict(self.details),
         )
@@ -203,7 +197,7 @@ class OnnxModel:
         manifest = OnnxManifest(
             preprocess=self.preprocess,
             labels=self.labels,
-            versions=_versions(),
+            versions={"torch": str(torch.__version__)},
             digest=files.digest(self.content),
             counts=self.counts,
             quantized=self.quantized,
@@ -333,13 +327,3 @@ def _normalise(network: nn.Module) -> None:
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.grad = None
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-
-
-def _versions() -> dict[str, str]:
-    return {"torch": str(torch.__version__), "format": str(FORMAT)}
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest in `folder` as plain JSON."""
-    content: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    return content

@@ -112,7 +112,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the pixels and classes."""
         sha = hashlib.sha256(repr(tuple(self.images.shape)).encode())

@@ -103,8 +103,7 @@ def headline(report: Report) -> str:
     ]
     timed = next((e for e in shipped.latency if isinstance(e, Latency) and e.engine == "onnxruntime"), None)
     if timed is not None:
-        threads = "1 thread" if timed.threads == 1 else f"{timed.threads} threads"
-        words.append(f"speed {_speedup(timed)} in ONNX Runtime ({threads}, batch {timed.batch})")
+        words.append(f"speed {_speedup(timed)} in ONNX Runtime ({_threads(timed)}, batch {timed.batch})")
     return ", ".join(words) + "."
 
 
@@ -113,7 +112,7 @@ def remarks(report: Report) -> list[str]:
     said = []
     for row in report.rows:
         for entry in row.versus_float:
-            where = f"{entry.threads} thread{'s' if entry.threads > 1 else ''}, batch {entry.batch}"
+            where = f"{_threads(entry)}, batch {entry.batch}"
             interval = f"{entry.speedup:.2f}x, {entry.speedup_low:.2f} to {entry.speedup_high:.2f}"
             verdict = "is faster" if entry.speedup_low > 1 else "is not faster"
             said.append(
@@ -212,9 +211,13 @@ def _percent(accuracy: Accuracy) -> str:
     return f"{100 * accuracy.value:.2f}%"
 
 
+def _threads(setting: Setting) -> str:
+    return f"{setting.threads} thread{'s' if setting.threads > 1 else ''}"
+
+
 def _setting_name(setting: Setting) -> str:
     engine = {"torch": "torch", "onnxruntime": "ONNX Runtime"}[setting.engine]
-    where = "GPU" if setting.device == "cuda" else f"{setting.threads} thread{'s' if setting.threads > 1 else ''}"
+    where = "GPU" if setting.device == "cuda" else _threads(setting)
     return f"{engine}, {where}, batch {setting.batch}"
 
 

@@ -163,18 +163,17 @@ def _run_stage(
     partial.mkdir()
     made.save(partial)
     loaded = artifact.load(partial, factories=context.factories)
-    if isinstance(loaded, TorchModel):
-        files.write_bytes(partial / ONNX, loaded.to_onnx(context.pipeline).content)
-    counts = loaded.counts
+    shipped = loaded.to_onnx(context.pipeline) if isinstance(loaded, TorchModel) else loaded
+    files.write_bytes(partial / ONNX, shipped.content)
     row = Row(
         id=stage.id,
         stage=stage.stage,
         artifact=f"stages/{stage.id}",
         seconds=round(seconds, 3),
         accuracy=measurement.score(partial / ONNX, data.test, data.preprocess, name="test"),
-        parameters=counts.parameters,
-        nonzero_parameters=counts.nonzero_parameters,
-        macs=counts.macs,
+        parameters=shipped.counts.parameters,
+        nonzero_parameters=shipped.counts.nonzero_parameters,
+        macs=shipped.counts.macs,
         size_bytes=(partial / ONNX).stat().st_size,
         details=dict(loaded.details),
         key=key,
