@@ -10,30 +10,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, ValidationError
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from compressor.errors import DataError
 from compressor.preprocess import Preprocess
 from compressor.sources import SOURCES, Images, Source
+from compressor.spec import Spec
+
+LARGEST_SIDE = 4096
+Count = Annotated[int, Field(ge=1, le=100_000_000)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 
 
-class Augment(BaseModel):
-    """Random changes to training images: a crop from an image padded by `crop` pixels, a mirror image half the time."""
+class Augment(Spec):
+    """Random changes to training images.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        crop: cut each from itself padded by so many black pixels.
+        flip: mirror half of them.
+    """
 
-    crop: int = Field(0, ge=0)
+    crop: int = Field(0, ge=0, le=LARGEST_SIDE)
     flip: bool = False
 
 
-class Data(BaseModel):
+class Data(Spec):
     """Which images, at what size, split how.
 
     Attributes:
@@ -49,17 +57,15 @@ class Data(BaseModel):
         augment: what training does to images; the data set's own by default, nothing for a folder.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder"]
     root: Path = Path("data")
-    size: tuple[PositiveInt, PositiveInt] | None = None
+    size: tuple[Side, Side] | None = None
     channels: Literal[1, 3] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[PositiveFloat, ...] | None = None
-    validation: int | None = Field(None, ge=1)
-    test: int | None = Field(None, ge=1)
-    calibration: int = Field(512, ge=1)
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    validation: Count | None = None
+    test: Count | None = None
+    calibration: Count = 512
     augment: Augment | None = None
 
     def load(self, seed: int) -> "Dataset":

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from compressor.data import Dataset, Split, View
 from compressor.environment import has_fast_bf16
 from compressor.errors import ArchitectureError, StageError
+from compressor.spec import Spec
 
 if TYPE_CHECKING:
     from compressor.stage import Context
@@ -26,7 +27,7 @@ DEFAULT_RATE = {"sgd": 0.1, "adamw": 0.001}
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-class Training(BaseModel):
+class Training(Spec):
     """Settings of a training, for stages that train.
 
     Attributes:
@@ -45,18 +46,16 @@ class Training(BaseModel):
         precision: bf16 autocast where the processor has it, or as named.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int = Field(ge=0)
-    batch_size: int = Field(128, ge=1)
+    epochs: int = Field(ge=0, le=100_000)
+    batch_size: int = Field(128, ge=1, le=65_536)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float | None = Field(None, gt=0, le=100)
+    learning_rate: float | None = Field(None, gt=0, le=10)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0, le=1)
     decay_all: bool = False
     schedule: Literal["cosine", "one_cycle", "multi_step", "constant"] = "cosine"
-    milestones: tuple[int, ...] = ()
-    warmup_epochs: int = Field(0, ge=0)
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    warmup_epochs: int = Field(0, ge=0, le=100_000)
     ema: float | None = Field(None, gt=0, lt=1)
     keep: Literal["last", "best"] = "last"
     precision: Precision = "auto"

@@ -1,48 +1,47 @@
 """A pipeline: data and a tuple of stages, read from YAML and checked before anything runs."""
 
-import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    InstanceOf,
-    PositiveInt,
-    SerializeAsAny,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, InstanceOf, SerializeAsAny, ValidationError, model_validator
 
 from compressor import files, yaml_source
 from compressor.architectures import factory_of
 from compressor.artifact import TorchModel
 from compressor.data import Data
 from compressor.errors import SpecError
+from compressor.spec import Spec, did_you_mean, problems_of
 from compressor.stage import ID_PATTERN, Stage, discover, makes, takes
-from compressor.yaml_source import Key, Source
+from compressor.yaml_source import Key, Source, dotted
 
 if TYPE_CHECKING:
     AnyStage = Stage[Any, Any]
 else:
     AnyStage = InstanceOf[Stage]  # a parametrized generic would be validated anew, as if it had no fields
 
+LARGEST_SEED = 2**32 - 1  # numpy's
 
-class Measure(BaseModel):
-    """What latency is measured on: every combination that the machine has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Measure(Spec):
+    """What latency is measured on: every combination that the machine has.
+
+    Attributes:
+        engines: eager torch, ONNX Runtime.
+        devices: of torch; ONNX Runtime is timed on the CPU.
+        threads: that an engine computes with on the CPU.
+        batches: images at once.
+    """
 
     engines: tuple[Literal["torch", "onnxruntime"], ...] = ("torch", "onnxruntime")
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
-    threads: tuple[PositiveInt, ...] = Field((1,), min_length=1)
-    batches: tuple[PositiveInt, ...] = Field((1,), min_length=1)
+    threads: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field((1,), min_length=1)
+    batches: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field((1,), min_length=1)
 
 
-class Pipeline(BaseModel):
+class Pipeline(Spec):
     """A run, as data.
 
     Attributes:
@@ -54,10 +53,8 @@ class Pipeline(BaseModel):
         baseline: id of the stage that the others are compared with; the first by default.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str = Field(pattern=ID_PATTERN)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     data: Data
     stages: tuple[SerializeAsAny[AnyStage], ...] = Field(min_length=1)
     measure: Measure = Measure()
@@ -65,9 +62,9 @@ class Pipeline(BaseModel):
 
     @model_validator(mode="after")
     def _check_connections(self) -> "Pipeline":
-        connections(self.stages)
-        if self.baseline and self.baseline not in {stage.id for stage in self.stages}:
-            raise ValueError(f"baseline {self.baseline!r} is not the id of a stage")
+        wrong = [message for _, message in _disconnected([_Link.of(stage) for stage in self.stages], self.baseline)]
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
     @property
@@ -106,109 +103,149 @@ class Pipeline(BaseModel):
         content = source.content
         if not isinstance(content, dict):
             raise SpecError(f"{source.name}: expected a mapping with the keys name, data and stages")
-        problems: list[str] = []
-        stages = _parse_stages(content.get("stages"), source, problems)
+        problems: list[tuple[Key, str]] = []
+        stages = _parse_stages(content.get("stages"), problems)
+        if isinstance(content.get("stages"), list):
+            links = [_Link.read(stage) for stage in content["stages"]]
+            problems += [
+                (_in_file(key, content), message) for key, message in _disconnected(links, content.get("baseline"))
+            ]
         try:
             pipeline = cls.model_validate({**content, "stages": stages})
         except ValidationError as error:
-            problems += _problems(error, (), source, cls)
+            problems += [problem for problem in problems_of(error, (), cls) if not _said(problem[0], problems)]
         if problems:
-            raise SpecError("\n".join(problems))
+            lines = [f"{source.place(key)}: {dotted(key)}: {message}" for key, message in problems]
+            raise SpecError("\n".join(sorted(lines, key=_line_and_column)))
         return pipeline
+
+    @property
+    def warnings(self) -> tuple[tuple[str, str], ...]:
+        """What is allowed and yet seldom meant: the id of a stage, and what to think of."""
+        found = []
+        hurt = None
+        for stage in self.stages:
+            if hurt is not None and stage.recovers:
+                hurt = None
+            elif hurt is not None and not stage.needs_recovery:
+                found.append(
+                    (
+                        stage.id,
+                        f"follows {hurt!r}, which needs recovery, and nothing trains in between; accuracy may collapse "
+                        "(put a distill or train without `model` there)",
+                    )
+                )
+                hurt = None
+            if stage.needs_recovery:
+                hurt = stage.id
+        return tuple(found)
 
     def to_yaml(self) -> str:
         """The pipeline as YAML that `load` reads back to an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+        return yaml_source.dump(self.model_dump(mode="json"))
 
 
-def connections(stages: Sequence[AnyStage]) -> None:
-    """Check that ids are unique, neighbours connect, and teachers come earlier.
+@dataclass(frozen=True)
+class _Link:
+    """What decides whether a stage connects. `kind` is None where that is not known."""
 
-    Raises:
-        ValueError: the first that does not hold, in words.
-    """
-    made: tuple[type, ...] = (type(None),)
+    id: str | None
+    kind: type[Stage[Any, Any]] | None
+    teacher: str | None
+    needs_model: bool  # it could start anew, but names no model
+
+    @classmethod
+    def of(cls, stage: AnyStage) -> "_Link":
+        return cls._with(type(stage), {name: getattr(stage, name) for name in type(stage).model_fields})
+
+    @classmethod
+    def read(cls, content: Any) -> "_Link":
+        """A stage as the file has it, right or wrong."""
+        if not isinstance(content, dict):
+            return cls(None, None, None, False)
+        tag = content.get("stage")
+        return cls._with(discover().get(tag) if isinstance(tag, str) else None, {"id": tag, **content})
+
+    @classmethod
+    def _with(cls, kind: type[Stage[Any, Any]] | None, settings: Mapping[str, Any]) -> "_Link":
+        words = {name: value for name, value in settings.items() if isinstance(value, str)}
+        fields = kind.model_fields if kind is not None else {}
+        needs_model = "model" in fields and settings.get("model") is None
+        return cls(words.get("id"), kind, words.get("teacher") if "teacher" in fields else None, needs_model)
+
+
+def _disconnected(links: Sequence[_Link], baseline: Any) -> Iterator[tuple[Key, str]]:
+    """Where ids are not unique, neighbours do not connect, or a teacher or baseline is not there: the key, and why."""
+    made: tuple[type, ...] | None = (type(None),)
     before = "nothing before it"
-    earlier: dict[str, tuple[type, ...]] = {}
-    for stage in stages:
-        if stage.id in earlier:
-            raise ValueError(f"two stages have the id {stage.id!r}; give each its own")
-        if not set(made) <= set(takes(type(stage))):
-            raise ValueError(
-                f"stage {stage.id!r} ({stage.stage}) takes {_words(takes(type(stage)))}, but there is {before}"
+    earlier: dict[str | None, tuple[type, ...] | None] = {}
+    for index, link in enumerate(links):
+        key: Key = ("stages", index)
+        known = ", ".join(f"`{stage_id}`" for stage_id in earlier if stage_id) or "none"
+        if link.id is not None and link.id in earlier:
+            yield (*key, "id"), f"two stages have the id {link.id!r}; give each its own"
+        if link.kind is not None and made is not None and not set(made) <= set(takes(link.kind)):
+            yield key, f"stage {link.id!r} takes {_words(takes(link.kind))}, but there is {before}"
+        if link.teacher is not None and link.teacher not in earlier:
+            hint = did_you_mean(link.teacher, [i for i in earlier if i]) or f"; earlier are: {known}"
+            yield (*key, "teacher"), f"{link.teacher!r} is not the id of an earlier stage{hint}"
+        elif link.teacher is not None and TorchModel not in (earlier[link.teacher] or (TorchModel,)):
+            kinds = _words(earlier[link.teacher] or ())
+            yield (
+                (*key, "teacher"),
+                f"{link.teacher!r} makes {kinds}, which cannot teach; name a stage before the export",
             )
-        teacher = getattr(stage, "teacher", None)
-        if teacher is not None and teacher not in earlier:
-            raise ValueError(f"stage {stage.id!r}: teacher {teacher!r} is not the id of an earlier stage")
-        if teacher is not None and TorchModel not in earlier[teacher]:
-            raise ValueError(
-                f"stage {stage.id!r}: teacher {teacher!r} makes {_words(earlier[teacher])}, which cannot teach"
-            )
-        if not earlier and getattr(stage, "model", "") is None:
-            raise ValueError(f"stage {stage.id!r} comes first, so it needs a model")
-        made = makes(type(stage))
-        before = f"{_words(made)} before it, from stage {stage.id!r}"
-        earlier[stage.id] = made
+        if index == 0 and link.needs_model:
+            yield key, f"stage {link.id!r} comes first, so it needs a model; expected `model:`, as in `model: resnet20`"
+        made = makes(link.kind) if link.kind is not None else None
+        before = f"{_words(made or ())} before it, from stage {link.id!r}"
+        earlier[link.id] = made
+    if isinstance(baseline, str) and baseline and baseline not in earlier:
+        ids = ", ".join(f"`{stage_id}`" for stage_id in earlier)
+        yield ("baseline",), f"{baseline!r} is not the id of a stage; expected one of {ids}"
 
 
-def _parse_stages(raw: Any, source: Source, problems: list[str]) -> Any:
+def _parse_stages(raw: Any, problems: list[tuple[Key, str]]) -> Any:
     """Each stage by its tag; what is wrong with them goes into `problems`."""
     if not isinstance(raw, list):
         return raw  # the pipeline's own check says what is wrong with it
     catalogue = discover()
+    installed = ", ".join(f"`{tag}`" for tag in catalogue)
     stages = []
     for index, content in enumerate(raw):
         key: Key = ("stages", index)
         tag = content.get("stage") if isinstance(content, dict) else None
         if not isinstance(content, dict) or tag is None:
-            problems.append(
-                f"{source.place(key)}: stages.{index}: names no stage; expected `stage:` and one of "
-                f"{', '.join(catalogue)}"
-            )
-        elif tag not in catalogue:
-            hint = _did_you_mean(str(tag), list(catalogue))
-            problems.append(
-                f"{source.place((*key, 'stage'))}: stages.{index}.stage: there is no stage {tag!r}{hint}; "
-                f"installed are {', '.join(catalogue)}"
-            )
+            problems.append((key, f"names no stage; expected a mapping with `stage:` and one of {installed}"))
+        elif not isinstance(tag, str) or tag not in catalogue:
+            hint = did_you_mean(str(tag), catalogue) or f"; expected one of {installed}"
+            problems.append(((*key, "stage"), f"there is no stage {tag!r}{hint}"))
         else:
             try:
                 stages.append(catalogue[tag].model_validate(content))
-                continue
             except ValidationError as error:
-                problems += _problems(error, key, source, catalogue[tag])
+                problems += problems_of(error, key, catalogue[tag])
     return stages if len(stages) == len(raw) else None
 
 
-def _problems(error: ValidationError, prefix: Key, source: Source, model: type[BaseModel]) -> list[str]:
-    problems = []
-    for detail in error.errors():
-        key = (*prefix, *detail["loc"])
-        if key == ("stages",) and detail["input"] is None and "stages" in (source.content or {}):
-            continue  # said of the stage itself already
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
-            message = f"unknown key{_did_you_mean(str(key[-1]), _fields(model, detail['loc']))}"
-        elif detail["type"] == "missing":
-            message = "is required"
-        name = ".".join(str(part) for part in key)
-        problems.append(f"{source.place(key)}: {name}: {message}" if name else f"{source.place(key)}: {message}")
-    return problems
+def _said(key: Key, problems: Sequence[tuple[Key, str]]) -> bool:
+    """Whether pydantic only repeats of the whole what was said of its parts."""
+    said = [other for other, _ in problems]
+    return key in said or (not key and bool(said)) or (key == ("stages",) and any(k[:1] == key for k in said))
 
 
-def _fields(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The names that could stand where `location` points."""
-    for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
+def _in_file(key: Key, content: Any) -> Key:
+    """`key`, or else what it would stand in: an id may be there by default only."""
+    for depth, part in enumerate(key):
+        if isinstance(content, dict) and part not in content:
+            return key[:depth]
+        content = content[part]
+    return key
 
 
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean `{close[0]}`?" if close else ""
+def _line_and_column(problem: str) -> tuple[int, int]:
+    place = re.search(r":(\d+):(\d+): ", problem)
+    return (int(place[1]), int(place[2])) if place else (0, 0)
 
 
 def _words(kinds: Sequence[type]) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from compressor.architectures import Architecture, check_fits
@@ -18,6 +18,7 @@ from compressor.artifact import TorchModel
 from compressor.console import Console
 from compressor.data import Dataset
 from compressor.errors import UserError
+from compressor.spec import Arguments, Spec
 
 GROUP = "compressor.stages"
 ID_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
@@ -71,18 +72,6 @@ class Context:
         check_fits(network, architecture, preprocess.input_shape(2))
         return TorchModel(network, architecture, preprocess, self.data.labels)
 
-    def start_model(self, model: str | None, arguments: dict[str, Any], incoming: TorchModel | None) -> TorchModel:
-        """What training starts from: a new network where `model` names one, else the one that comes in.
-
-        Raises:
-            UserError: there is neither.
-        """
-        if model is not None:
-            return self.new_model(model, arguments)
-        if incoming is None:
-            raise UserError("there is no network to go on with; name one with `model:`")
-        return incoming
-
     def teacher(self, stage_id: str) -> nn.Module:
         """The network of an earlier stage, to learn from.
 
@@ -95,16 +84,16 @@ class Context:
         return self.teachers[stage_id].copy_network()
 
 
-class Stage(BaseModel, Generic[In, Out]):
+class Stage(Spec, Generic[In, Out]):
     """One step of a pipeline: its settings are its fields, its work is `run`.
 
     A stage is found through the entry-point group `compressor.stages`, whose names are the tags in `stage:`.
     The annotations of `run` say what it takes and makes; `None` among what it takes means that it can come first.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     example: ClassVar[dict[str, Any]]  # small, valid settings, for the catalogue and the contract tests
+    needs_recovery: ClassVar[bool] = False  # what it makes should be trained before it is rounded or shipped
+    recovers: ClassVar[bool] = False  # it trains what such a stage made
 
     stage: str
     id: str = Field("", pattern=ID_PATTERN, validate_default=False)
@@ -119,6 +108,37 @@ class Stage(BaseModel, Generic[In, Out]):
     def run(self, model: In, context: Context) -> Out:
         """Make this stage's artifact out of `model`, which is left as it is."""
         raise TypeError(f"{type(self).__name__} defines no run()")
+
+
+class Start(Spec):
+    """Settings of a stage that trains a new network, or goes on with the one that comes in.
+
+    Attributes:
+        model: the architecture of a new network; absent, the network that comes in learns on.
+        arguments: of the architecture.
+    """
+
+    model: str | None = None
+    arguments: Arguments = {}
+
+    @model_validator(mode="after")
+    def _arguments_are_of_a_model(self) -> Self:
+        if self.arguments and self.model is None:
+            raise ValueError("arguments are those of a model, and no model is named; add `model:`, or leave them out")
+        return self
+
+    def start(self, incoming: TorchModel | None, context: Context) -> TorchModel:
+        """The network that training starts from.
+
+        Raises:
+            UserError: none is named and none comes in.
+            ArchitectureError: it cannot be built, or does not fit the images or classes.
+        """
+        if self.model is not None:
+            return context.new_model(self.model, self.arguments)
+        if incoming is None:
+            raise UserError("there is no network to go on with; name one with `model:`")
+        return incoming
 
 
 def takes(stage: type[Stage[Any, Any]]) -> tuple[type, ...]:

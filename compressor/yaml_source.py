@@ -1,5 +1,10 @@
-"""YAML with places: every value of a file knows its line and column, for errors that point at it."""
+"""YAML with places: every value of a file knows its line and column, for errors that point at it.
 
+Plain values are read by the core schema of YAML 1.2, which editors follow: `1e-4` is a number, and `no`, `010` and
+`12:30` are text, not false, eight and 750.
+"""
+
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +15,31 @@ import yaml
 from compressor.errors import SpecError, first_line
 
 Key = tuple[str | int, ...]  # ("stages", 1, "temperature")
+
+LARGEST = 100_000  # values in a file, aliases expanded
+CORE_SCHEMA = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: Any = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: Any = {}
+
+
+for _name, (_pattern, _first) in CORE_SCHEMA.items():
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), _first)
+TAGS = {f"tag:yaml.org,2002:{name}" for name in (*CORE_SCHEMA, "str")}
 
 
 @dataclass
@@ -33,41 +63,55 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Source:
     Raises:
         SpecError: the file or an override cannot be read, or a key stands twice.
     """
-    source = Source(str(path), None)
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: is not a text file; expected a pipeline in YAML") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise SpecError(f"{where}: not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not YAML: {error}") from error
-    if root is None:
+    source = _parse(text, str(path))
+    if source.content is None:
         raise SpecError(f"{path}: is empty; expected a pipeline in YAML")
-    try:
-        source.content = _construct(root, (), source)
-    except RecursionError as error:
-        raise SpecError(f"{path}: an alias refers to what it stands in") from error
     for override in overrides:
         _override(source, override)
     return source
 
 
+def dump(content: Any) -> str:
+    """YAML that `read` reads back to the same content."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _parse(text: str, name: str) -> Source:
+    source = Source(name, None)
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        if root is not None:
+            source.content = _construct(root, (), source)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        raise SpecError(f"{where}: not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{name}: not YAML: {first_line(error)}") from error
+    except RecursionError as error:
+        raise SpecError(f"{name}: is nested too deeply, or an alias refers to what it stands in") from error
+    return source
+
+
 def _construct(node: yaml.Node, key: Key, source: Source) -> Any:
+    if len(source.places) > LARGEST:
+        raise SpecError(f"{source.name}: holds more than {LARGEST} values; a pipeline is smaller")
     source.places[key] = _at(node, source)
     match node:
         case yaml.MappingNode():
-            mapping: dict[Any, Any] = {}
+            mapping: dict[str, Any] = {}
             for key_node, value_node in node.value:
                 name = _scalar(key_node, source)
                 if not isinstance(name, str):
                     raise SpecError(f"{_at(key_node, source)}: a key must be a word; got {name!r}")
                 if name in mapping:
-                    raise SpecError(f"{_at(key_node, source)}: {_dotted((*key, name))}: stands here twice; keep one")
+                    raise SpecError(f"{_at(key_node, source)}: {dotted((*key, name))}: stands here twice; keep one")
                 mapping[name] = _construct(value_node, (*key, name), source)
                 source.places[(*key, name)] = _at(key_node, source)
             return mapping
@@ -78,11 +122,15 @@ def _construct(node: yaml.Node, key: Key, source: Source) -> Any:
 
 
 def _scalar(node: yaml.Node, source: Source) -> Any:
-    """A single value, by the rules of YAML's safe loader."""
-    loader = yaml.SafeLoader("")
+    """A single value: text, a number, true, false or null."""
+    if not isinstance(node, yaml.ScalarNode):
+        raise SpecError(f"{_at(node, source)}: a key must be a word")
+    if node.tag not in TAGS:
+        raise SpecError(f"{_at(node, source)}: the tag {node.tag} is not of plain YAML; leave it out")
+    loader = _Loader("")
     try:
-        return loader.construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+        return loader.construct_object(node)
+    except (yaml.YAMLError, ValueError, LookupError) as error:
         raise SpecError(f"{_at(node, source)}: not a value of plain YAML: {first_line(error)}") from error
     finally:
         loader.dispose()
@@ -95,42 +143,41 @@ def _at(node: yaml.Node, source: Source) -> str:
 def _override(source: Source, override: str) -> None:
     """Set one dotted key; `stages.<id>` names the stage of that id."""
     option = f"--set {override}"
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
         raise SpecError(f"{option}: expected dotted.key=value, as in stages.teacher.epochs=5")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{option}: the value is not YAML") from error
+        value = _parse(text, option).content
+    except SpecError as error:
+        raise SpecError(f"{option}: the value is not plain YAML") from error
     target: Any = source.content
     key: Key = ()
-    names = dotted.split(".")
-    for depth, name in enumerate(names):
-        last = depth == len(names) - 1
-        part: str | int = name
-        if isinstance(target, list):
-            part = _stage_index(target, name, option)
-        elif not isinstance(target, dict):
-            raise SpecError(f"{option}: {_dotted(key)} holds no keys")
-        key = (*key, part)
-        if last:
-            target[part] = value
-        elif isinstance(part, int):
-            target = target[part]
-        else:
-            target = target.setdefault(part, {})
+    *parents, last = name.split(".")
+    for part in parents:
+        index = _index(target, part, key, option)
+        key = (*key, index)
+        target = target.setdefault(index, {}) if isinstance(target, dict) else target[index]
+    index = _index(target, last, key, option)
+    key = (*key, index)
+    target[index] = value
     for place in [place for place in source.places if place[: len(key)] == key]:
         del source.places[place]
     source.places[key] = option
 
 
-def _stage_index(stages: list[Any], name: str, option: str) -> int:
-    ids = [stage.get("id", stage.get("stage")) if isinstance(stage, dict) else None for stage in stages]
+def _index(target: Any, name: str, key: Key, option: str) -> str | int:
+    """What `name` indexes in `target`: a key of a mapping, or the stage of that id in a list."""
+    if isinstance(target, dict):
+        return name
+    if not isinstance(target, list):
+        raise SpecError(f"{option}: {dotted(key) or 'the file'} holds no keys")
+    ids = [stage.get("id", stage.get("stage")) if isinstance(stage, dict) else None for stage in target]
     if name in ids:
         return ids.index(name)
     known = ", ".join(str(stage_id) for stage_id in ids)
     raise SpecError(f"{option}: there is no stage with the id {name!r}; the pipeline has: {known}")
 
 
-def _dotted(key: Key) -> str:
+def dotted(key: Key) -> str:
+    """`("stages", 1, "epochs")` as `stages.1.epochs`."""
     return ".".join(str(part) for part in key)

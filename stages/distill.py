@@ -2,43 +2,39 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from compressor.artifact import TorchModel
 from compressor.distillation import Teacher, loss_from
 from compressor.fit import Training, fit
-from compressor.stage import Context, Stage
+from compressor.spec import Spec
+from compressor.stage import Context, Stage, Start
 
 
-class Cache(BaseModel):
+class Cache(Spec):
     """Store the teacher's outputs for `views` augmented views of the training images, once, and cycle through them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    views: int = Field(ge=1)
+    views: int = Field(ge=1, le=10_000)
 
 
-class Distill(Training, Stage[TorchModel | None, TorchModel]):
+class Distill(Start, Training, Stage[TorchModel | None, TorchModel]):
     """Minimise α · T² · KL(teacher ‖ student) + (1 − α) · cross-entropy, at temperature T.
 
     Attributes:
         teacher: id of an earlier stage.
-        model: the student's architecture; absent, the network that comes in learns on (recovery after pruning).
-        arguments: of the architecture.
         temperature: T, which both networks' logits are divided by.
         alpha: the teacher's share of the loss.
         cache: store the teacher's outputs, rather than run it at every step.
     """
 
+    recovers: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {
         "stage": "distill", "teacher": "teacher", "model": "resnet8", "epochs": 1, "cache": {"views": 2}
     }  # fmt: skip
 
     stage: Literal["distill"] = "distill"
     teacher: str
-    model: str | None = None
-    arguments: dict[str, Any] = {}
-    temperature: float = Field(4.0, gt=0, le=100)
+    temperature: float = Field(4.0, ge=0.1, le=100)
     alpha: float = Field(0.9, ge=0, le=1)
     cache: Cache | None = None
 
@@ -49,7 +45,7 @@ class Distill(Training, Stage[TorchModel | None, TorchModel]):
             UserError: there is no such teacher, or the student does not fit the data.
             StageError: training diverged.
         """
-        student = context.start_model(self.model, self.arguments, model)
+        student = self.start(model, context)
         network = student.copy_network()
         views = self.cache.views if self.cache else None
         teacher = Teacher(context.teacher(self.teacher), context, views)

@@ -15,6 +15,7 @@ from compressor.architectures import check_fits
 from compressor.artifact import TorchModel, count_macs
 from compressor.changes import Widths, widths_of
 from compressor.errors import ArchitectureError, StageError, first_line
+from compressor.spec import Spec
 from compressor.stage import Context, Stage
 
 SEARCH_STEPS = 10  # of bisection: a thousandth of the channels
@@ -24,10 +25,8 @@ BATCH = 128
 Criterion = Literal["l1", "l2", "taylor", "bn_scale", "random"]
 
 
-class Target(BaseModel):
+class Target(Spec):
     """How far to prune: keep at most a fraction of the incoming MACs or parameters, or remove a ratio of channels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     macs: float | None = Field(None, gt=0, lt=1)
     parameters: float | None = Field(None, gt=0, lt=1)
@@ -54,14 +53,15 @@ class Prune(Stage[TorchModel, TorchModel]):
     The classifier's outputs are left alone. BatchNorm statistics are estimated anew on the calibration images.
     """
 
+    needs_recovery: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"stage": "prune", "target": {"macs": 0.8}, "round_to": 4}
 
     stage: Literal["prune"] = "prune"
     target: Target
     importance: Criterion = "l2"
     scope: Literal["local", "global"] = "local"
-    round_to: int = Field(16, ge=1)
-    steps: int = Field(1, ge=1)
+    round_to: int = Field(16, ge=1, le=4096)
+    steps: int = Field(1, ge=1, le=1000)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """The pruned network.

@@ -56,20 +56,28 @@ class Quantize(Training, Stage[TorchModel, TorchModel]):
     skip: tuple[str, ...] = ()
     weight_bits: Literal[7, 8] = 8
     teacher: str | None = None
-    temperature: float = Field(4.0, gt=0, le=100)
+    temperature: float = Field(4.0, ge=0.1, le=100)
     alpha: float = Field(0.9, ge=0, le=1)
-    epochs: int = Field(0, ge=0)
+    epochs: int = Field(0, ge=0, le=100_000)
     optimizer: Literal["sgd", "adamw"] = "adamw"  # steps that do not depend on the scale of folded weights
-    learning_rate: float | None = Field(1e-4, gt=0, le=100)
+    learning_rate: float | None = Field(1e-4, gt=0, le=10)
     keep: Literal["last", "best"] = "best"  # never worse on validation than calibration alone
     weight_decay: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _epochs_fit_the_mode(self) -> "Quantize":
+    def _settings_have_an_effect(self) -> "Quantize":
         if self.mode == "qat" and self.epochs == 0:
             raise ValueError("mode qat trains, so it needs epochs; without training, say mode: ptq")
         if self.mode == "ptq" and (self.epochs or self.teacher):
             raise ValueError("mode ptq does not train, so it takes no epochs and no teacher; to train, say mode: qat")
+        default = type(self).model_fields
+        if self.observer != "percentile" and self.percentile != default["percentile"].default:
+            raise ValueError("percentile is for observer: percentile; name that observer, or leave percentile out")
+        for name in ("temperature", "alpha"):
+            if self.teacher is None and getattr(self, name) != default[name].default:
+                raise ValueError(
+                    f"{name} is for learning from a teacher; name one with `teacher:`, or leave {name} out"
+                )
         return self
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:

@@ -9,26 +9,23 @@ from torch import Tensor
 
 from compressor.artifact import TorchModel, load_weights, read_weights
 from compressor.fit import Batch, Training, fit
-from compressor.stage import Context, Stage
+from compressor.stage import Context, Stage, Start
 
 
-class Train(Training, Stage[TorchModel | None, TorchModel]):
+class Train(Start, Training, Stage[TorchModel | None, TorchModel]):
     """Minimise cross-entropy on the labels of the training images.
 
     Attributes:
-        model: an architecture to start anew; absent, training goes on with the network that comes in.
-        arguments: of the architecture.
         weights: a safetensors file, or a state dict that loads with `weights_only`, to start from.
         label_smoothing: the share of the target spread over all classes (Szegedy et al. 2016).
 
     With `epochs: 0` the network is taken as it is.
     """
 
+    recovers: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"stage": "train", "model": "resnet8", "epochs": 1}
 
     stage: Literal["train"] = "train"
-    model: str | None = None
-    arguments: dict[str, Any] = {}
     weights: Path | None = None
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
@@ -39,7 +36,7 @@ class Train(Training, Stage[TorchModel | None, TorchModel]):
             UserError: the model, its weights or the data do not fit one another.
             StageError: training diverged.
         """
-        start = context.start_model(self.model, self.arguments, model)
+        start = self.start(model, context)
         network = start.copy_network()
         if self.weights is not None:
             load_weights(network, read_weights(self.weights), source=str(self.weights))
