@@ -6,12 +6,13 @@ import re
 from typing import Any
 
 import torch
-import torchvision
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from compressor.errors import ArchitectureError, first_line
 from compressor.resnet import ResNet, blocks_of_depth
+from compressor.spec import did_you_mean
+from compressor.tracing import layer_in_words, running_layers
 
 
 def factory_of(model: str) -> str | None:
@@ -86,8 +87,18 @@ class Architecture(BaseModel):
         )
 
     def _torchvision(self, name: str) -> nn.Module:
-        if name not in torchvision.models.list_models(module=torchvision.models):
-            raise ArchitectureError(f"torchvision has no classification network named {name!r}")
+        import torchvision  # not for those who do without: it takes seconds
+
+        known = torchvision.models.list_models(module=torchvision.models)
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ArchitectureError(f"torchvision has no classification network named {name!r}{hint}")
+        downloads = [key for key in self.arguments if key.startswith("weights")]
+        if downloads:
+            raise ArchitectureError(
+                f"argument {downloads[0]!r} of {self.model} would download and unpickle; give a file with `weights:` "
+                "of the stage instead"
+            )
         arguments = {"weights": None, "num_classes": self.num_classes, **self.arguments}
         network: nn.Module = torchvision.models.get_model(name, **arguments)
         return network
@@ -114,14 +125,18 @@ def check_fits(network: nn.Module, architecture: Architecture, input_shape: tupl
     Raises:
         ArchitectureError: the forward pass fails, or gives another shape.
     """
-    try:
-        with torch.no_grad():
-            shape = tuple(network.eval()(torch.zeros(input_shape)).shape)
-    except Exception as error:  # a forward raises what it likes
-        reason = first_line(error)
-        raise ArchitectureError(
-            f"model {architecture.model!r} does not take images of shape {list(input_shape[1:])} (C, H, W): {reason}"
-        ) from error
+    with running_layers(network) as running:
+        try:
+            with torch.no_grad():
+                output = network.eval()(torch.zeros(input_shape))
+        except Exception as error:  # a forward raises what it likes
+            raise ArchitectureError(
+                f"model {architecture.model!r} does not take images of shape {list(input_shape[1:])} (C, H, W): "
+                f"{layer_in_words(network, running)}: {first_line(error)}"
+            ) from error
+    if not isinstance(output, torch.Tensor):
+        raise ArchitectureError(f"model {architecture.model!r} gives a {type(output).__name__}, and logits are needed")
+    shape = tuple(output.shape)
     expected = (input_shape[0], architecture.num_classes)
     if shape != expected:
         raise ArchitectureError(

@@ -32,9 +32,9 @@ class Console:
         self.rich.print(message, style=style, highlight=False, markup=False, soft_wrap=isinstance(message, str))
 
     @contextmanager
-    def training(self, label: str, epochs: int, steps: int) -> Iterator["TrainingProgress"]:
-        """Follow a training of `epochs` times `steps`."""
-        progress = TrainingProgress(self, label, epochs, steps)
+    def training(self, label: str, epochs: int, steps: int, done: int = 0) -> Iterator["TrainingProgress"]:
+        """Follow a training of `epochs` times `steps`, of which `done` epochs are done."""
+        progress = TrainingProgress(self, label, epochs, steps, done)
         try:
             yield progress
         finally:
@@ -44,10 +44,11 @@ class Console:
 class TrainingProgress:
     """The bar of one training, with loss, validation accuracy and time left; without a terminal, some lines."""
 
-    def __init__(self, console: Console, label: str, epochs: int, steps: int) -> None:
+    def __init__(self, console: Console, label: str, epochs: int, steps: int, done: int) -> None:
         self.console = console
         self.label = label
         self.epochs = epochs
+        self.done = done
         self.started = time.monotonic()
         self.bar: Progress | None = None
         if console.rich.is_terminal and not console.quiet:
@@ -60,6 +61,7 @@ class TrainingProgress:
             )
             self.bar = Progress(*columns, console=console.rich, transient=True)
             self.task = self.bar.add_task(label, total=epochs * steps, figures="", epochs=epochs, steps=steps)
+            self.bar.advance(self.task, done * steps)
             self.bar.start()
 
     def step(self) -> None:
@@ -73,7 +75,7 @@ class TrainingProgress:
         if self.bar:
             self.bar.update(self.task, figures=figures)
         elif number == self.epochs or number % math.ceil(self.epochs / LINES_PER_TRAINING) == 0:
-            left = (time.monotonic() - self.started) / number * (self.epochs - number)
+            left = (time.monotonic() - self.started) / (number - self.done) * (self.epochs - number)
             self.console.say(f"  {self.label}  epoch {number}/{self.epochs}  {figures}  {left:.0f} s left")
 
     def close(self) -> None:

@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
-from sklearn.model_selection import train_test_split
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from compressor.errors import DataError
 from compressor.preprocess import Preprocess
-from compressor.sources import SOURCES, Images, Source
+from compressor.sources import SOURCES, Images
 from compressor.spec import Spec
 
 LARGEST_SIDE = 4096
@@ -68,6 +67,22 @@ class Data(Spec):
     calibration: Count = 512
     augment: Augment | None = None
 
+    @model_validator(mode="after")
+    def _figures_fit_the_channels(self) -> Self:
+        try:
+            self.preprocess()
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        return self
+
+    def labels(self) -> tuple[str, ...]:
+        """The classes, without reading an image.
+
+        Raises:
+            DataError: they are named by folders or files, and these are missing.
+        """
+        return tuple(SOURCES[self.name].labels(self.root))
+
     def load(self, seed: int) -> "Dataset":
         """Read and split the images.
 
@@ -75,8 +90,10 @@ class Data(Spec):
             DataError: they are missing or unreadable, or there are too few for the split.
         """
         source = SOURCES[self.name]
-        preprocess = self._preprocess(source)
-        train, test, labels = source.read(self.root, preprocess)
+        preprocess = self.preprocess()
+        train, test, labels, notes = source.read(self.root, preprocess)
+        if test is not None and self.test is not None:
+            raise DataError("data.test: the data has a test split of its own, which is used whole; leave `test` out")
         if test is None:
             train, test = _split(train, self.test or max(len(train.labels) // 5, 1), seed, "test")
         train, validation = _split(train, self.validation or max(len(train.labels) // 10, 1), seed, "validation")
@@ -90,17 +107,17 @@ class Data(Spec):
             labels=tuple(labels),
             preprocess=preprocess,
             augment=augment,
+            notes=tuple(notes),
         )
 
-    def _preprocess(self, source: Source) -> Preprocess:
+    def preprocess(self) -> Preprocess:
+        """How an image becomes an input."""
+        source = SOURCES[self.name]
         channels = self.channels or source.channels
         own = channels == source.channels
         mean = self.mean or (source.mean if own else (0.5,) * channels)
         std = self.std or (source.std if own else (0.5,) * channels)
-        try:
-            return Preprocess(size=self.size or source.size, channels=channels, mean=mean, std=std)
-        except ValidationError as error:
-            raise DataError(f"data: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+        return Preprocess(size=self.size or source.size, channels=channels, mean=mean, std=std)
 
 
 @dataclass(frozen=True)
@@ -137,7 +154,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything a run knows of its images."""
+    """Everything a run knows of its images. `notes` say what was odd about their files."""
 
     train: Split
     validation: Split
@@ -146,6 +163,7 @@ class Dataset:
     labels: tuple[str, ...]
     preprocess: Preprocess
     augment: Augment = field(default_factory=Augment)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -193,6 +211,8 @@ class View:
 
 def _split(images: Images, count: int, seed: int, purpose: str) -> tuple[Images, Images]:
     """Set `count` images apart, in the proportions of the classes where both parts can hold one of each."""
+    from sklearn.model_selection import train_test_split  # takes seconds, and a wrong pipeline is told before
+
     everything, classes = np.arange(len(images.labels)), np.bincount(images.labels)
     if len(everything) - count < len(classes):
         raise DataError(f"{len(everything)} images of {len(classes)} classes cannot give {count} for {purpose}")

@@ -1,5 +1,7 @@
 """What can go wrong, as one small hierarchy: every message says what is wrong, where, and what to do."""
 
+OUT_OF_MEMORY = ("not enough memory", "out of memory", "bad_alloc", "Failed to allocate memory")
+
 
 class CompressorError(Exception):
     """Anything the command line reports in words and without a traceback; `exit_code` is what it exits with."""
@@ -36,3 +38,8 @@ class ArtifactError(UserError):
 
 class StageError(CompressorError):
     """A stage ran and failed: it diverged, a target was out of reach, an agreement was too low. Exit code 1."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the CPU or the GPU; torch and ONNX Runtime say so in words only."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

@@ -1,20 +1,27 @@
-"""Files are written whole or not at all, and named by what is in them."""
+"""Files and folders are written whole or not at all, and sealed by digests of what is in them."""
 
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+SEAL = "SHA256SUMS"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` in one step: to a neighbour first, flushed to disk, then renamed over `path`."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, content: str) -> None:
@@ -35,3 +42,32 @@ def digest(content: bytes) -> str:
 def digest_json(content: Any) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys."""
     return digest(json.dumps(content, sort_keys=True, allow_nan=False).encode())
+
+
+def seal(folder: Path) -> None:
+    """Write the digests of all files of `folder` into its `SHA256SUMS`, as `sha256sum --check` reads them."""
+    lines = [f"{digest(path.read_bytes())}  {path.name}\n" for path in sorted(folder.iterdir()) if path.name != SEAL]
+    write_text(folder / SEAL, "".join(lines))
+
+
+def damaged(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, in words; None if every file is as it was sealed."""
+    try:
+        lines = (folder / SEAL).read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            expected, _, name = line.partition("  ")
+            if Path(name).name != name or digest((folder / name).read_bytes()) != expected:
+                return f"{folder / name} does not have the digest in {SEAL}"
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{folder} is not whole ({type(error).__name__}: {getattr(error, 'filename', None) or SEAL})"
+    return None if lines else f"{folder / SEAL} is empty"
+
+
+def replace_folder(made: Path, target: Path) -> None:
+    """Put the folder `made` into the place of `target`, which is there or not; at no time is `target` half of each."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    made.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -2,78 +2,26 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from compressor.checkpoint import digest
 from compressor.data import Dataset, Split, View
 from compressor.environment import has_fast_bf16
-from compressor.errors import ArchitectureError, StageError
-from compressor.spec import Spec
+from compressor.errors import ArchitectureError, ArtifactError, StageError
+from compressor.training import Precision, Trainee, Training, weights_of
 
 if TYPE_CHECKING:
+    from compressor.console import TrainingProgress
     from compressor.stage import Context
 
+CHECKPOINT_SECONDS = 10.0  # at least, from one checkpoint to the next
 EVALUATION_BATCH = 1000
-DEFAULT_RATE = {"sgd": 0.1, "adamw": 0.001}
-Precision = Literal["auto", "fp32", "bf16"]
-
-
-class Training(Spec):
-    """Settings of a training, for stages that train.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images a step.
-        optimizer: SGD with Nesterov momentum, or AdamW.
-        learning_rate: the peak; the schedule starts from it or rises to it. By default 0.1 for SGD, 0.001 for AdamW.
-        momentum: of SGD.
-        weight_decay: of weights; norms and biases are left out unless `decay_all`.
-        decay_all: also decay norms and biases.
-        schedule: cosine to 0, one-cycle (Smith 2018), a factor of 10 down at each of `milestones`, or constant.
-        milestones: epochs after which multi_step lowers the learning rate.
-        warmup_epochs: linear rise to the peak before the schedule starts.
-        ema: decay of an exponential moving average of the weights, which is then what training gives; off by default.
-        keep: the network of the last epoch, or of the epoch best on validation.
-        precision: bf16 autocast where the processor has it, or as named.
-    """
-
-    epochs: int = Field(ge=0, le=100_000)
-    batch_size: int = Field(128, ge=1, le=65_536)
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float | None = Field(None, gt=0, le=10)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, le=1)
-    decay_all: bool = False
-    schedule: Literal["cosine", "one_cycle", "multi_step", "constant"] = "cosine"
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    warmup_epochs: int = Field(0, ge=0, le=100_000)
-    ema: float | None = Field(None, gt=0, lt=1)
-    keep: Literal["last", "best"] = "last"
-    precision: Precision = "auto"
-
-    @model_validator(mode="after")
-    def _schedule_is_whole(self) -> Self:
-        if (self.schedule == "multi_step") != bool(self.milestones):
-            raise ValueError(
-                "schedule multi_step and milestones go together, as in {schedule: multi_step, milestones: [10]}"
-            )
-        if self.schedule == "one_cycle" and self.warmup_epochs:
-            raise ValueError("schedule one_cycle has a warm-up of its own; leave warmup_epochs out")
-        return self
-
-    @property
-    def peak_rate(self) -> float:
-        """The peak learning rate."""
-        return self.learning_rate or DEFAULT_RATE[self.optimizer]
 
 
 @dataclass(frozen=True)
@@ -84,15 +32,6 @@ class Batch:
     labels: Tensor  # [B]
     indices: Tensor  # [B], into the training images
     view: int  # which augmented view of them
-
-
-@dataclass(frozen=True)
-class _Best:
-    """The epoch that was best on validation so far."""
-
-    epoch: int
-    correct: int
-    state: dict[str, Tensor]
 
 
 Loss = Callable[[Tensor, Batch], Tensor]  # (logits [B, classes], batch) -> scalar
@@ -111,57 +50,34 @@ def fit(
 
     Every epoch sees another random view of every image; with `views`, it cycles through that many.
     With `keep: best` the network as it came counts too, as epoch 0; of equals the last is kept.
+    Where the context keeps checkpoints, an interrupted training goes on after its last one, to the same bits.
 
     Raises:
         StageError: the loss is no longer a finite number.
     """
-    data, device = context.data, context.device
     if training.epochs == 0:
         return {"curve": [], "kept_epoch": 0}
-    accelerator = Accelerator(device_placement=False)  # the network is where the context says, whatever ran before
+    data, device = context.data, context.device
+    start = digest(network.state_dict())
     network.train().requires_grad_(True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(network, training)
-    model, optimizer = accelerator.prepare(network, optimizer)
-    steps = math.ceil(len(data.train) / training.batch_size)
-    scheduler = _scheduler(optimizer, training, steps)
-    average = _average(network, training)
-    kept = network if average is None else average.module
+    trainee = Trainee(network, training, steps=math.ceil(len(data.train) / training.batch_size))
     train, validation = data.train.to(device), data.validation.to(device)
     judged: Precision = "fp32" if training.keep == "best" else training.precision  # choose on what will ship
-    best = _Best(0, evaluate(kept, validation, data, judged), _state(kept)) if training.keep == "best" else None
-    curve: list[dict[str, Any]] = []
-    with _seeded(context), context.console.training(label, training.epochs, steps) as progress:
-        for epoch in range(training.epochs):
+    if training.keep == "best":
+        trainee.judge(0, evaluate(trainee.kept, validation, data, judged))
+    _go_on(trainee, label, start, context)
+    saved = time.monotonic()
+    with context.console.training(label, training.epochs, trainee.steps, done=len(trainee.curve)) as progress:
+        for epoch in range(len(trainee.curve), training.epochs):
             started = time.monotonic()
-            network.train()
-            total = torch.zeros((), device=device)
-            rate = scheduler.get_last_lr()[0]
-            for batch in _batches(train, context, steps, epoch, views):
-                with autocast(device, training.precision):
-                    logits = model(batch.inputs)
-                if not isinstance(logits, Tensor):
-                    raise ArchitectureError(
-                        f"{label}: the network gives a {type(logits).__name__} while training, and logits are needed; "
-                        "switch auxiliary outputs off with arguments, as in {aux_logits: false}"
-                    )
-                value = loss(logits.float(), batch)
-                accelerator.backward(value)
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad()
-                if average is not None:
-                    average.update_parameters(network)
-                total += value.detach() * len(batch.labels)
-                progress.step()
-            mean = float(total) / len(train)
+            rate, before = trainee.rate, weights_of(network)
+            batches = _batches(train, context, trainee.steps, epoch, views)
+            mean = _train_epoch(trainee, loss, batches, context, epoch, progress) / len(train)
             if not math.isfinite(mean):
-                raise StageError(
-                    f"{label}: the loss is {mean} in epoch {epoch + 1} at learning rate {rate:.3g}; "
-                    "lower learning_rate, or add warmup_epochs"
-                )
-            correct = evaluate(kept, validation, data, judged)
+                raise StageError(_diverged(mean, epoch, rate, before, context))
+            correct = evaluate(trainee.kept, validation, data, judged)
             accuracy = correct / len(validation)
-            curve.append(
+            trainee.curve.append(
                 {
                     "epoch": epoch + 1,
                     "loss": mean,
@@ -170,12 +86,67 @@ def fit(
                     "seconds": round(time.monotonic() - started, 3),
                 }
             )
-            if best is not None and correct >= best.correct:
-                best = _Best(epoch + 1, correct, _state(kept))
+            if training.keep == "best":
+                trainee.judge(epoch + 1, correct)
             progress.epoch(epoch + 1, mean, accuracy)
-    network.load_state_dict(best.state if best is not None else _state(kept))
+            if context.checkpoints is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                context.checkpoints.save(label, start, trainee.tensors(), trainee.notes())
+                saved = time.monotonic()
+    network.load_state_dict(trainee.best or weights_of(trainee.kept))
     network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    return {"curve": curve, "kept_epoch": best.epoch if best is not None else training.epochs}
+    return {"curve": trainee.curve, "kept_epoch": trainee.best_epoch if trainee.best else training.epochs}
+
+
+def _go_on(trainee: Trainee, label: str, start: str, context: "Context") -> None:
+    """Bring the trainee to its last checkpoint, where there is one."""
+    if context.checkpoints is None:
+        return
+    try:
+        found = context.checkpoints.load(label, start)
+    except ArtifactError as error:
+        context.console.say(f"  {label}: {error}; the training starts anew")
+        return
+    if found is not None:
+        trainee.restore(*found)
+        context.console.say(f"  {label}: goes on after epoch {len(trainee.curve)} of {trainee.training.epochs}")
+
+
+def _train_epoch(
+    trainee: Trainee,
+    loss: Loss,
+    batches: Iterator[Batch],
+    context: "Context",
+    epoch: int,
+    progress: "TrainingProgress",
+) -> float:
+    """One pass; gives the sum of the loss over the images. What layers draw (dropout) comes from the seed."""
+    device = context.device
+    trainee.network.train()
+    total = torch.zeros((), device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(context.seed_for(f"training in epoch {epoch}"))
+        for batch in batches:
+            with autocast(device, trainee.training.precision):
+                logits = trainee.model(batch.inputs)
+            if not isinstance(logits, Tensor):
+                raise ArchitectureError(
+                    f"the network gives a {type(logits).__name__} while training, and logits are needed; "
+                    "switch auxiliary outputs off with arguments, as in {aux_logits: false}"
+                )
+            value = loss(logits.float(), batch)
+            trainee.step(value)
+            total += value.detach() * len(batch.labels)
+            progress.step()
+    return float(total)
+
+
+def _diverged(mean: float, epoch: int, rate: float, before: Mapping[str, Tensor], context: "Context") -> str:
+    """What is said when the loss is no number any more; the weights from before are kept."""
+    advice = "lower learning_rate, or add warmup_epochs"
+    if context.checkpoints is not None:
+        kept = context.checkpoints.keep_last_good(before)
+        advice += f" (the weights from before this epoch are in {kept})"
+    return f"the loss is {mean} in epoch {epoch + 1} at learning rate {rate:.3g}; {advice}"
 
 
 @torch.no_grad()
@@ -225,56 +196,3 @@ def _view(context: "Context", number: int) -> View:
 def _inputs(train: Split, data: Dataset, view: View, indices: Tensor) -> Tensor:
     pixels = view.of(train.images[indices.to(train.images.device)], indices, data.augment.crop)
     return data.preprocess.normalise(pixels).contiguous(memory_format=torch.channels_last)
-
-
-@contextmanager
-def _seeded(context: "Context") -> Iterator[None]:
-    """Draw what layers draw while training (dropout) from the seed, and leave torch's own generators as they were."""
-    with torch.random.fork_rng(devices=[context.device] if context.device.type == "cuda" else []):
-        torch.manual_seed(context.seed_for("training"))
-        yield
-
-
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def _optimizer(network: nn.Module, training: Training) -> Optimizer:
-    parameters = list(network.parameters())
-    decayed = [p for p in parameters if training.decay_all or p.dim() > 1]
-    others = [p for p in parameters if not (training.decay_all or p.dim() > 1)]
-    groups = [
-        {"params": decayed, "weight_decay": training.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if training.optimizer == "adamw":
-        return AdamW(groups, lr=training.peak_rate)
-    nesterov = training.momentum > 0
-    return SGD(groups, lr=training.peak_rate, momentum=training.momentum, nesterov=nesterov)
-
-
-def _scheduler(optimizer: Any, training: Training, steps: int) -> lr_scheduler.LRScheduler:
-    """The learning rate of every step."""
-    warmup = min(training.warmup_epochs, training.epochs - 1) * steps
-    total = training.epochs * steps - warmup
-    main: lr_scheduler.LRScheduler
-    match training.schedule:
-        case "cosine":
-            main = lr_scheduler.CosineAnnealingLR(optimizer, total)
-        case "one_cycle":
-            main = lr_scheduler.OneCycleLR(optimizer, training.peak_rate, total_steps=total + 1, cycle_momentum=False)
-        case "multi_step":
-            main = lr_scheduler.MultiStepLR(optimizer, [m * steps - warmup for m in training.milestones])
-        case "constant":
-            main = lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    if not warmup:
-        return main
-    rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup)
-    return lr_scheduler.SequentialLR(optimizer, [rise, main], milestones=[warmup])
-
-
-def _average(network: nn.Module, training: Training) -> AveragedModel | None:
-    if training.ema is None:
-        return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(training.ema))  # buffers are copied

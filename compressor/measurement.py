@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import binomtest
 from torch import nn
 
 from compressor import onnx_file
@@ -46,6 +45,8 @@ class Accuracy(BaseModel):
     @classmethod
     def of(cls, correct: int, total: int, *, split: str, engine: str) -> "Accuracy":
         """The accuracy of `correct` among `total`."""
+        from scipy.stats import binomtest  # takes a second, which `compress --help` need not wait for
+
         interval = binomtest(correct, total).proportion_ci(CONFIDENCE, method="wilson")
         low, high = float(interval.low), float(interval.high)
         return cls(

@@ -1,8 +1,7 @@
 """Networks as ONNX files: one self-contained file, lean, with our metadata; and ONNX Runtime sessions on them."""
 
 import json
-import logging
-import warnings
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,10 +9,12 @@ import onnx
 import onnxruntime
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from compressor.errors import StageError, first_line
 from compressor.preprocess import Preprocess
 from compressor.quantized import QuantizedNetwork, lower_to_onnx
+from compressor.tracing import layer_of, quiet, trace
 
 DEFAULT_OPSET = 18
 QUIET = 3  # ONNX Runtime's log level: errors only
@@ -27,25 +28,18 @@ def export_onnx(
     A quantized network becomes QuantizeLinear / DequantizeLinear pairs around its layers and integer constants.
 
     Raises:
+        ArchitectureError: the network cannot be traced.
         StageError: the exporter cannot write this network, or not in this opset.
     """
     network = lower_to_onnx(network) if isinstance(network, QuantizedNetwork) else network.eval()
-    example = torch.zeros(preprocess.input_shape(2))
-    with warnings.catch_warnings(), _Silent("torch.onnx", "onnxscript", "onnx_ir"):
-        warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
-        try:
+    traced = trace(network, preprocess.input_shape(2))
+    try:
+        with quiet():
             program = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                opset_version=opset,
-                input_names=["input"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                verbose=False,
+                traced, dynamo=True, opset_version=opset, input_names=["input"], output_names=["logits"], verbose=False
             )
-        except Exception as error:  # the exporter raises whatever its passes raise
-            raise StageError(f"the network cannot be exported to ONNX (opset {opset}): {first_line(error)}") from error
+    except Exception as error:  # the exporter raises whatever its passes raise
+        raise StageError(f"{_reason(error, traced)} (opset {opset})") from error
     assert program is not None
     model = program.model_proto
     _make_lean(model)
@@ -77,6 +71,18 @@ def session(model: bytes | Path, threads: int = 1) -> onnxruntime.InferenceSessi
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
+def _reason(error: BaseException, traced: ExportedProgram) -> str:
+    """What the exporter could not write, and in which layer it arises."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    found = (re.search(r"translating node %(\w+)", str(cause)) for cause in causes)
+    names = {match[1] for match in found if match}
+    layers = [layer_of(node) for node in traced.run_decompositions().graph.nodes if node.name in names]
+    where = f"layer {layers[0]!r}" if layers and layers[0] else "the network"
+    return f"{where} cannot be exported to ONNX: {first_line(causes[-1])}"
+
+
 def _make_lean(model: onnx.ModelProto) -> None:
     """Drop what only the exporter needs (stack traces, paths, shapes of inner values) and shorten inner names."""
     del model.metadata_props[:]
@@ -101,6 +107,7 @@ def _make_lean(model: onnx.ModelProto) -> None:
         initializer.doc_string = ""
         del initializer.metadata_props[:]
     for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
         value.doc_string = ""
         del value.metadata_props[:]
     for node in graph.node:
@@ -108,19 +115,3 @@ def _make_lean(model: onnx.ModelProto) -> None:
         del node.metadata_props[:]
         node.input[:] = [rename(name) for name in node.input]
         node.output[:] = [rename(name) for name in node.output]
-
-
-class _Silent:
-    """Hold back what these loggers say below an error."""
-
-    def __init__(self, *names: str) -> None:
-        self.loggers = [logging.getLogger(name) for name in names]
-        self.levels = [logger.level for logger in self.loggers]
-
-    def __enter__(self) -> None:
-        for logger in self.loggers:
-            logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        for logger, level in zip(self.loggers, self.levels, strict=True):
-            logger.setLevel(level)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from compressor.errors import ArchitectureError, first_line
+from compressor.errors import ArchitectureError
 from compressor.quantized import (
     ACTIVATIONS_AT,
     PARAMETERS_AT,
@@ -23,6 +23,7 @@ from compressor.quantized import (
     QuantizedNetwork,
     attribute,
 )
+from compressor.tracing import layer_of, trace
 
 aten = torch.ops.aten
 
@@ -60,20 +61,22 @@ def quantize_network(
 
     Args:
         network: a float network, `[N, C, H, W] -> [N, classes]`.
-        input_shape: shape of an example batch.
+        input_shape: shape of an example batch of at least 2.
         skip: names of layers (or of modules that hold them) that stay in float.
         weight_bits: 8, or 7 for processors whose 8-bit products saturate (x86 without VNNI).
 
     Raises:
         ArchitectureError: the network cannot be traced, `skip` names no layer, or nothing is left to quantize.
     """
-    graph_module = _trace(network, input_shape)
+    graph_module = _graph(network, input_shape)
     graph = graph_module.graph
     _fold_batch_norm(graph_module)
     for name in skip:
-        if not any(_inside(_path(node), name) for node in graph.nodes):
-            raise ArchitectureError(f"skip names {name!r}, but the network has no layer of that name")
-    layers = [node for node in graph.nodes if _is_layer(node) and not any(_inside(_path(node), name) for name in skip)]
+        if not any(_is_layer(node) and _inside(layer_of(node), name) for node in graph.nodes):
+            raise ArchitectureError(f"skip names {name!r}, but no convolution, linear layer or addition lies there")
+    layers = [
+        node for node in graph.nodes if _is_layer(node) and not any(_inside(layer_of(node), name) for name in skip)
+    ]
     if not layers:
         raise ArchitectureError("the network has no convolution, linear layer or addition left to quantize")
     grid_of = _place_activations(graph_module, _points(layers))
@@ -86,13 +89,8 @@ def quantize_network(
     return quantized.eval()
 
 
-def _trace(network: nn.Module, input_shape: tuple[int, int, int, int]) -> fx.GraphModule:
-    network = copy.deepcopy(network).cpu().eval()
-    example = torch.zeros(max(input_shape[0], 2), *input_shape[1:])
-    try:
-        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    except Exception as error:  # the exporter raises whatever the network's code and its own passes raise
-        raise ArchitectureError(f"the network cannot be traced by torch.export: {first_line(error)}") from error
+def _graph(network: nn.Module, input_shape: tuple[int, int, int, int]) -> fx.GraphModule:
+    program = trace(copy.deepcopy(network).cpu().eval(), input_shape)
     functional = program.run_decompositions({}).module(check_guards=False)
     return fx.GraphModule(functional, functional.graph)
 
@@ -213,7 +211,7 @@ def _names(graph_module: fx.GraphModule) -> tuple[str, ...]:
             base = str(source.target)
         else:
             operation = source.target.__name__.partition(".")[0]
-            base = f"{_path(source)}:{operation}"
+            base = f"{layer_of(source)}:{operation}"
         repeat = sum(name.partition("#")[0] == base for name in names.values())
         names[node.target] = f"{base}#{repeat + 1}" if repeat else base
     return tuple(names[f"{ACTIVATIONS_AT}.{index}"] for index in range(len(names)))
@@ -238,14 +236,8 @@ def _parameters(layer: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     weight = layer.args[1]
     bias = layer.args[2] if len(layer.args) > 2 else None
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        raise ArchitectureError(f"the weight of {_path(layer)!r} is computed in forward; it cannot be quantized")
+        raise ArchitectureError(f"the weight of {layer_of(layer)!r} is computed in forward; it cannot be quantized")
     return weight, bias  # type: ignore[return-value]
-
-
-def _path(node: fx.Node) -> str:
-    """The module in whose forward the node arises, as `layer1.0.conv1`; empty for the network itself."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return list(stack.values())[-1][0] if stack else ""
 
 
 def _inside(path: str, name: str) -> bool:

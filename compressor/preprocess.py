@@ -31,7 +31,16 @@ class Preprocess(BaseModel):
         return self
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """The image's pixels, `[C, H, W]` in 0..255."""
+        """The image's pixels, `[C, H, W]` in 0..255.
+
+        Raises:
+            ValueError: the image has more than 8 bits a channel.
+        """
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"it has more than 8 bits a channel (Pillow's mode {image.mode}), which would be cut off at 255; "
+                "save it with 8 bits"
+            )
         image = image.convert("L" if self.channels == 1 else "RGB")
         height, width = self.size
         if image.size != (width, height):

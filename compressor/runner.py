@@ -2,25 +2,31 @@
 
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from compressor import artifact, files, measurement, report
-from compressor.artifact import ONNX, Artifact, OnnxModel, TorchModel
+from compressor.artifact import ONNX, Artifact, TorchModel
+from compressor.checkpoint import Checkpoints
 from compressor.console import Console
 from compressor.data import Dataset
 from compressor.environment import environment
 from compressor.errors import UserError
-from compressor.measurement import Latency, NotMeasured, Setting
+from compressor.keys import source_digest, stage_key
 from compressor.pipeline import AnyStage, Pipeline
+from compressor.rehearsal import rehearse
 from compressor.report import Report, Row
-from compressor.stage import Context, discover, makes
+from compressor.stage import Context, named
+from compressor.timing import Finished, with_latency
 
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 ROW = "row.json"
 SPEC = "pipeline.yaml"
 SPEC_HEADER = "# As it was run, overrides applied; written by compress run.\n"
@@ -51,36 +57,35 @@ def run(
     folder = Path(out) if out is not None else Path("runs") / pipeline.name
     chosen = choose_device(device)
     _prepare(pipeline, folder)
-    data = pipeline.data.load(pipeline.seed)
-    if fresh:
-        _start_over(folder)
-    console.say(
-        f"{pipeline.name}: {len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test "
-        f"images, {len(data.labels)} classes; training on {chosen}"
-    )
-    context = Context(
-        data=data.without_test(),
-        seed=pipeline.seed,
-        device=chosen,
-        factories=pipeline.factories,
-        pipeline=pipeline.digest,
-        console=console,
-    )
-    finished = _run_stages(pipeline, data, context, folder)
-    rows = _measure_latency(pipeline, finished, folder, console)
-    result = Report(
-        pipeline=pipeline.name,
-        seed=pipeline.seed,
-        digest=pipeline.digest,
-        baseline=pipeline.baseline_id,
-        shipped=pipeline.stages[-1].id,
-        labels=data.labels,
-        environment=environment(),
-        rows=tuple(rows),
-    )
-    files.write_bytes(folder / ONNX, (finished[-1].folder / ONNX).read_bytes())
-    result.write(folder)
-    return result
+    with _locked(folder):
+        files.write_text(folder / SPEC, SPEC_HEADER + pipeline.to_yaml())
+        data = pipeline.data.load(pipeline.seed)
+        if fresh:
+            _start_over(folder)
+        _introduce(pipeline, data, chosen, console)
+        context = Context(
+            data=data.without_test(),
+            seed=pipeline.seed,
+            device=chosen,
+            factories=pipeline.factories,
+            pipeline=pipeline.digest,
+            console=console,
+        )
+        finished = _run_stages(pipeline, data, context, folder)
+        console.say("Measuring latency, in turn with the baseline", style="bold")
+        result = Report(
+            pipeline=pipeline.name,
+            seed=pipeline.seed,
+            digest=pipeline.digest,
+            baseline=pipeline.baseline_id,
+            shipped=pipeline.stages[-1].id,
+            labels=data.labels,
+            environment=environment(),
+            rows=tuple(with_latency(pipeline, finished, _earlier_rows(folder))),
+        )
+        files.write_bytes(folder / ONNX, (finished[-1].folder / ONNX).read_bytes())
+        result.write(folder)
+        return result
 
 
 def choose_device(name: str) -> torch.device:
@@ -98,15 +103,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """A stage that is done: its artifact as loaded back, where it lies, and its row without latency."""
-
-    artifact: Artifact
-    folder: Path
-    row: Row
-
-
 def _prepare(pipeline: Pipeline, folder: Path) -> None:
     """Make the folder of the run, or take one that an earlier run made."""
     written = folder / SPEC
@@ -114,9 +110,18 @@ def _prepare(pipeline: Pipeline, folder: Path) -> None:
         if written.exists() and not written.read_text(encoding="utf-8").startswith(SPEC_HEADER):
             raise UserError(f"{written} is not of an earlier run and would be overwritten; choose another --out")
         (folder / "stages").mkdir(parents=True, exist_ok=True)
-        files.write_text(written, SPEC_HEADER + pipeline.to_yaml())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the folder {folder} cannot be used: {error}") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second run out of the folder; the lock goes with the process, however it ends."""
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"another run is working in {folder}; wait until it ends, or choose another --out") from error
 
 
 def _start_over(folder: Path) -> None:
@@ -125,21 +130,43 @@ def _start_over(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for row in (folder / "stages").glob(f"*/{ROW}"):
         shutil.rmtree(row.parent)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
-def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Path) -> list[_Finished]:
-    finished: list[_Finished] = []
-    sources = _source_digest(pipeline)
+def _introduce(pipeline: Pipeline, data: Dataset, device: torch.device, console: Console) -> None:
+    """Say what is about to run, and what should be known of it."""
+    console.say(
+        f"{pipeline.name}: {len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test "
+        f"images, {len(data.labels)} classes; training on {device}"
+    )
+    for note in data.notes:
+        console.say(f"  note: {note}")
+    for stage_id, warning in pipeline.warnings:
+        console.say(f"  warning: stage {stage_id!r} {warning}")
+
+
+def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Path) -> list[Finished]:
+    finished: list[Finished] = []
+    sources = source_digest(pipeline)
+    rehearsed = False
     for number, stage in enumerate(pipeline.stages, 1):
         teachers = {d.row.id: d.artifact for d in finished if isinstance(d.artifact, TorchModel)}
         before = finished[-1].artifact if finished else None
-        key = _key(stage, before, teachers, context, sources)
+        key = stage_key(stage, before, teachers, context, sources)
         target = folder / "stages" / stage.id
         title = f"[{number}/{len(pipeline.stages)}] {stage.id} ({stage.stage})"
         done = _reuse(target, key, context, data)
         if done is None:
+            if not rehearsed:
+                context.console.say("Trying every stage on a few synthetic images", style="bold")
+                rehearse(pipeline, data.labels, data.preprocess, device=context.device)
+                rehearsed = True
             context.console.say(title, style="bold")
-            done = _run_stage(stage, before, replace(context, teachers=teachers), data, key, target)
+            checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, key)
+            with named(stage):
+                own = replace(context, teachers=teachers, checkpoints=checkpoints)
+                done = _run_stage(stage, before, own, data, key, target)
+            shutil.rmtree(checkpoints.folder, ignore_errors=True)
         else:
             context.console.say(f"{title}: done before, unchanged", style="bold")
         accuracy = done.row.accuracy
@@ -153,14 +180,12 @@ def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Pat
 
 def _run_stage(
     stage: AnyStage, before: Artifact | None, context: Context, data: Dataset, key: str, target: Path
-) -> _Finished:
-    """Run one stage in a temporary folder that is renamed when it is whole."""
+) -> Finished:
+    """Run one stage, and save what it makes in a temporary folder that is renamed when it is whole."""
     started = time.monotonic()
     made = stage.run(before, context)
     seconds = time.monotonic() - started
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial = _empty(target.with_name(f".{target.name}.partial"))
     made.save(partial)
     loaded = artifact.load(partial, factories=context.factories)
     shipped = loaded.to_onnx(context.pipeline) if isinstance(loaded, TorchModel) else loaded
@@ -179,153 +204,50 @@ def _run_stage(
         key=key,
         scored_on=data.test.fingerprint,
     )
+    _finish(partial, row, target)
+    return Finished(loaded, target, row)
+
+
+def _finish(partial: Path, row: Row, target: Path) -> None:
+    """Write the row, seal the folder, and put it where it belongs."""
     files.write_text(partial / ROW, row.model_dump_json(indent=1) + "\n")
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
-    return _Finished(loaded, target, row)
+    files.seal(partial)
+    files.replace_folder(partial, target)
 
 
-def _reuse(target: Path, key: str, context: Context, data: Dataset) -> _Finished | None:
-    """The stage in `target`, if it was made by this key; scored again if the test split is another."""
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _reuse(target: Path, key: str, context: Context, data: Dataset) -> Finished | None:
+    """The stage in `target`, if it was made by this key and is whole; scored again if the test split is another."""
+    if not target.exists():
+        return None
+    damage = files.damaged(target)
+    if damage is not None:
+        context.console.say(f"{damage}; it is made again")
+        return None
     try:
         row = Row.model_validate_json((target / ROW).read_bytes())
-    except (OSError, ValidationError):
+    except (OSError, ValidationError):  # whole, but of another version
         return None
     if row.key != key:
         return None
     if row.scored_on != data.test.fingerprint:
         accuracy = measurement.score(target / ONNX, data.test, data.preprocess, name="test")
         row = row.model_copy(update={"accuracy": accuracy, "scored_on": data.test.fingerprint})
-        files.write_text(target / ROW, row.model_dump_json(indent=1) + "\n")
-    return _Finished(artifact.load(target, factories=context.factories), target, row)
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(target, partial)
+        _finish(partial, row, target)
+    return Finished(artifact.load(target, factories=context.factories), target, row)
 
 
-def _key(
-    stage: AnyStage, before: Artifact | None, teachers: Mapping[str, TorchModel], context: Context, sources: str
-) -> str:
-    """SHA-256 over all that a stage's artifact depends on, but no folder name or time."""
-    teacher = getattr(stage, "teacher", None)
-    weights = getattr(stage, "weights", None)
-    return files.digest_json(
-        {
-            "settings": stage.model_dump(mode="json", exclude={"id", "teacher", "weights"}),
-            "weights": _digest_of(weights) if weights is not None else None,
-            "before": before.digest if before is not None else None,
-            "teacher": teachers[teacher].digest if teacher is not None else None,
-            "data": context.data.fingerprint,
-            "seed": context.seed,
-            "device": context.device.type,
-            "sources": sources,
-            "metadata": context.pipeline if OnnxModel in makes(type(stage)) else None,
-        }
-    )
-
-
-def _digest_of(path: Path) -> str | None:
-    return files.digest(path.read_bytes()) if path.is_file() else None
-
-
-def _source_digest(pipeline: Pipeline) -> str:
-    """The digest of the code: this package, the packages of the pipeline's stages, and its factories' modules."""
-    catalogue = discover()
-    packages = {__name__.partition(".")[0]} | {
-        catalogue[stage.stage].__module__.partition(".")[0] for stage in pipeline.stages
-    }
-    sources = {_source(factory.partition(":")[0]) for factory in pipeline.factories}
-    for name in packages:
-        sources |= set(_source(name).parent.rglob("*.py"))
-    return files.digest_json(sorted([path.name, files.digest(path.read_bytes())] for path in sources))
-
-
-def _source(module: str) -> Path:
+def _earlier_rows(folder: Path) -> dict[str, Row]:
+    """The rows of the last report in this folder, by id."""
     try:
-        spec = find_spec(module)
-    except ImportError:
-        spec = None
-    if spec is None or spec.origin is None:
-        raise UserError(f"{module} cannot be imported; expected a Python file or package, importable from here")
-    return Path(spec.origin)
-
-
-def _measure_latency(pipeline: Pipeline, finished: list[_Finished], folder: Path, console: Console) -> list[Row]:
-    """The rows with latency; figures of an earlier report stand where nothing that they depend on has changed."""
-    try:
-        known = {row.measured_as: row for row in Report.load(folder).rows}
+        return {row.id: row for row in Report.load(folder).rows}
     except UserError:
-        known = {}
-    baseline = next(done for done in finished if done.row.id == pipeline.baseline_id)
-    rows = []
-    console.say("Measuring latency, in turn with the baseline", style="bold")
-    for before, done in zip([None, *finished[:-1]], finished, strict=True):
-        others = [other for other in (baseline, before) if other is not None]
-        identity = _measurement_identity(pipeline, done, others)
-        if identity in known:
-            latency, versus_float = known[identity].latency, known[identity].versus_float
-        else:
-            latency = tuple(_latency(done, baseline, setting) for setting in _settings(pipeline))
-            versus_float = _versus_float(pipeline, done, before)
-        rows.append(
-            done.row.model_copy(update={"latency": latency, "versus_float": versus_float, "measured_as": identity})
-        )
-    return rows
-
-
-def _measurement_identity(pipeline: Pipeline, done: _Finished, others: list[_Finished]) -> str:
-    """SHA-256 over all that a row's latency depends on: the files, the settings and the machine."""
-    return files.digest_json(
-        {
-            "id": done.row.id,
-            "files": [files.digest((each.folder / ONNX).read_bytes()) for each in (done, *others)],
-            "measure": pipeline.measure.model_dump(mode="json"),
-            "environment": environment().model_dump(mode="json", exclude={"commit"}),
-        }
-    )
-
-
-def _versus_float(pipeline: Pipeline, done: _Finished, before: _Finished | None) -> tuple[Latency, ...]:
-    """The speed-up of an int8 network over the same network's float ONNX file, which is that of the stage before."""
-    if before is None or not done.artifact.quantized or before.artifact.quantized:
-        return ()
-    onnx = [setting for setting in _settings(pipeline) if setting.engine == "onnxruntime"]
-    measured = (_latency(done, before, setting) for setting in onnx)
-    return tuple(entry for entry in measured if isinstance(entry, Latency))
-
-
-def _settings(pipeline: Pipeline) -> list[Setting]:
-    """Every combination to time: ONNX Runtime on the CPU, torch on both; threads do not matter to a GPU."""
-    measure = pipeline.measure
-    return [
-        Setting(engine=engine, device=device, threads=threads, batch=batch)
-        for engine in measure.engines
-        for device in measure.devices
-        for threads in (measure.threads if device == "cpu" else measure.threads[:1])
-        for batch in measure.batches
-        if (engine, device) != ("onnxruntime", "cuda")
-    ]
-
-
-def _latency(done: _Finished, baseline: _Finished, setting: Setting) -> Latency | NotMeasured:
-    runs: list[measurement.Run] = []
-    for each in (done, baseline):
-        reason = _reason_not_to_time(each.artifact, setting)
-        if reason is not None:
-            return NotMeasured(**setting.model_dump(), reason=reason)
-        preprocess = each.artifact.preprocess
-        if setting.engine == "onnxruntime":
-            runs.append(measurement.onnx_runner(each.folder / ONNX, preprocess, setting))
-        else:
-            assert isinstance(each.artifact, TorchModel)
-            runs.append(measurement.torch_runner(each.artifact.copy_network(), preprocess, setting))
-    candidate, reference = runs
-    return measurement.compare(candidate, reference, setting)
-
-
-def _reason_not_to_time(model: Artifact, setting: Setting) -> str | None:
-    if setting.device == "cuda" and not torch.cuda.is_available():
-        return "no CUDA device"
-    if setting.engine == "torch" and isinstance(model, OnnxModel):
-        return "an ONNX file does not run in torch"
-    if setting.engine == "torch" and model.quantized:
-        return "a fake-quantized network in eager torch is not what ships"
-    return None
+        return {}

@@ -1,25 +1,28 @@
-"""Where images come from: the data sets that `data.name` knows, read without unpickling anything."""
+"""Where images come from: the data sets that `data.name` knows, read without unpickling anything.
+
+Libraries that take seconds to import are imported by the data sets that need them.
+"""
 
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torchvision
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from sklearn.datasets import load_digits
-from torchvision.datasets.utils import check_integrity, download_url
+from PIL import Image
 
 from compressor.errors import DataError, first_line
 from compressor.preprocess import Preprocess
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DIGITS = [str(digit) for digit in range(10)]
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
+ENLARGED = 4
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -31,11 +34,12 @@ class Images(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Training images, test images where the data has a split of its own, and the names of the classes."""
+    """Training images, test images where the data has a split of its own, the classes, and what was odd."""
 
     train: Images
     test: Images | None
     labels: Sequence[str]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Source:
     """A data set: how to read it, and what its images are like unless the pipeline says otherwise."""
 
     read: Callable[[Path, Preprocess], Read]
+    labels: Callable[[Path], Sequence[str]]  # without reading an image
     size: tuple[int, int]
     channels: int
     mean: tuple[float, ...]
@@ -53,16 +58,19 @@ class Source:
 
 def _digits(root: Path, preprocess: Preprocess) -> Read:
     """Scikit-learn's 1,797 scans of handwritten digits (8 x 8, 0..16), which ship with it."""
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     scans = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     images = Images(_resized(scans, preprocess), bunch.target.astype(np.int64))
-    return Read(images, None, [str(digit) for digit in range(10)])
+    return Read(images, None, DIGITS)
 
 
 def _mnist(name: str) -> Callable[[Path, Preprocess], Read]:
-    dataset_type = getattr(torchvision.datasets, name)
-
     def read(root: Path, preprocess: Preprocess) -> Read:
+        from torchvision import datasets
+
+        dataset_type = getattr(datasets, name)
         parts = []
         for train in (True, False):
             try:
@@ -74,9 +82,15 @@ def _mnist(name: str) -> Callable[[Path, Preprocess], Read]:
                 ) from error
             labels = dataset.targets.numpy().astype(np.int64)
             parts.append(Images(_resized(dataset.data.numpy(), preprocess), labels))
-        return Read(parts[0], parts[1], [label.replace("/", " or ") for label in dataset_type.classes])
+        return Read(parts[0], parts[1], _mnist_labels(name))
 
     return read
+
+
+def _mnist_labels(name: str) -> list[str]:
+    from torchvision import datasets
+
+    return [label.replace("/", " or ") for label in getattr(datasets, name).classes]
 
 
 def _cifar(
@@ -85,6 +99,8 @@ def _cifar(
     """The binary version of CIFAR: records of label bytes and 3,072 pixels. (The Python version is a pickle.)"""
 
     def read(root: Path, preprocess: Preprocess) -> Read:
+        from torchvision.datasets.utils import check_integrity, download_url
+
         if not (root / folder / test).is_file():
             try:
                 if not check_integrity(str(root / archive), md5):
@@ -118,44 +134,84 @@ def _cifar(
     return read
 
 
+class _Folder(NamedTuple):
+    """The images of a folder, not yet read."""
+
+    paths: Sequence[Path]
+    classes: Sequence[int]
+
+
 def _image_folder(root: Path, preprocess: Preprocess) -> Read:
     """`root/train/<class>/*` and `root/test/<class>/*`, or `root/<class>/*` alone."""
+    train, test, labels = _listed(root)
+    notes: Counter[str] = Counter()
+    read = [None if folder is None else _pixels(folder, preprocess, notes) for folder in (train, test)]
+    assert read[0] is not None
+    return Read(read[0], read[1], labels, [f"{count} images are {note}" for note, count in sorted(notes.items())])
+
+
+def _listed(root: Path) -> tuple[_Folder, _Folder | None, list[str]]:
+    """The images of the training and test split, and their classes."""
     if not root.is_dir():
         raise DataError(f"data.root: there is no folder {root}; give one with a sub-folder of images for each class")
     if not (root / "train").is_dir():
-        images, labels = _read_classes(root, preprocess)
-        return Read(images, None, labels)
+        images, labels = _listed_classes(root)
+        return images, None, labels
     if not (root / "test").is_dir():
         raise DataError(f"{root} has a sub-folder train but none named test; add it, or give one folder a class")
-    train, labels = _read_classes(root / "train", preprocess)
-    test, test_labels = _read_classes(root / "test", preprocess)
+    train, labels = _listed_classes(root / "train")
+    test, test_labels = _listed_classes(root / "test")
     if labels != test_labels:
         odd = sorted(set(labels) ^ set(test_labels))
         raise DataError(f"{root}: train and test have other classes; not in both: {', '.join(odd[:5])}")
-    return Read(train, test, labels)
+    return train, test, labels
 
 
-def _read_classes(folder: Path, preprocess: Preprocess) -> tuple[Images, list[str]]:
-    labels = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    if len(labels) < 2:
-        raise DataError(f"{folder} needs a sub-folder of images for each of at least two classes; it has {len(labels)}")
-    paths, classes = [], []
-    for index, label in enumerate(labels):
-        found = sorted(path for path in (folder / label).iterdir() if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise DataError(f"{folder / label} holds no image ({', '.join(sorted(SUFFIXES))})")
-        paths += found
-        classes += [index] * len(found)
+def _listed_classes(folder: Path) -> tuple[_Folder, list[str]]:
+    try:
+        labels = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+        if len(labels) < 2:
+            raise DataError(
+                f"{folder} needs a sub-folder of images for each of at least two classes; it has {len(labels)}"
+            )
+        paths: list[Path] = []
+        classes: list[int] = []
+        for index, label in enumerate(labels):
+            found = sorted(path for path in (folder / label).iterdir() if path.suffix.lower() in SUFFIXES)
+            if not found:
+                raise DataError(f"{folder / label} holds no image ({', '.join(sorted(SUFFIXES))})")
+            paths += found
+            classes += [index] * len(found)
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+    return _Folder(paths, classes), labels
 
-    def pixels(path: Path) -> NDArray[np.uint8]:
+
+def _pixels(folder: _Folder, preprocess: Preprocess, notes: Counter[str]) -> Images:
+    """Read the images, and count in `notes` what was done to unusual ones."""
+
+    def pixels(path: Path) -> tuple[NDArray[np.uint8], list[str]]:
         try:
             with Image.open(path) as image:
-                return preprocess.pixels(image)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise DataError(f"{path} is not an image that Pillow can read: {first_line(error)}") from error
+                return preprocess.pixels(image), list(_notes(image, preprocess))
+        except Exception as error:  # Pillow's decoders raise many types
+            raise DataError(f"{path} is not an image that can be used: {first_line(error)}") from error
 
     with ThreadPoolExecutor() as pool:
-        return Images(np.stack(list(pool.map(pixels, paths))), np.array(classes, np.int64)), labels
+        read = list(pool.map(pixels, folder.paths))
+    for _, remarks in read:
+        notes.update(remarks)
+    return Images(np.stack([image for image, _ in read]), np.array(folder.classes, np.int64))
+
+
+def _notes(image: Image.Image, preprocess: Preprocess) -> Iterator[str]:
+    height, width = preprocess.size
+    if "A" in image.getbands() or "transparency" in image.info:
+        yield "transparent; transparency was dropped"
+    if preprocess.channels == 3 and image.mode in {"1", "L", "LA"}:
+        yield "gray; they were made RGB"
+    if image.width * ENLARGED < width or image.height * ENLARGED < height:
+        yield f"enlarged more than {ENLARGED} times to {height} x {width}"
 
 
 def _resized(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -164,9 +220,18 @@ def _resized(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.ui
 
 
 SOURCES: dict[str, Source] = {
-    "digits": Source(_digits, (8, 8), 1, (0.306,), (0.377,)),
-    "mnist": Source(_mnist("MNIST"), (28, 28), 1, (0.1307,), (0.3081,), crop=2),
-    "fashion_mnist": Source(_mnist("FashionMNIST"), (28, 28), 1, (0.2860,), (0.3530,), crop=2, flip=True),
+    "digits": Source(_digits, lambda _: DIGITS, (8, 8), 1, (0.306,), (0.377,)),
+    "mnist": Source(_mnist("MNIST"), lambda _: _mnist_labels("MNIST"), (28, 28), 1, (0.1307,), (0.3081,), crop=2),
+    "fashion_mnist": Source(
+        _mnist("FashionMNIST"),
+        lambda _: _mnist_labels("FashionMNIST"),
+        (28, 28),
+        1,
+        (0.2860,),
+        (0.3530,),
+        crop=2,
+        flip=True,
+    ),
     "cifar10": Source(
         _cifar(
             "cifar-10-binary.tar.gz",
@@ -176,6 +241,7 @@ SOURCES: dict[str, Source] = {
             1,
             "test_batch.bin",
         ),
+        lambda _: CIFAR10_LABELS,
         (32, 32),
         3,
         (0.4914, 0.4822, 0.4465),
@@ -192,6 +258,7 @@ SOURCES: dict[str, Source] = {
             2,
             "test.bin",
         ),
+        lambda _: [f"class {number}" for number in range(100)],  # their names come with the download
         (32, 32),
         3,
         (0.5071, 0.4865, 0.4409),
@@ -199,5 +266,5 @@ SOURCES: dict[str, Source] = {
         crop=4,
         flip=True,
     ),
-    "image_folder": Source(_image_folder, (224, 224), 3, IMAGENET_MEAN, IMAGENET_STD),
+    "image_folder": Source(_image_folder, lambda root: _listed(root)[2], (224, 224), 3, IMAGENET_MEAN, IMAGENET_STD),
 }

@@ -3,7 +3,8 @@
 import hashlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -15,9 +16,10 @@ from torch import nn
 
 from compressor.architectures import Architecture, check_fits
 from compressor.artifact import TorchModel
+from compressor.checkpoint import Checkpoints
 from compressor.console import Console
 from compressor.data import Dataset
-from compressor.errors import UserError
+from compressor.errors import CompressorError, StageError, UserError, first_line, is_out_of_memory
 from compressor.spec import Arguments, Spec
 
 GROUP = "compressor.stages"
@@ -39,6 +41,7 @@ class Context:
         factories: factories of one's own (`package.module:Factory`) that may be imported.
         pipeline: digest of the pipeline, which goes into the metadata of ONNX files.
         console: where progress is shown.
+        checkpoints: where unfinished trainings are kept; none are by default.
     """
 
     data: Dataset
@@ -48,6 +51,7 @@ class Context:
     factories: frozenset[str] = frozenset()
     pipeline: str = ""
     console: Console = field(default_factory=Console)
+    checkpoints: Checkpoints | None = None
 
     def seed_for(self, purpose: str) -> int:
         """A seed of its own for every purpose."""
@@ -108,6 +112,30 @@ class Stage(Spec, Generic[In, Out]):
     def run(self, model: In, context: Context) -> Out:
         """Make this stage's artifact out of `model`, which is left as it is."""
         raise TypeError(f"{type(self).__name__} defines no run()")
+
+    def rehearsal(self) -> Self:
+        """This stage with as little work as takes every step of it, to be tried on a few synthetic images."""
+        return self
+
+
+@contextmanager
+def named(stage: Stage[Any, Any]) -> Iterator[None]:
+    """Say of an error in which stage it arose.
+
+    Raises:
+        StageError: memory ran out.
+    """
+    try:
+        yield
+    except CompressorError as error:
+        raise type(error)(f"stage {stage.id!r}: {error}") from error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StageError(
+            f"stage {stage.id!r}: out of memory ({first_line(error)}); lower batch_size or data.size, or use a larger "
+            "machine"
+        ) from error
 
 
 class Start(Spec):

@@ -1,14 +1,15 @@
 """Train a student to give its teacher's answers (Hinton, Vinyals and Dean 2015)."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from compressor.artifact import TorchModel
 from compressor.distillation import Teacher, loss_from
-from compressor.fit import Training, fit
+from compressor.fit import fit
 from compressor.spec import Spec
 from compressor.stage import Context, Stage, Start
+from compressor.training import Training
 
 
 class Cache(Spec):
@@ -37,6 +38,10 @@ class Distill(Start, Training, Stage[TorchModel | None, TorchModel]):
     temperature: float = Field(4.0, ge=0.1, le=100)
     alpha: float = Field(0.9, ge=0, le=1)
     cache: Cache | None = None
+
+    def rehearsal(self) -> Self:
+        """As any training, with one view."""
+        return super().rehearsal().model_copy(update={"cache": Cache(views=1) if self.cache else None})
 
     def run(self, model: TorchModel | None, context: Context) -> TorchModel:
         """The trained student.

@@ -1,6 +1,6 @@
 """Write the ONNX file that ships, and hold it against the network it came from."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,10 @@ class Export(Stage[TorchModel, OnnxModel]):
     opset: int = Field(18, ge=18, le=23)
     agreement: float = Field(0.99, ge=0, le=1)
 
+    def rehearsal(self) -> Self:
+        """Any agreement will do: an untrained network is undecided between classes."""
+        return self.model_copy(update={"agreement": 0.0})
+
     def run(self, model: TorchModel, context: Context) -> OnnxModel:
         """The ONNX file.
 
@@ -47,7 +51,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         }
         if same / len(got) < self.agreement:
             raise StageError(
-                f"{self.id}: ONNX Runtime and torch agree on {same} of {len(got)} validation images, under the "
+                f"ONNX Runtime and torch agree on {same} of {len(got)} validation images, under the "
                 f"{self.agreement:.1%} asked for; the largest logit difference is {difference.max():.3g}"
             )
         return exported.with_details({"opset": self.opset, "agreement": agreement})

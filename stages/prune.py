@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,12 @@ class Prune(Stage[TorchModel, TorchModel]):
     round_to: int = Field(16, ge=1, le=4096)
     steps: int = Field(1, ge=1, le=1000)
 
+    def rehearsal(self) -> Self:
+        """A ratio of all layers' channels takes other channels from untrained layers, or none: take nearly all."""
+        if self.scope == "global" and self.target.ratio is not None:
+            return self.model_copy(update={"target": Target(ratio=LARGEST_RATIO)})
+        return self
+
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """The pruned network.
 
@@ -79,9 +85,7 @@ class Prune(Stage[TorchModel, TorchModel]):
             network = self._search(model, before, context)
         after = _Size.of(network, context)
         if after == before:
-            raise StageError(
-                f"{self.id}: no channel can be removed with round_to {self.round_to}; lower it, or prune further"
-            )
+            raise StageError(f"no channel can be removed with round_to {self.round_to}; lower it, or prune further")
         estimate_batch_norm(network, context)
         old, new = widths_of(model.network), widths_of(network)
         changed = {name: width for name, width in new.items() if width != old[name]}
@@ -117,7 +121,7 @@ class Prune(Stage[TorchModel, TorchModel]):
                 low = ratio
         if best is None:
             raise StageError(
-                f"{self.id}: the target, at most {self._limit:.3f} of what comes in, is out of reach with round_to "
+                f"the target, at most {self._limit:.3f} of what comes in, is out of reach with round_to "
                 f"{self.round_to}; the smallest network keeps {smallest:.3f}"
             )
         return best
@@ -142,7 +146,7 @@ class Prune(Stage[TorchModel, TorchModel]):
             check_fits(network, model.architecture, tuple(example.shape))
         except Exception as error:  # a width written into forward ends anywhere, in torch-pruning or in forward
             raise ArchitectureError(
-                f"{self.id}: {model.architecture.model} does not work with channels removed ({first_line(error)}); "
+                f"{model.architecture.model} does not work with channels removed ({first_line(error)}); "
                 "are channel counts written into its forward?"
             ) from error
         _check_widths_suffice(model.network, network)

@@ -20,10 +20,11 @@ from compressor.artifact import TorchModel
 from compressor.changes import Int8
 from compressor.distillation import Teacher, loss_from
 from compressor.errors import ArchitectureError
-from compressor.fit import Batch, Loss, Training, fit
+from compressor.fit import Batch, Loss, fit
 from compressor.placement import quantize_network
 from compressor.quantized import UINT8_MAX, QuantizedNetwork
 from compressor.stage import Context, Stage
+from compressor.training import Training
 
 CALIBRATION_BATCH = 64
 HISTOGRAM_BINS = 2048

@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from compressor.artifact import TorchModel, load_weights, read_weights
-from compressor.fit import Batch, Training, fit
+from compressor.fit import Batch, fit
 from compressor.stage import Context, Stage, Start
+from compressor.training import Training
 
 
 class Train(Start, Training, Stage[TorchModel | None, TorchModel]):

@@ -77,7 +77,10 @@ def test_a_factory_is_imported_only_when_the_pipeline_names_it() -> None:
     [
         ("tests.networks:WrongHead", r"\[2, 3\] for 2 images; the data has 10 classes"),
         ("tests.networks:not_a_network", "gave a str"),
-        ("tests.networks:Asserting", r"does not take images of shape \[1, 8, 8\] \(C, H, W\): AssertionError"),
+        (
+            "tests.networks:Asserting",
+            r"does not take images of shape \[1, 8, 8\] \(C, H, W\): the network itself \(Asserting\): AssertionError",
+        ),
         ("tests.networks:Tied", "shares parameters between layers"),
         ("tests.networks:Missing", "cannot be imported"),
         ("tests.nowhere:LeNet", "cannot be imported"),

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from compressor import Context
 from compressor.errors import StageError
-from compressor.fit import Batch, Training, _optimizer, _scheduler, fit
+from compressor.fit import Batch, fit
+from compressor.training import Training, _optimizer, _schedule
 
 
 def rates(training: Training, steps: int) -> list[float]:
     """The learning rate of every step."""
     optimizer = _optimizer(nn.Linear(2, 2), training)
-    scheduler = _scheduler(optimizer, training, steps)
+    scheduler = _schedule(optimizer, training, steps)
     seen = []
     for _ in range(training.epochs * steps):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -120,7 +121,7 @@ def test_a_diverging_loss_is_said_with_epoch_and_learning_rate(context: Context)
     def exploding(logits: Tensor, batch: Batch) -> Tensor:
         return logits.mean() * float("nan")
 
-    with pytest.raises(StageError, match=r"student: the loss is nan in epoch 1 at learning rate 0\.5"):
+    with pytest.raises(StageError, match=r"the loss is nan in epoch 1 at learning rate 0\.5"):
         fit(Scale(), exploding, Training(epochs=2, learning_rate=0.5), context, label="student")
 
 

@@ -1,0 +1,115 @@
+"""Latency: every row of a run timed in turn with the baseline, once all stages have run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from compressor import files, measurement
+from compressor.artifact import ONNX, Artifact, OnnxModel, TorchModel
+from compressor.environment import environment
+from compressor.measurement import Latency, NotMeasured, Setting
+from compressor.pipeline import Pipeline
+from compressor.report import Row
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A stage that is done: its artifact as loaded back, where it lies, and its row without latency."""
+
+    artifact: Artifact
+    folder: Path
+    row: Row
+
+
+def with_latency(pipeline: Pipeline, finished: Sequence[Finished], known: Mapping[str, Row]) -> list[Row]:
+    """The rows of the stages that are done, with latency.
+
+    Args:
+        pipeline: says what to measure on, and what to compare with.
+        finished: every stage.
+        known: rows of an earlier report by id, whose figures stand where nothing that they depend on has changed.
+    """
+    baseline = next(done for done in finished if done.row.id == pipeline.baseline_id)
+    rows = []
+    for before, done in zip([None, *finished[:-1]], finished, strict=True):
+        others = [other for other in (baseline, before) if other is not None]
+        identity = _identity(pipeline, done, others)
+        row = known.get(done.row.id)
+        if row is None or row.measured_as != _measured_as(identity, row.latency, row.versus_float):
+            latency = tuple(_latency(done, baseline, setting) for setting in _settings(pipeline))
+            versus_float = _versus_float(pipeline, done, before)
+        else:
+            latency, versus_float = row.latency, row.versus_float
+        measured_as = _measured_as(identity, latency, versus_float)
+        rows.append(
+            done.row.model_copy(update={"latency": latency, "versus_float": versus_float, "measured_as": measured_as})
+        )
+    return rows
+
+
+def _identity(pipeline: Pipeline, done: Finished, others: Sequence[Finished]) -> str:
+    """SHA-256 over all that a row's latency depends on: the files, the settings and the machine."""
+    return files.digest_json(
+        {
+            "id": done.row.id,
+            "files": [files.digest((each.folder / ONNX).read_bytes()) for each in (done, *others)],
+            "measure": pipeline.measure.model_dump(mode="json"),
+            "environment": environment().model_dump(mode="json", exclude={"commit"}),
+        }
+    )
+
+
+def _measured_as(identity: str, latency: Sequence[Latency | NotMeasured], versus_float: Sequence[Latency]) -> str:
+    """SHA-256 over what figures depend on and the figures, so that none is taken over that was damaged."""
+    figures = [entry.model_dump(mode="json") for entry in (*latency, *versus_float)]
+    return files.digest_json([identity, figures])
+
+
+def _versus_float(pipeline: Pipeline, done: Finished, before: Finished | None) -> tuple[Latency, ...]:
+    """The speed-up of an int8 network over the same network's float ONNX file, which is that of the stage before."""
+    if before is None or not done.artifact.quantized or before.artifact.quantized:
+        return ()
+    onnx = [setting for setting in _settings(pipeline) if setting.engine == "onnxruntime"]
+    measured = (_latency(done, before, setting) for setting in onnx)
+    return tuple(entry for entry in measured if isinstance(entry, Latency))
+
+
+def _settings(pipeline: Pipeline) -> list[Setting]:
+    """Every combination to time: ONNX Runtime on the CPU, torch on both; threads do not matter to a GPU."""
+    measure = pipeline.measure
+    return [
+        Setting(engine=engine, device=device, threads=threads, batch=batch)
+        for engine in measure.engines
+        for device in measure.devices
+        for threads in (measure.threads if device == "cpu" else measure.threads[:1])
+        for batch in measure.batches
+        if (engine, device) != ("onnxruntime", "cuda")
+    ]
+
+
+def _latency(done: Finished, baseline: Finished, setting: Setting) -> Latency | NotMeasured:
+    runs: list[measurement.Run] = []
+    for each in (done, baseline):
+        reason = _reason_not_to_time(each.artifact, setting)
+        if reason is not None:
+            return NotMeasured(**setting.model_dump(), reason=reason)
+        preprocess = each.artifact.preprocess
+        if setting.engine == "onnxruntime":
+            runs.append(measurement.onnx_runner(each.folder / ONNX, preprocess, setting))
+        else:
+            assert isinstance(each.artifact, TorchModel)
+            runs.append(measurement.torch_runner(each.artifact.copy_network(), preprocess, setting))
+    candidate, reference = runs
+    return measurement.compare(candidate, reference, setting)
+
+
+def _reason_not_to_time(model: Artifact, setting: Setting) -> str | None:
+    if setting.device == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device"
+    if setting.engine == "torch" and isinstance(model, OnnxModel):
+        return "an ONNX file does not run in torch"
+    if setting.engine == "torch" and model.quantized:
+        return "a fake-quantized network in eager torch is not what ships"
+    return None

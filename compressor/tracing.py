@@ -1,0 +1,94 @@
+"""Networks as graphs of operators; and, where a forward pass fails, the layer in which it does."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from compressor.errors import ArchitectureError, first_line
+
+LOGGERS = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
+
+
+def trace(network: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:
+    """The graph of `network` in eval mode, for any batch size.
+
+    Args:
+        network: `[N, C, H, W] -> [N, classes]`, on the CPU.
+        input_shape: `(N, C, H, W)` of an example, N at least 2.
+
+    Raises:
+        ArchitectureError: it cannot be traced; the layer and the reason are named.
+    """
+    try:
+        return _exported(network, input_shape)
+    except Exception as error:  # the exporter raises whatever the network's code and its own passes raise
+        reason = first_line(error)
+    with running_layers(network) as running:
+        try:
+            return _exported(network, input_shape)
+        except Exception as error:
+            where = layer_in_words(network, running)
+            raise ArchitectureError(f"{where} cannot be traced by torch.export: {reason}") from error
+
+
+@contextmanager
+def running_layers(network: nn.Module) -> Iterator[list[str]]:
+    """The names of the layers whose forward is running, outermost first; an exception leaves them as they were."""
+    running: list[str] = []
+
+    def enter(name: str) -> None:
+        running.append(name)
+
+    def leave() -> None:
+        running.pop()
+
+    handles = []
+    for name, module in network.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
+        handles.append(module.register_forward_hook(lambda *_: leave()))
+    try:
+        yield running
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_in_words(network: nn.Module, running: Sequence[str]) -> str:
+    """The innermost of the running layers."""
+    name = running[-1] if running else ""
+    kind = type(network.get_submodule(name)).__name__
+    return f"layer {name!r} ({kind})" if name else f"the network itself ({kind})"
+
+
+def layer_of(node: fx.Node) -> str:
+    """The layer in whose forward a node of a graph arises, as `layer1.0.conv1`; empty for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return list(stack.values())[-1][0] if stack else ""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what exporters warn and log about themselves; what they raise is said by us."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _exported(network: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:
+    with quiet():
+        return torch.export.export(
+            network, (torch.zeros(*input_shape),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+        )
