@@ -2,9 +2,11 @@
 
 import inspect
 import re
-from typing import Annotated, Any, Union
+from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel, Field, create_model
+from pydantic.json_schema import models_json_schema
 
 from compressor.pipeline import Pipeline
 from compressor.stage import discover
@@ -16,18 +18,30 @@ def json_schema() -> dict[str, Any]:
     Descriptions are those of the classes' docstrings.
     """
     catalogue = discover()
-    stage = Annotated[Union[tuple(catalogue.values())], Field(discriminator="stage")]  # type: ignore[valid-type] # noqa: UP007
-    whole: Any = create_model("Pipeline", __base__=Pipeline, stages=(tuple[stage, ...], Field(min_length=1)))
-    schema: dict[str, Any] = whole.model_json_schema()
-    models = {kind.__name__: kind for kind in (*catalogue.values(), *_parts(whole))}
+    whole: Any = create_model("Pipeline", __base__=Pipeline, stages=(list[dict[str, Any]], Field(min_length=1)))
+    kinds: list[Any] = [whole, *catalogue.values()]
+    references, generated = models_json_schema([(kind, "validation") for kind in kinds])
+    definitions = generated["$defs"]
+    schema = definitions.pop("Pipeline")
+    of_tag = {tag: references[(kind, "validation")]["$ref"] for tag, kind in catalogue.items()}
+    schema["properties"]["stages"]["items"] = {
+        "oneOf": [{"$ref": reference} for reference in of_tag.values()],
+        "discriminator": {"propertyName": "stage", "mapping": of_tag},
+    }
     _describe(schema, Pipeline)
-    for name, definition in schema["$defs"].items():
-        _describe(definition, models[name])
-    for kind in catalogue.values():
-        definition = schema["$defs"][kind.__name__]
+    for part in _parts(kinds):
+        if part.__name__ in definitions:
+            _describe(definitions[part.__name__], part)
+    for reference in of_tag.values():
+        definition = definitions[reference.rpartition("/")[2]]
         definition["required"] = ["stage", *definition.get("required", [])]
         del definition["properties"]["id"]["default"]  # it is the tag
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "A pipeline of compressor"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "A pipeline of compressor",
+        "$defs": definitions,
+    }
 
 
 def _describe(definition: dict[str, Any], model: type[BaseModel]) -> None:
@@ -47,16 +61,15 @@ def _attributes(docstring: str) -> dict[str, str]:
     return {name: re.sub(r"\s+", " ", text) for name, text in entries}
 
 
-def _parts(model: type[BaseModel]) -> set[type[BaseModel]]:
-    """The models that stand in the fields of a model and of its stages."""
+def _parts(models: Sequence[Any]) -> set[type[BaseModel]]:
+    """The models, and those that stand in their fields."""
     found: set[type[BaseModel]] = set()
-    waiting: list[Any] = [model, *discover().values()]
+    waiting = list(models)
     while waiting:
         kind = waiting.pop()
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            if kind not in found:
-                found.add(kind)
-                waiting += [info.annotation for info in kind.model_fields.values()]
-        else:
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
             waiting += getattr(kind, "__args__", ())
+        elif kind not in found:
+            found.add(kind)
+            waiting += [info.annotation for info in kind.model_fields.values()]
     return found

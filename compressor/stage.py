@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
@@ -181,8 +181,35 @@ def makes(stage: type[Stage[Any, Any]]) -> tuple[type, ...]:
 
 @cache
 def discover() -> Mapping[str, type[Stage[Any, Any]]]:
-    """The installed stages by tag."""
-    return {entry.name: entry.load() for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)}
+    """The installed stages by tag.
+
+    Raises:
+        UserError: a package offers what is no stage or cannot be imported, or two packages offer one tag.
+    """
+    offered: dict[str, EntryPoint] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, _package(entry))):
+        if entry.name in offered:
+            packages = f"{_package(offered[entry.name])} and {_package(entry)}"
+            raise UserError(f"the stage {entry.name!r} is offered by two packages, {packages}; uninstall one of them")
+        offered[entry.name] = entry
+    return {tag: _load(entry) for tag, entry in offered.items()}
+
+
+def _load(entry: EntryPoint) -> type[Stage[Any, Any]]:
+    whose = f"the stage {entry.name!r} of the package {_package(entry)}"
+    try:
+        kind = entry.load()
+    except Exception as error:  # importing runs the package's code
+        raise UserError(f"{whose} cannot be imported: {first_line(error)}; repair or uninstall it") from error
+    if not (isinstance(kind, type) and issubclass(kind, Stage)):
+        raise UserError(f"{whose} is no subclass of compressor.Stage; repair or uninstall it")
+    if kind.model_fields["stage"].default != entry.name:
+        raise UserError(f"{whose} calls itself {kind.model_fields['stage'].default!r}; the two names must be one")
+    return kind
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else entry.module
 
 
 def _alternatives(hint: Any) -> tuple[type, ...]:

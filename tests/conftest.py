@@ -1,6 +1,7 @@
 """Tiny networks on real digits; everything runs on the CPU in seconds."""
 
 import collections
+import sys
 from pathlib import Path
 
 import onnx
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 from compressor import Context, Data, Dataset, TorchModel
+
+PLUGIN = Path(__file__).parent / "plugin"  # a third party's package, installed for all tests
+sys.path.append(str(PLUGIN))
 
 TINY = {"blocks": [1, 1], "widths": [8, 16]}
 

@@ -14,6 +14,7 @@ from compressor import Data, Measure, Pipeline, Stage
 from compressor.stage import discover
 
 ROOT = Path(__file__).parent.parent
+OURS = [kind for kind in discover().values() if kind.__module__.startswith("stages.")]
 README = (ROOT / "README.md").read_text()
 
 
@@ -48,7 +49,7 @@ def test_every_pipeline_is_in_the_readme(path: Path) -> None:
     assert yaml.safe_load(path.read_text())["name"].replace("-", "_") == path.stem
 
 
-@pytest.mark.parametrize("kind", [*discover().values(), Pipeline, Data, Measure], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*OURS, Pipeline, Data, Measure], ids=lambda kind: kind.__name__)
 def test_every_setting_is_described(kind: type[Stage[Any, Any]]) -> None:
     text = (ROOT / "docs" / "stages.md").read_text()
     missing = [name for name in kind.model_fields if f"`{name}`" not in text and f"`{name}:" not in text]

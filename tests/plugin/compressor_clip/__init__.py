@@ -1,0 +1,27 @@
+"""A third party's package, as it lies where it is installed: a stage that limits weights."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compressor import Context, Stage, TorchModel
+
+
+class Clip(Stage[TorchModel, TorchModel]):
+    """Limit every weight to a range around 0.
+
+    Attributes:
+        limit: the largest magnitude that is left.
+    """
+
+    example: ClassVar[dict[str, Any]] = {"stage": "clip", "limit": 0.5}
+
+    stage: Literal["clip"] = "clip"
+    limit: float = Field(gt=0)
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """The network with no weight beyond the limit."""
+        network = model.copy_network()
+        for parameter in network.parameters():
+            parameter.clamp_(-self.limit, self.limit)
+        return model.with_network(network, details={"limit": self.limit})
