@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.fit import Batch, Loss, autocast, training_views
+from compressor.fit import Batch, Loss, autocast, layout_of, training_views
 
 if TYPE_CHECKING:
     from compressor.stage import Context
@@ -42,9 +42,10 @@ class Teacher:
     def __init__(self, network: nn.Module, context: "Context", views: int | None) -> None:
         self.device = context.device
         self.network = network.eval().requires_grad_(False).to(self.device)
+        self.layout = layout_of(self.network, context.data)
         self.stored: list[Tensor] | None = None  # for each view, [N, classes]
         if views is not None:
-            inputs_of_views = training_views(context, views)
+            inputs_of_views = training_views(context, views, self.layout)
             self.stored = [torch.cat([self._run(x.to(self.device)) for x in inputs]) for inputs in inputs_of_views]
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -56,7 +57,7 @@ class Teacher:
     @torch.no_grad()
     def _run(self, inputs: Tensor) -> Tensor:
         with autocast(self.device, "auto"):
-            logits: Tensor = self.network(inputs)
+            logits: Tensor = self.network(inputs.contiguous(memory_format=self.layout))
         return logits.float()
 
 

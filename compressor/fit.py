@@ -59,23 +59,24 @@ def fit(
         return {"curve": [], "kept_epoch": 0}
     data, device = context.data, context.device
     start = digest(network.state_dict())
-    network.train().requires_grad_(True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = layout_of(network.to(device), data)
+    network.train().requires_grad_(True).to(memory_format=layout)
     trainee = Trainee(network, training, steps=math.ceil(len(data.train) / training.batch_size))
     train, validation = data.train.to(device), data.validation.to(device)
     judged: Precision = "fp32" if training.keep == "best" else training.precision  # choose on what will ship
     if training.keep == "best":
-        trainee.judge(0, evaluate(trainee.kept, validation, data, judged))
+        trainee.judge(0, evaluate(trainee.kept, validation, data, judged, layout))
     _go_on(trainee, label, start, context)
     saved = time.monotonic()
     with context.console.training(label, training.epochs, trainee.steps, done=len(trainee.curve)) as progress:
         for epoch in range(len(trainee.curve), training.epochs):
             started = time.monotonic()
             rate, before = trainee.rate, weights_of(network)
-            batches = _batches(train, context, trainee.steps, epoch, views)
+            batches = _batches(train, context, trainee.steps, epoch, views, layout)
             mean = _train_epoch(trainee, loss, batches, context, epoch, progress) / len(train)
             if not math.isfinite(mean):
                 raise StageError(_diverged(mean, epoch, rate, before, context))
-            correct = evaluate(trainee.kept, validation, data, judged)
+            correct = evaluate(trainee.kept, validation, data, judged, layout)
             accuracy = correct / len(validation)
             trainee.curve.append(
                 {
@@ -150,18 +151,29 @@ def _diverged(mean: float, epoch: int, rate: float, before: Mapping[str, Tensor]
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: Split, data: Dataset, precision: Precision) -> int:
+def evaluate(network: nn.Module, split: Split, data: Dataset, precision: Precision, layout: torch.memory_format) -> int:
     """How many images of `split` the network gets right, in torch, where the split lies."""
     network.eval()
     device = split.labels.device
     correct = 0
     for start in range(0, len(split), EVALUATION_BATCH):
         images = split.images[start : start + EVALUATION_BATCH]
-        inputs = data.preprocess.normalise(images).contiguous(memory_format=torch.channels_last)
+        inputs = data.preprocess.normalise(images).contiguous(memory_format=layout)
         with autocast(device, precision):
             logits = network(inputs)
         correct += int((logits.argmax(1) == split.labels[start : start + EVALUATION_BATCH]).sum())
     return correct
+
+
+def layout_of(network: nn.Module, data: Dataset) -> torch.memory_format:
+    """Channels last, where convolutions are fastest, unless the network's own code needs plain strides (`x.view`)."""
+    example = torch.zeros(data.preprocess.input_shape(2), device=next(network.parameters()).device)
+    try:
+        with torch.no_grad():
+            network.eval()(example.to(memory_format=torch.channels_last))
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
@@ -170,22 +182,25 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def training_views(context: "Context", views: int) -> Iterator[Iterator[Tensor]]:
+def training_views(context: "Context", views: int, layout: torch.memory_format) -> Iterator[Iterator[Tensor]]:
     """For each view that `fit` cycles through, its inputs `[B, C, H, W]` in the order of the training images."""
     data = context.data
     for number in range(views):
         view = _view(context, number)
         yield (
-            _inputs(data.train, data, view, chunk) for chunk in torch.arange(len(data.train)).split(EVALUATION_BATCH)
+            _inputs(data.train, data, view, chunk, layout)
+            for chunk in torch.arange(len(data.train)).split(EVALUATION_BATCH)
         )
 
 
-def _batches(train: Split, context: "Context", steps: int, epoch: int, views: int | None) -> Iterator[Batch]:
+def _batches(
+    train: Split, context: "Context", steps: int, epoch: int, views: int | None, layout: torch.memory_format
+) -> Iterator[Batch]:
     number = epoch if views is None else epoch % views
     view = _view(context, number)
     generator = torch.Generator().manual_seed(context.seed_for(f"order of epoch {epoch}"))
     for indices in torch.randperm(len(train), generator=generator).tensor_split(steps):
-        inputs = _inputs(train, context.data, view, indices)
+        inputs = _inputs(train, context.data, view, indices, layout)
         yield Batch(inputs, train.labels[indices.to(train.labels.device)], indices, number)
 
 
@@ -193,6 +208,6 @@ def _view(context: "Context", number: int) -> View:
     return View.draw(context.data.augment, len(context.data.train), context.seed_for(f"view {number}"))
 
 
-def _inputs(train: Split, data: Dataset, view: View, indices: Tensor) -> Tensor:
+def _inputs(train: Split, data: Dataset, view: View, indices: Tensor, layout: torch.memory_format) -> Tensor:
     pixels = view.of(train.images[indices.to(train.images.device)], indices, data.augment.crop)
-    return data.preprocess.normalise(pixels).contiguous(memory_format=torch.channels_last)
+    return data.preprocess.normalise(pixels).contiguous(memory_format=layout)

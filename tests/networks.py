@@ -75,6 +75,55 @@ class Odd(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Exploding(nn.Module):
+    """Three linear layers and nothing between: a large learning rate multiplies itself."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.flatten(1))
+
+
+class Gate(nn.Module):
+    """A path that depends on values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+class Branching(nn.Module):
+    """Cannot be traced, because of one layer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.gate = Gate()
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.gate(x.flatten(1)))
+
+
+class Special(nn.Module):
+    """An operator that ONNX does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+class Bessel(nn.Module):
+    """Cannot be exported, because of one layer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, num_classes)
+        self.special = Special()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.special(self.fc(x.flatten(1)))
+
+
 class TwoOutputs(nn.Module):
     """Gives a pair while training."""
 

@@ -84,7 +84,7 @@ def test_stages_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "tiny.yaml", "--set", "data={name: image_folder, root: nowhere}"], 2, "there is no folder nowhere"),
         (["run", "tiny.yaml", "--set", "stages.teacher.weights=none.pt"], 2, "there is no file none.pt"),
         (["run", "tiny.yaml", "--device", "tpu"], 2, "there is no device 'tpu'"),
-        (["run", "tiny.yaml", "--set", "stages.teacher.learning_rate=10", "--set", "stages.teacher.momentum=0.999"], 1, "loss is nan"),
+        (["run", "tiny.yaml", "--set", "stages.teacher.learning_rate=10", "--set", "stages.teacher.model=tests.networks:Exploding", "--set", "stages.teacher.arguments={}"], 1, "loss is nan"),
         (["run", "tiny.yaml", "--set", "stages.shipped.opset=17"], 2, "got 17; expected at least 18"),
         (["report", "nowhere"], 2, "there is no report to read"),
     ],

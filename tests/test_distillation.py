@@ -61,7 +61,7 @@ def test_stored_outputs_are_those_of_each_view(context: Context) -> None:
     network = Counting()
     teacher = Teacher(network, context, views=2)
     assert teacher.stored is not None
-    for stored, inputs in zip(teacher.stored, training_views(context, 2), strict=True):
+    for stored, inputs in zip(teacher.stored, training_views(context, 2, torch.channels_last), strict=True):
         expected = torch.cat([network(x) for x in inputs])
         assert torch.allclose(stored, expected, atol=0.05)  # the teacher may run in bf16
 
@@ -74,7 +74,8 @@ def test_with_a_cache_the_teacher_is_not_run_again(
     monkeypatch.setattr(Context, "teacher", lambda self, stage_id: network)
     stage = Distill(teacher="any", model="resnet", arguments=TINY, epochs=5, cache=cache)
     stage.run(None, context)
-    assert network.images == passes * len(context.data.train)
+    probed = 2  # for the memory layout it can take
+    assert network.images == passes * len(context.data.train) + probed
 
 
 def with_teacher(context: Context, teacher: TorchModel) -> Context:

@@ -296,7 +296,7 @@ def test_a_failing_stage_leaves_nothing_half_written(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr("compressor.runner.rehearse", lambda *_, **__: None)
         with pytest.raises(
-            StageError, match="stage 'pruned': the target, at most 0.001 of what comes in, is out of reach"
+            StageError, match=r"stage .pruned.: the target, at most 0\.001 of what comes in, is out of reach"
         ):
             run(PIPELINE.model_copy(update={"stages": stages}), tmp_path / "out")
     assert [p.name for p in (tmp_path / "out" / "stages").iterdir()] == ["teacher"]

@@ -1,0 +1,272 @@
+"""Runs that are killed, damaged or started twice: nothing is lost, and the bits are those of a run left alone."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compressor import Context, Measure, Pipeline, TorchModel, run
+from compressor.artifact import WEIGHTS
+from compressor.checkpoint import Checkpoints
+from compressor.console import Console, TrainingProgress
+from compressor.errors import StageError, UserError
+from compressor.files import SEAL, write_bytes
+from stages import Export, Quantize, Train
+from tests.conftest import TINY, accuracy, equal_states
+from tests.test_runner import SHORT, stage_runs
+
+KILLS = 12
+PIPELINE = """\
+name: killed
+data: {name: digits, validation: 200, calibration: 64}
+stages:
+  - {stage: train, id: teacher, model: resnet, arguments: {blocks: [1], widths: [8]}, epochs: 12, batch_size: 64}
+  - {stage: distill, id: student, model: resnet, arguments: {blocks: [1], widths: [8]}, teacher: teacher, epochs: 12, ema: 0.9}
+  - {stage: quantize, id: int8, mode: qat, teacher: teacher, epochs: 4}
+  - {stage: export, id: shipped}
+measure: {engines: []}
+"""
+# Imports once, then runs in children that are forked and killed; a checkpoint after every epoch; and no rehearsal, which
+# leaves nothing behind, so that the moments fall into what is to be kept. No moment is given to a run left alone.
+RUNS = """
+import os, random, signal, sys, time, warnings
+import onnxscript, torch.onnx, torch._dynamo
+from sklearn import datasets, model_selection
+from compressor import cli, fit, runner
+from compressor.stage import discover
+discover()
+warnings.simplefilter("ignore")
+fit.CHECKPOINT_SECONDS = 0
+runner.rehearse = lambda *_, **__: None
+
+def run(out, seconds):
+    began = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        os._exit(cli.main(["run", "p.yaml", "--out", out, "--device", "cpu"]))
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if seconds is not None and time.monotonic() - began > seconds:
+            os.kill(child, signal.SIGKILL)
+            ended = os.waitpid(child, 0)
+            break
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(ended[1]), time.monotonic() - began
+
+code, seconds = run("alone", None)
+assert code == 0, code
+moments = random.Random(0)
+killed = [run("killed", moments.uniform(0, seconds / 2))[0] for _ in range(int(sys.argv[1]))]
+assert run("killed", None)[0] == 0
+print("killed", killed.count(-signal.SIGKILL))
+"""
+
+
+UNTIMED = Pipeline(
+    name="tiny",
+    data=SHORT.data,
+    stages=(SHORT.stages[0], Quantize(mode="ptq"), Export(id="shipped")),
+    measure=Measure(engines=()),
+)
+
+
+def made(out: Path) -> dict[str, bytes]:
+    """The weights and ONNX files of a run."""
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in sorted(out.rglob("*"))
+        if p.name in {WEIGHTS, "model.onnx"} and "/." not in str(p)
+    }
+
+
+def counts(out: Path) -> list[Any]:
+    return [row["accuracy"] for row in json.loads((out / "report.json").read_text())["rows"]]
+
+
+def test_a_run_killed_at_random_moments_gives_the_same_bits(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(PIPELINE)
+    done = subprocess.run([sys.executable, "-c", RUNS, str(KILLS)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.split()[-1]) >= KILLS // 2  # later ones may find nothing left to do
+    assert made(tmp_path / "killed") == made(tmp_path / "alone")
+    assert len(made(tmp_path / "alone")) == 4 + 3 + 1
+    assert counts(tmp_path / "killed") == counts(tmp_path / "alone")
+    left = [
+        p.name
+        for p in (tmp_path / "killed").rglob("*")
+        if p.name.endswith((".partial", ".old")) or "training" in p.name
+    ]
+    assert left == []
+
+
+class Interrupting(Console):
+    """A console in front of which someone presses Ctrl-C after so many epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.left = epochs
+
+
+@pytest.fixture
+def interrupting(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TrainingProgress.step
+
+    def step(self: TrainingProgress) -> None:
+        original(self)
+        if isinstance(self.console, Interrupting):
+            self.console.left -= 1
+            if self.console.left < 0:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingProgress, "step", step)
+    monkeypatch.setattr("compressor.fit.CHECKPOINT_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("interrupting")
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Train(model="resnet", arguments=TINY, epochs=5, warmup_epochs=2, ema=0.9, keep="best"),
+        Train(model="tests.networks:Dropping", epochs=5, optimizer="adamw", schedule="one_cycle"),
+        Train(model="resnet", arguments=TINY, epochs=5, momentum=0, schedule="multi_step", milestones=(1, 3)),
+    ],
+    ids=["sgd, ema, best", "adamw, dropout", "multi_step"],
+)
+def test_a_training_goes_on_to_the_same_bits(stage: Train, context: Context, tmp_path: Path) -> None:
+    factories = frozenset({"tests.networks:Dropping"})
+    alone = stage.run(None, Context(data=context.data, factories=factories))
+    steps = -(-len(context.data.train) // stage.batch_size)
+    for interrupted in (steps // 2, 2 * steps + 3, steps + 1):
+        console = Interrupting(interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stage.run(
+                None,
+                Context(
+                    data=context.data, factories=factories, console=console, checkpoints=Checkpoints(tmp_path, "key")
+                ),
+            )
+    resumed = Context(data=context.data, factories=factories, checkpoints=Checkpoints(tmp_path, "key"))
+    assert equal_states(stage.run(None, resumed).network, alone.network)
+    anew = stage.run(None, Context(data=context.data, factories=factories, checkpoints=Checkpoints(tmp_path, "other")))
+    assert equal_states(anew.network, alone.network)
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_a_damaged_checkpoint_is_said_and_not_used(
+    context: Context, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = Train(model="resnet", arguments=TINY, epochs=3)
+    checkpoints = Checkpoints(tmp_path, "key")
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(None, Context(data=context.data, console=Interrupting(25), checkpoints=checkpoints))
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    for damaged in (bytes(content), bytes(content[:1000]), b""):
+        write_bytes(path, damaged)
+        console = Console.terminal()
+        resumed = stage.run(None, Context(data=context.data, console=console, checkpoints=checkpoints))
+        assert "is damaged; the training starts anew" in " ".join(capsys.readouterr().out.split())
+        assert equal_states(resumed.network, stage.run(None, Context(data=context.data)).network)
+
+
+def test_a_network_that_needs_plain_strides_trains(context: Context) -> None:
+    own = Context(data=context.data, factories=frozenset({"tests.networks:LeNet"}))
+    trained = Train(model="tests.networks:LeNet", epochs=2, batch_size=64).run(None, own)
+    assert accuracy(trained, context.data) > 0.5
+
+
+def test_the_last_good_weights_of_a_training_that_diverged_are_kept(context: Context, tmp_path: Path) -> None:
+    stage = Train(model="tests.networks:Exploding", epochs=3, learning_rate=10)
+    own = Context(
+        data=context.data,
+        factories=frozenset({"tests.networks:Exploding"}),
+        checkpoints=Checkpoints(tmp_path / "c", "key"),
+    )
+    with pytest.raises(StageError, match=r"the loss is (nan|inf) in epoch \d at learning rate .*last_good.safetensors"):
+        stage.run(None, own)
+    again = Train(model="tests.networks:Exploding", epochs=0, weights=tmp_path / "c" / "last_good.safetensors").run(
+        None, own
+    )
+    assert all(torch.isfinite(tensor).all() for tensor in again.network.state_dict().values())
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("short") / "out"
+    run(UNTIMED, out, device="cpu")
+    return out
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx", "manifest.json", "row.json", SEAL])
+@pytest.mark.parametrize("how", ["a flipped byte", "truncated", "missing"])
+def test_a_damaged_artifact_is_noticed_and_made_again(
+    name: str,
+    how: str,
+    short: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("compressor.runner.rehearse", lambda *_, **__: None)
+    out = Path(shutil.copytree(short, tmp_path / "out"))
+    before = made(out)
+    path = out / "stages" / "quantize" / name
+    content = bytearray(path.read_bytes())
+    if how == "a flipped byte":
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+    ran = stage_runs(monkeypatch)
+    run(UNTIMED, out, device="cpu", console=Console.terminal())
+    assert ran == ["quantize"]
+    assert "it is made again" in capsys.readouterr().out
+    assert made(out) == before
+
+
+def test_a_damaged_latency_is_measured_again(tmp_path: Path) -> None:
+    first = run(SHORT, tmp_path / "out", device="cpu")
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    honest = content["rows"][0]["latency"][0]["median_ms"]
+    content["rows"][0]["latency"][0]["median_ms"] = honest / 1000
+    (tmp_path / "out" / "report.json").write_text(json.dumps(content))
+    again = run(SHORT, tmp_path / "out", device="cpu")
+    assert again.rows[0].model_dump()["latency"][0]["median_ms"] > honest / 100
+    assert again.rows[1].latency == first.rows[1].latency
+
+
+def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = []
+    original = Train.run
+
+    def run_inside(self: Train, model: TorchModel | None, context: Context) -> TorchModel:
+        if context.pipeline != "rehearsal":
+            with pytest.raises(UserError, match="another run is working in") as caught:
+                run(SHORT, tmp_path / "out", device="cpu")
+            refused.append(str(caught.value))
+        return original(self, model, context)
+
+    monkeypatch.setattr(Train, "run", run_inside)
+    run(SHORT, tmp_path / "out", device="cpu")
+    assert len(refused) == 1
+    run(SHORT.model_copy(update={"measure": Measure(engines=())}), tmp_path / "out", device="cpu")
+
+
+def test_another_seed_or_other_data_runs_everything(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressor.runner.rehearse", lambda *_, **__: None)
+    for change in ({"seed": 1}, {"data": SHORT.data.model_copy(update={"validation": 150})}):
+        out = Path(shutil.copytree(short, tmp_path / next(iter(change))))
+        ran = stage_runs(monkeypatch)
+        run(UNTIMED.model_copy(update=change), out, device="cpu")
+        assert ran == ["teacher", "quantize", "shipped"]
+        monkeypatch.undo()
+        monkeypatch.setattr("compressor.runner.rehearse", lambda *_, **__: None)
