@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compressor.checkpoint import digest
 from compressor.data import Dataset, Split, View
 from compressor.environment import has_fast_bf16
-from compressor.errors import ArchitectureError, ArtifactError, StageError
+from compressor.errors import ArchitectureError, ArtifactError, StageError, first_line, is_out_of_memory
 from compressor.training import Precision, Trainee, Training, weights_of
 
 if TYPE_CHECKING:
@@ -127,8 +127,7 @@ def _train_epoch(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(context.seed_for(f"training in epoch {epoch}"))
         for batch in batches:
-            with autocast(device, trainee.training.precision):
-                logits = trainee.model(batch.inputs)
+            logits = _forward(trainee, batch, device)
             if not isinstance(logits, Tensor):
                 raise ArchitectureError(
                     f"the network gives a {type(logits).__name__} while training, and logits are needed; "
@@ -139,6 +138,19 @@ def _train_epoch(
             total += value.detach() * len(batch.labels)
             progress.step()
     return float(total)
+
+
+def _forward(trainee: Trainee, batch: Batch, device: torch.device) -> Any:
+    try:
+        with autocast(device, trainee.training.precision):
+            return trainee.model(batch.inputs)
+    except Exception as error:  # a forward raises what it likes
+        if is_out_of_memory(error):
+            raise
+        raise ArchitectureError(
+            f"the network cannot train on inputs {list(batch.inputs.shape)}: {first_line(error)}; if it is about a type "
+            "of numbers, say precision: fp32"
+        ) from error
 
 
 def _diverged(mean: float, epoch: int, rate: float, before: Mapping[str, Tensor], context: "Context") -> str:

@@ -1,9 +1,10 @@
 """Networks as graphs of operators; and, where a forward pass fails, the layer in which it does."""
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import fx, nn
@@ -73,10 +74,10 @@ def layer_of(node: fx.Node) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what exporters warn and log about themselves; what they raise is said by us."""
+    """Hold back what exporters warn, log and print about themselves; what they raise is said by us."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)

@@ -13,7 +13,11 @@ from compressor.training import Training
 
 
 class Cache(Spec):
-    """Store the teacher's outputs for `views` augmented views of the training images, once, and cycle through them."""
+    """Store the teacher's outputs for augmented views of the training images, once, and cycle through them.
+
+    Attributes:
+        views: how many views of every image.
+    """
 
     views: int = Field(ge=1, le=10_000)
 
