@@ -148,8 +148,8 @@ def _forward(trainee: Trainee, batch: Batch, device: torch.device) -> Any:
         if is_out_of_memory(error):
             raise
         raise ArchitectureError(
-            f"the network cannot train on inputs {list(batch.inputs.shape)}: {first_line(error)}; if it is about a type "
-            "of numbers, say precision: fp32"
+            f"the network cannot train on inputs {list(batch.inputs.shape)}: {first_line(error)}; if this is about a "
+            "type of numbers, say precision: fp32"
         ) from error
 
 

@@ -77,8 +77,8 @@ def _reason(error: BaseException, traced: ExportedProgram) -> str:
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     found = (re.search(r"translating node %(\w+)", str(cause)) for cause in causes)
-    names = {match[1] for match in found if match}
-    layers = [layer_of(node) for node in traced.run_decompositions().graph.nodes if node.name in names]
+    names = {match[1] for match in found if match}  # of operators as the exporter splits them: bessel_j0
+    layers = [layer_of(node) for node in traced.graph.nodes if any(name in node.name for name in names)]
     where = f"layer {layers[0]!r}" if layers and layers[0] else "the network"
     return f"{where} cannot be exported to ONNX: {first_line(causes[-1])}"
 

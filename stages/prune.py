@@ -26,7 +26,13 @@ Criterion = Literal["l1", "l2", "taylor", "bn_scale", "random"]
 
 
 class Target(Spec):
-    """How far to prune: keep at most a fraction of the incoming MACs or parameters, or remove a ratio of channels."""
+    """How far to prune; exactly one of these.
+
+    Attributes:
+        macs: keep at most this share of the incoming multiply-adds.
+        parameters: keep at most this share of the incoming parameters.
+        ratio: remove this share of the channels.
+    """
 
     macs: float | None = Field(None, gt=0, lt=1)
     parameters: float | None = Field(None, gt=0, lt=1)
