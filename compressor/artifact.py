@@ -25,6 +25,7 @@ from compressor.preprocess import Preprocess
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 ONNX = "model.onnx"
+PICKLES = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")  # how torch.save and pickle begin a file
 PREDICT_BATCH = 250
 MULTIPLY_ADD_OPS = ("convolution", "mm", "addmm", "bmm", "baddbmm")
 
@@ -233,6 +234,7 @@ def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
     if files.digest(content) != manifest.digest:
         raise ArtifactError(f"{folder}: the file does not have the digest that its manifest names; it is damaged")
     if isinstance(manifest, OnnxManifest):
+        onnx_file.check_self_contained(content, source=folder / ONNX)
         return OnnxModel(
             content,
             manifest.preprocess,
@@ -261,8 +263,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                if file.read(2) in PICKLES:
+                    raise ArtifactError(f"weights: {path} is a pickle, not a safetensors file; it is not read")
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except ArtifactError:
+        raise
     except FileNotFoundError as error:
         raise ArtifactError(f"weights: there is no file {path}") from error
     except OSError as error:

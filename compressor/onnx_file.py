@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from compressor.errors import StageError, first_line
+from compressor.errors import ArtifactError, StageError, first_line
 from compressor.preprocess import Preprocess
 from compressor.quantized import QuantizedNetwork, lower_to_onnx
 from compressor.tracing import layer_of, quiet, trace
@@ -59,6 +59,20 @@ def metadata_of(preprocess: Preprocess, labels: tuple[str, ...], pipeline_digest
         "compressor.labels": json.dumps(labels),
         "compressor.pipeline": pipeline_digest,
     }
+
+
+def check_self_contained(content: bytes, *, source: Path) -> None:
+    """Refuse a file that reads others, wherever they may lie.
+
+    Raises:
+        ArtifactError: it is no ONNX file, or refers to data outside itself.
+    """
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's own errors
+        raise ArtifactError(f"{source} is not an ONNX file: {first_line(error)}") from error
+    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
+        raise ArtifactError(f"{source} refers to data outside itself; it is not read")
 
 
 def session(model: bytes | Path, threads: int = 1) -> onnxruntime.InferenceSession:

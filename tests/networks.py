@@ -124,6 +124,18 @@ class Bessel(nn.Module):
         return self.special(self.fc(x.flatten(1)))
 
 
+class Colour(nn.Module):
+    """Takes RGB only."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
 class TwoOutputs(nn.Module):
     """Gives a pair while training."""
 

@@ -1,0 +1,227 @@
+"""Every line of the table in docs/errors.md, made to happen through the command line."""
+
+import errno
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from compressor import files
+from compressor.architectures import Architecture
+from compressor.cli import main
+from tests.test_data import write_folder
+
+ROOT = Path(__file__).parent.parent
+TABLE = {
+    cells[0].strip(): (cells[1].strip()[1:-1], int(cells[2]))
+    for line in (ROOT / "docs" / "errors.md").read_text().splitlines()
+    if line.startswith("| ") and len(cells := line.strip("|").split("|")) == 3 and cells[2].strip().isdigit()
+}
+PIPELINE = """\
+name: tiny
+data: {name: digits}
+stages:
+  - {stage: train, id: teacher, model: resnet, arguments: {blocks: [1], widths: [4]}, epochs: 1}
+measure: {engines: []}
+"""
+RUN = ["run", "p.yaml", "--out", "out", "--device", "cpu"]
+OWN = "stages.teacher.arguments={}"
+Patch = pytest.MonkeyPatch
+
+
+def with_settings(*settings: str) -> list[str]:
+    return RUN + [part for setting in settings for part in ("--set", setting)]
+
+
+def folder_of_images(**settings: object) -> list[str]:
+    write_folder(Path("images"), count=10, classes=("cat", "dog"))
+    return with_settings("data={name: image_folder, root: images, size: [8, 8]}")
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def no_images(patch: Patch) -> list[str]:
+    arguments = folder_of_images()
+    for path in Path("images/dog").iterdir():
+        path.unlink()
+    return arguments
+
+
+def one_class(patch: Patch) -> list[str]:
+    arguments = no_images(patch)
+    Path("images/dog").rmdir()
+    return arguments
+
+
+def other_classes(patch: Patch) -> list[str]:
+    write_folder(Path("images/train"), count=5, classes=("cat", "emu"))
+    write_folder(Path("images/test"), count=5, classes=("dog", "emu"))
+    return with_settings("data={name: image_folder, root: images}")
+
+
+def corrupt_image(patch: Patch) -> list[str]:
+    arguments = folder_of_images()
+    Path("images/cat/0.png").write_bytes(Path("images/cat/0.png").read_bytes()[:50])
+    return arguments
+
+
+def deep_image(patch: Patch) -> list[str]:
+    arguments = folder_of_images()
+    Image.fromarray(np.full((8, 8), 1000, np.uint16)).save("images/cat/0.png")
+    return arguments
+
+
+def misfitting_weights(patch: Patch) -> list[str]:
+    wider = {"blocks": [1], "widths": [8]}
+    network = Architecture(model="resnet", arguments=wider, num_classes=10, in_channels=1).build()
+    safetensors.torch.save_file(network.state_dict(), "other.safetensors")
+    return with_settings("stages.teacher.weights=other.safetensors")
+
+
+def a_pickle(patch: Patch) -> list[str]:
+    Path("pickle.safetensors").write_bytes(pickle.dumps({"conv1.weight": 1}))
+    return with_settings("stages.teacher.weights=pickle.safetensors")
+
+
+def unusable_folder(patch: Patch) -> list[str]:
+    Path("file").write_bytes(b"")
+    return ["run", "p.yaml", "--out", "file/out"]
+
+
+def unwritable_file(patch: Patch) -> list[str]:
+    patch.setattr(
+        files, "write_bytes", raising(PermissionError(errno.EACCES, "Permission denied", "out/pipeline.yaml"))
+    )
+    return RUN
+
+
+def full_disk(patch: Patch) -> list[str]:
+    patch.setattr("os.fsync", raising(OSError(errno.ENOSPC, "No space left on device")))
+    return RUN
+
+
+def out_of_memory(patch: Patch) -> list[str]:
+    patch.setattr("compressor.runner.rehearse", lambda *_, **__: None)
+    patch.setattr(
+        "stages.train.fit",
+        raising(RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")),
+    )
+    return RUN
+
+
+def interrupted(patch: Patch) -> list[str]:
+    patch.setattr("stages.train.fit", raising(KeyboardInterrupt()))
+    return RUN
+
+
+def a_second_run(patch: Patch) -> list[str]:
+    Path("out").mkdir()
+    lock = FileLock("out/.lock")
+    lock.acquire()
+    patch.setattr("tests.test_errors.HELD", lock)  # for as long as the test lasts
+    return RUN
+
+
+HELD: object = None
+
+
+def written(name: str, content: bytes) -> list[str]:
+    Path(name).write_bytes(content)
+    return ["run", name]
+
+
+CASES: dict[str, Callable[[Patch], list[str]]] = {
+    "missing file": lambda _: ["run", "nowhere.yaml"],
+    "a folder in place of a file": lambda _: ["run", "."],
+    "empty file": lambda _: written("empty.yaml", b""),
+    "binary file": lambda _: written("binary.yaml", bytes(range(256))),
+    "misspelt key": lambda _: written("p.yaml", PIPELINE.replace("epochs: 1", "epochs: 1, batch_sise: 8").encode()),
+    "no folder of images": lambda _: with_settings("data={name: image_folder, root: images}"),
+    "no images": no_images,
+    "one class": one_class,
+    "train and test of other classes": other_classes,
+    "corrupt image": corrupt_image,
+    "16-bit image": deep_image,
+    "classes do not fit the network": lambda _: with_settings("stages.teacher.model=tests.networks:WrongHead", OWN),
+    "channels do not fit the network": lambda _: with_settings("stages.teacher.model=tests.networks:Colour", OWN),
+    "weights do not fit": misfitting_weights,
+    "pickle for safetensors": a_pickle,
+    "loss not finite": lambda _: with_settings(
+        "stages.teacher.model=tests.networks:Exploding", OWN, "stages.teacher.learning_rate=10"
+    ),
+    "folder that cannot be used": unusable_folder,
+    "file that cannot be written": unwritable_file,
+    "full disk": full_disk,
+    "unknown device": lambda _: [*RUN[:-1], "tpu"],
+    "absent device": lambda _: [*RUN[:-1], "cuda"],
+    "out of memory": out_of_memory,
+    "second run in one folder": a_second_run,
+    "Ctrl-C": interrupted,
+}
+
+
+def test_the_table_and_the_cases_are_the_same() -> None:
+    assert list(TABLE) == list(CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_said(case: str, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    if case == "absent device" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    monkeypatch.chdir(tmp_path)
+    Path("p.yaml").write_text(PIPELINE)
+    arguments = CASES[case](monkeypatch)
+    message, code = TABLE[case]
+    ended = main(arguments)
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        ".*".join(
+            re.escape(part) for part in f"error: {message}\n".replace("error: interrupted", "interrupted").split("…")
+        ),
+        said,
+    ), said
+    assert ended == code
+    monkeypatch.undo()
+    half = [
+        path for path in tmp_path.rglob("*") if "partial" in path.name or path.name in {"report.json", "model.onnx"}
+    ]
+    assert half == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "note"),
+    [
+        ("L", "1 images are gray; they were made RGB"),
+        ("RGBA", "1 images are transparent; transparency was dropped"),
+        ("LA", "1 images are transparent; transparency was dropped"),
+        ("P", None),
+        ("1", "1 images are gray; they were made RGB"),
+        ("CMYK", None),
+    ],
+)
+def test_unusual_images_are_read_and_noted(
+    mode: str, note: str | None, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.yaml").write_text(PIPELINE)
+    arguments = folder_of_images()
+    suffix = "tif" if mode == "CMYK" else "png"
+    Path("images/cat/0.png").unlink()
+    Image.new(mode, (1, 1)).save(f"images/cat/0.{suffix}")
+    monkeypatch.setattr("stages.train.fit", raising(KeyboardInterrupt()))
+    assert main(arguments) == 130
+    out = capsys.readouterr().out
+    assert "1 images are enlarged more than 4 times to 8 x 8" in out
+    assert note is None or note in out
