@@ -17,7 +17,6 @@ from compressor import files
 from compressor import report as reporting
 from compressor.console import Console
 from compressor.errors import CompressorError, UserError, first_line, is_out_of_memory
-from compressor.keys import source_digest
 from compressor.pipeline import Pipeline
 from compressor.rehearsal import rehearse
 from compressor.report import Report
@@ -80,7 +79,6 @@ def _validate(options: argparse.Namespace) -> None:
     console = Console.terminal()
     pipeline = Pipeline.load(options.pipeline, options.set)
     labels, preprocess = pipeline.data.labels(), pipeline.data.preprocess()
-    source_digest(pipeline)
     shape = " x ".join(str(length) for length in preprocess.input_shape(1)[1:])
     console.say(f"{pipeline.name}: {len(pipeline.stages)} stages, {len(labels)} classes, images {shape}", style="bold")
     for stage_id, warning in pipeline.warnings:

@@ -50,7 +50,8 @@ class Spec(BaseModel):
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Python counts `True` as 1; a pipeline that says `epochs: true` means something else."""
         assert info.field_name is not None
-        if cls.model_fields[info.field_name].annotation is not bool:
+        annotation = cls.model_fields[info.field_name].annotation
+        if not {bool, Any} & {annotation, *get_args(annotation)}:
             for part in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(part, bool):
                     raise ValueError(f"got {json.dumps(part)}; true and false do not belong here")

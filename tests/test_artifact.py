@@ -3,13 +3,15 @@
 import io
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import safetensors.torch
 import torch
 
-from compressor import Context, TorchModel, load
+from compressor import Context, TorchModel, files, load
 from compressor.artifact import load_weights, read_weights
 from compressor.errors import ArchitectureError, ArtifactError
 
@@ -122,3 +124,26 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.Mon
 def test_missing_weights_are_said(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="there is no file"):
         read_weights(tmp_path / "none.safetensors")
+
+
+def test_an_onnx_file_that_reads_others_is_refused(int8: TorchModel, tmp_path: Path) -> None:
+    exported = int8.to_onnx("tests")
+    model = onnx.load_from_string(exported.content)
+    tensor = next(tensor for tensor in model.graph.initializer if len(tensor.raw_data) > 8)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret.bin")
+    replace(exported, content=model.SerializeToString()).save(tmp_path)
+    with pytest.raises(ArtifactError, match="refers to data outside itself; it is not read"):
+        load(tmp_path)
+
+
+def test_a_seal_names_files_of_its_own_folder_only(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    (folder / "weights").write_text("y")
+    files.seal(folder)
+    assert files.damaged(folder) is None
+    (folder / files.SEAL).write_text(f"{files.digest(b'x')}  ../secret\n")
+    assert "does not have the digest" in str(files.damaged(folder))
