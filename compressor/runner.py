@@ -166,7 +166,6 @@ def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Pat
             with named(stage):
                 own = replace(context, teachers=teachers, checkpoints=checkpoints)
                 done = _run_stage(stage, before, own, data, key, target)
-            shutil.rmtree(checkpoints.folder, ignore_errors=True)
         else:
             context.console.say(f"{title}: done before, unchanged", style="bold")
         accuracy = done.row.accuracy
@@ -175,6 +174,7 @@ def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Pat
             f"parameters, {done.row.macs / 1e6:.2f} MMACs, {done.row.size_bytes / 1e3:.1f} kB, {done.row.seconds:.0f} s"
         )
         finished.append(done)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return finished
 
 
