@@ -37,10 +37,9 @@ class Checkpoints:
             tensors: its state, by names of its own choice.
             notes: what else it needs, as JSON.
         """
-        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        metadata = {"key": self.key, "start": start, "digest": digest(plain), "notes": json.dumps(notes)}
+        metadata = {"key": self.key, "start": start, "digest": digest(tensors), "notes": json.dumps(notes)}
         self.folder.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(self._path(label), safetensors.torch.save(plain, metadata))
+        files.write_bytes(self._path(label), _serialized(tensors, metadata))
 
     def load(self, label: str, start: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What `save` kept of this training; None if there is nothing.
@@ -67,8 +66,7 @@ class Checkpoints:
         """Keep the weights from before a training diverged; gives the file, which the stage's `weights:` can name."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / LAST_GOOD
-        plain = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-        files.write_bytes(path, safetensors.torch.save(plain))
+        files.write_bytes(path, _serialized(weights))
         return path
 
     def _path(self, label: str) -> Path:
@@ -77,4 +75,9 @@ class Checkpoints:
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names and values."""
-    return files.digest(safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
+    return files.digest(_serialized(tensors))
+
+
+def _serialized(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Safetensors of tensors on any device, in any memory format."""
+    return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)

@@ -238,9 +238,8 @@ def _reuse(target: Path, key: str, context: Context, data: Dataset) -> Finished 
     if row.scored_on != data.test.fingerprint:
         accuracy = measurement.score(target / ONNX, data.test, data.preprocess, name="test")
         row = row.model_copy(update={"accuracy": accuracy, "scored_on": data.test.fingerprint})
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(target, partial)
+        partial = _empty(target.with_name(f".{target.name}.partial"))
+        shutil.copytree(target, partial, dirs_exist_ok=True)
         _finish(partial, row, target)
     return Finished(artifact.load(target, factories=context.factories), target, row)
 
