@@ -81,8 +81,8 @@ def _validate(options: argparse.Namespace) -> None:
     labels, preprocess = pipeline.data.labels(), pipeline.data.preprocess()
     shape = " x ".join(str(length) for length in preprocess.input_shape(1)[1:])
     console.say(f"{pipeline.name}: {len(pipeline.stages)} stages, {len(labels)} classes, images {shape}", style="bold")
-    for stage_id, warning in pipeline.warnings:
-        console.say(f"  warning: stage {stage_id!r} {warning}")
+    for warning in pipeline.warnings:
+        console.say(f"  warning: {warning}")
     rehearse(pipeline, labels, preprocess, console=console)
     console.say(
         "It can run: every stage did its work on a few synthetic images, and the last network ran in ONNX Runtime.",

@@ -120,8 +120,8 @@ class Pipeline(Spec):
         return pipeline
 
     @property
-    def warnings(self) -> tuple[tuple[str, str], ...]:
-        """What is allowed and yet seldom meant: the id of a stage, and what to think of."""
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and yet seldom meant, a sentence each."""
         found = []
         hurt = None
         for stage in self.stages:
@@ -129,11 +129,8 @@ class Pipeline(Spec):
                 hurt = None
             elif hurt is not None and not stage.needs_recovery:
                 found.append(
-                    (
-                        stage.id,
-                        f"follows {hurt!r}, which needs recovery, and nothing trains in between; accuracy may collapse "
-                        "(put a distill or train without `model` there)",
-                    )
+                    f"stage {stage.id!r} follows {hurt!r}, which needs recovery, and nothing trains in between; "
+                    "accuracy may collapse (put a distill or train without `model` there)"
                 )
                 hurt = None
             if stage.needs_recovery:

@@ -141,8 +141,8 @@ def _introduce(pipeline: Pipeline, data: Dataset, device: torch.device, console:
     )
     for note in data.notes:
         console.say(f"  note: {note}")
-    for stage_id, warning in pipeline.warnings:
-        console.say(f"  warning: stage {stage_id!r} {warning}")
+    for warning in pipeline.warnings:
+        console.say(f"  warning: {warning}")
 
 
 def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Path) -> list[Finished]:

@@ -9,12 +9,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
-from torchao.quantization.pt2e.observer import (
-    HistogramObserver,
-    MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    UniformQuantizationObserverBase,
-)
 
 from compressor.artifact import TorchModel
 from compressor.changes import Int8
@@ -22,13 +16,11 @@ from compressor.distillation import Teacher, loss_from
 from compressor.errors import ArchitectureError
 from compressor.fit import Batch, Loss, fit
 from compressor.placement import quantize_network
-from compressor.quantized import UINT8_MAX, QuantizedNetwork
+from compressor.quantized import QuantizedNetwork
 from compressor.stage import Context, Stage
 from compressor.training import Training
 
 CALIBRATION_BATCH = 64
-HISTOGRAM_BINS = 2048
-SMALLEST_SHARE, SHARES_TRIED = 0.3, 141  # of the observed range, by the least-error observer
 
 Observer = Literal["min_max", "moving_average", "histogram", "percentile"]
 
@@ -118,78 +110,20 @@ def calibrate(network: QuantizedNetwork, context: Context, observer: Observer, p
 
     Images pass in small batches and observers keep a few numbers each, so memory does not grow with their count.
     """
+    from stages.observers import observer_of  # torchao takes seconds, and a wrong pipeline is told before
+
     quantizers = network.activation_quantizers.values()
-    for quantizer in quantizers:
-        quantizer.observer = _observer(observer, percentile)
+    observers = [observer_of(observer, percentile) for _ in quantizers]
+    for quantizer, watching in zip(quantizers, observers, strict=True):
+        quantizer.observer = watching
     for parameters in network.parameter_quantizers:
         parameters.enabled = False
     for images in context.data.calibration.images.split(CALIBRATION_BATCH):
         network(context.data.preprocess.normalise(images))
-    for quantizer in quantizers:
-        assert isinstance(quantizer.observer, UniformQuantizationObserverBase)
-        scale, zero_point = quantizer.observer.calculate_qparams()
+    for quantizer, watched in zip(quantizers, observers, strict=True):
+        scale, zero_point = watched.calculate_qparams()
         quantizer.scale.copy_(scale.squeeze())
         quantizer.zero_point.copy_(zero_point.squeeze())
         quantizer.observer = None
     for parameters in network.parameter_quantizers:
         parameters.enabled = True
-
-
-class LeastErrorObserver(HistogramObserver):  # type: ignore[misc]
-    """Shrink the observed range by the factor that gives the least squared rounding error on the histogram.
-
-    Torchao's own search models the error; on smooth distributions it ends up worse than the whole range, which this
-    search always tries too.
-    """
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, each `[1]`."""
-        factors = torch.linspace(1.0, SMALLEST_SHARE, SHARES_TRIED)
-        errors = torch.stack([self._error(*self._grid(factor)) for factor in factors])
-        return self._grid(factors[errors.argmin()])
-
-    def _grid(self, factor: Tensor) -> tuple[Tensor, Tensor]:
-        scale, zero_point = self._calculate_qparams(self.min_val * factor, self.max_val * factor)
-        return scale, zero_point
-
-    def _error(self, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """Squared error of rounding the centres of the histogram's bins, weighted by what fell into them."""
-        half = (self.max_val - self.min_val) / self.bins / 2
-        centres = torch.linspace(float(self.min_val + half), float(self.max_val - half), self.bins)
-        rounded = torch.fake_quantize_per_tensor_affine(centres, scale.squeeze(), zero_point.squeeze(), 0, UINT8_MAX)
-        error: Tensor = (self.histogram * (rounded - centres) ** 2).sum()
-        return error
-
-
-class PercentileObserver(HistogramObserver):  # type: ignore[misc]
-    """A range that leaves out the tails: from the histogram's (1 − p) / 2 to its (1 + p) / 2 quantile.
-
-    A tail that is not there (nothing below 0 behind a ReLU) costs nothing: a range always holds 0.
-    """
-
-    def __init__(self, percentile: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.percentile = percentile
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, each `[1]`."""
-        share = torch.cumsum(self.histogram, 0) / self.histogram.sum()
-        edges = torch.linspace(float(self.min_val), float(self.max_val), self.bins + 1)
-        tail = (1 - self.percentile) / 2
-        low = int((share <= tail).sum())
-        high = int((share < 1 - tail).sum()) + 1
-        scale, zero_point = self._calculate_qparams(edges[low], edges[min(high, self.bins)])
-        return scale, zero_point
-
-
-def _observer(name: Observer, percentile: float) -> UniformQuantizationObserverBase:
-    grid = {"dtype": torch.uint8, "qscheme": torch.per_tensor_affine, "quant_min": 0, "quant_max": UINT8_MAX}
-    match name:
-        case "min_max":
-            return MinMaxObserver(**grid)
-        case "moving_average":
-            return MovingAverageMinMaxObserver(**grid)
-        case "histogram":
-            return LeastErrorObserver(bins=HISTOGRAM_BINS, **grid)
-        case "percentile":
-            return PercentileObserver(percentile, bins=HISTOGRAM_BINS, **grid)

@@ -162,15 +162,14 @@ RECOVERY = "  - {stage: distill, id: recovered, teacher: teacher, epochs: 1}\n"
 
 def test_pruned_and_not_recovered_is_warned_about(tmp_path: Path) -> None:
     warned = load(tmp_path, GOOD).warnings
-    assert [stage_id for stage_id, _ in warned] == ["quantize"]
-    assert "follows 'prune', which needs recovery" in warned[0][1]
+    assert len(warned) == 1
+    assert "stage 'quantize' follows 'prune', which needs recovery" in warned[0]
     assert "mode: ptq" in GOOD
     assert load(tmp_path, GOOD.replace("mode: ptq", "mode: qat, epochs: 1")).warnings == warned
     assert load(tmp_path, GOOD.replace("  - {stage: quantize", RECOVERY + "  - {stage: quantize")).warnings == ()
     twice = "  - {stage: prune, id: again, target: {macs: 0.5}}\n"
-    assert [
-        i for i, _ in load(tmp_path, GOOD.replace("  - {stage: quantize", twice + "  - {stage: quantize")).warnings
-    ] == ["quantize"]
+    warned = load(tmp_path, GOOD.replace("  - {stage: quantize", twice + "  - {stage: quantize")).warnings
+    assert [warning.split()[1] for warning in warned] == ["'quantize'"]
 
 
 def test_a_stage_that_cannot_come_first(tmp_path: Path) -> None:
