@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from compressor.errors import ArchitectureError, first_line
+from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
 from compressor.resnet import ResNet, blocks_of_depth
 from compressor.spec import did_you_mean
 from compressor.tracing import layer_in_words, running_layers
@@ -57,7 +57,8 @@ class Architecture(BaseModel):
             network = self._build(factories)
         except ArchitectureError:
             raise
-        except Exception as error:  # a factory raises what it likes
+        except (Exception, SystemExit) as error:  # a factory raises what it likes
+            pass_on_out_of_memory(error)
             reason = first_line(error)
             raise ArchitectureError(f"model {self.model!r} with arguments {self.arguments}: {reason}") from error
         if not isinstance(network, nn.Module):
@@ -108,6 +109,11 @@ def _import(factory: str) -> Any:
     module_name, _, attribute = factory.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
+    except SystemExit as error:
+        raise ArchitectureError(
+            f"model {factory!r} cannot be imported: {module_name} ends the program when it is imported; "
+            'put what it runs under `if __name__ == "__main__":`'
+        ) from error
     except (ImportError, AttributeError) as error:
         raise ArchitectureError(
             f"model {factory!r} cannot be imported ({error}); expected package.module:Factory, importable from here"
@@ -130,6 +136,7 @@ def check_fits(network: nn.Module, architecture: Architecture, input_shape: tupl
             with torch.no_grad():
                 output = network.eval()(torch.zeros(input_shape))
         except Exception as error:  # a forward raises what it likes
+            pass_on_out_of_memory(error)
             raise ArchitectureError(
                 f"model {architecture.model!r} does not take images of shape {list(input_shape[1:])} (C, H, W): "
                 f"{layer_in_words(network, running)}: {first_line(error)}"

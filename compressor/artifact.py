@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from compressor import files, onnx_file
 from compressor.architectures import Architecture
 from compressor.changes import Change, Int8, Widths
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, pass_on_out_of_memory
 from compressor.preprocess import Preprocess
 
 MANIFEST = "manifest.json"
@@ -266,8 +266,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             with path.open("rb") as file:
                 if file.read(2) in PICKLES:
                     raise ArtifactError(f"weights: {path} is a pickle, not a safetensors file; it is not read")
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except ArtifactError:
         raise
     except FileNotFoundError as error:
@@ -277,11 +278,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ArtifactError(f"weights: {path} is not a safetensors file: {error}") from error
     except Exception as error:  # torch's weights-only unpickler raises many types, with paragraphs of advice
+        pass_on_out_of_memory(error)
         raise ArtifactError(
             f"weights: {path} is not a state dict that loads with weights_only; save it as safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ArtifactError(f"weights: {path} is not a state dict (names to tensors)")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
+            raise ArtifactError(f"weights: {name} in {path} is no plain tensor of real numbers")
+        if not bool(tensor.isfinite().all()):
+            raise ArtifactError(f"weights: {name} in {path} holds numbers that are not finite; its training diverged")
     return state
 
 
@@ -305,7 +312,7 @@ def _misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Ite
                 yield f"{name} {list(tensor.shape)} is missing"
         elif given[name].shape != tensor.shape:
             yield f"{name} is {list(given[name].shape)}, the network needs {list(tensor.shape)}"
-    for name in given.keys() - expected.keys():
+    for name in (name for name in given if name not in expected):
         yield f"{name} {list(given[name].shape)} is not in the network"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from compressor import files
 from compressor.errors import ArtifactError
 
-LAST_GOOD = "last_good.safetensors"
+LAST_GOOD = "last_good"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Checkpoints:
             tensors: its state, by names of its own choice.
             notes: what else it needs, as JSON.
         """
-        metadata = {"key": self.key, "start": start, "digest": digest(tensors), "notes": json.dumps(notes)}
+        written = json.dumps(notes)
+        seal = files.digest((digest(tensors) + written).encode())
+        metadata = {"key": self.key, "start": start, "seal": seal, "notes": written}
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_bytes(self._path(label), _serialized(tensors, metadata))
 
@@ -58,14 +60,16 @@ class Checkpoints:
             raise ArtifactError(f"the checkpoint {path} is damaged") from error
         if (metadata.get("key"), metadata.get("start")) != (self.key, start):
             return None
-        if digest(tensors) != metadata.get("digest"):
+        notes = metadata.get("notes", "")
+        if files.digest((digest(tensors) + notes).encode()) != metadata.get("seal"):
             raise ArtifactError(f"the checkpoint {path} is damaged")
-        return tensors, json.loads(metadata["notes"])
+        return tensors, json.loads(notes)
 
     def keep_last_good(self, weights: Mapping[str, Tensor]) -> Path:
         """Keep the weights from before a training diverged; gives the file, which the stage's `weights:` can name."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / LAST_GOOD
+        kept = self.folder.parent.with_name(LAST_GOOD)  # which no run removes
+        path = kept / f"{self.folder.name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
         files.write_bytes(path, _serialized(weights))
         return path
 

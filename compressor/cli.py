@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import json
 import logging
 import sys
@@ -13,25 +14,32 @@ from pathlib import Path
 from rich.table import Table
 
 import compressor
-from compressor import files
-from compressor import report as reporting
+from compressor import comparison, files, yaml_source
+from compressor.bench import bench
 from compressor.console import Console
-from compressor.errors import CompressorError, UserError, first_line, is_out_of_memory
+from compressor.errors import CompressorError, DataError, StageError, UserError, first_line, is_out_of_memory
 from compressor.pipeline import Pipeline
+from compressor.predict import predict
 from compressor.rehearsal import rehearse
-from compressor.report import Report
+from compressor.report import JSON, Report
 from compressor.runner import run
 from compressor.schema import json_schema
 from compressor.stage import discover
+from compressor.tables import to_table
+from compressor.templating import TEMPLATES
+from compressor.words import headline, remarks, setting_name, speed, speedup, verdict
+from compressor.writing import write
 
-INTERRUPTED = 130
+LARGEST_COUNT = 65_536
 SCHEMA = "compressor.schema.json"
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0 (done), 2 (bad input), 1 (failed) or 130 (interrupted)."""
+    """Run one command; the exit code is 0 (done), 2 (bad input) or 1 (failed)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without box characters shows the rest
     options = _parser().parse_args(arguments, argparse.Namespace(debug=False))
     sys.path.append(str(Path.cwd()))  # package.module:Factory is found where one stands
     try:
@@ -40,9 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 warnings.simplefilter("ignore")
                 logging.getLogger("torch").setLevel(logging.ERROR)  # it warns of torchao's ways, and its own
             options.command(options)
-    except KeyboardInterrupt:
-        print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
-        return INTERRUPTED
     except Exception as error:
         if options.debug:
             traceback.print_exc()
@@ -61,8 +66,8 @@ def _in_words(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         where = f" at {error.filename}" if error.filename else ""
         return f"the disk is full{where}; free some space: what is finished is kept, and the same command goes on", 1
-    if isinstance(error, OSError) and error.errno in NOT_ALLOWED:
-        return f"{error.filename or 'a file'} cannot be written: {error.strerror}; choose another --out", 2
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be used: {error.strerror or error}; repair it, or name another", 2
     return f"{type(error).__name__}: {first_line(error)} (this is a fault of compressor; --debug shows where)", 1
 
 
@@ -72,7 +77,7 @@ def _run(options: argparse.Namespace) -> None:
     out = options.out or Path("runs") / pipeline.name
     result = run(pipeline, out, device=options.device, fresh=options.fresh, console=console)
     _show(result, console)
-    console.say(f"{out / 'model.onnx'} is the result; {out / 'report.md'} says what it is worth.")
+    console.say(f"{out / 'model.onnx'} is the result; {out / 'report.html'} says what it is worth.")
 
 
 def _validate(options: argparse.Namespace) -> None:
@@ -100,11 +105,13 @@ def _schema_text() -> str:
 
 def _init(options: argparse.Namespace) -> None:
     path: Path = options.pipeline
+    if path.name == SCHEMA:
+        raise UserError(f"{SCHEMA} is the name of the schema that is written beside a pipeline; name another file")
     if path.exists():
         raise UserError(f"{path} is there already; name another file")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent}; make it first")
-    template = Path(__file__).with_name("template.yaml").read_text(encoding="utf-8")
+    template = (TEMPLATES / "pipeline.yaml").read_text(encoding="utf-8")
     files.write_text(path.with_name(SCHEMA), _schema_text())
     files.write_text(path, template.replace("pipeline.yaml", path.name))
     Console.terminal().say(
@@ -114,16 +121,76 @@ def _init(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     result = Report.load(options.run)
-    result.write(options.run)
+    write(result, options.run)
     _show(result, Console.terminal())
 
 
 def _show(result: Report, console: Console) -> None:
     console.say("")
-    console.say(reporting.to_table(result))
-    for remark in reporting.remarks(result):
+    console.say(to_table(result))
+    for remark in remarks(result):
         console.say(f"  {remark}")
-    console.say(reporting.headline(result), style="bold")
+    console.say(headline(result))
+    console.say(verdict(result), style="bold")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    result = bench(
+        options.model, options.against, threads=options.threads, batches=options.batch, device=options.device
+    )
+    console = Console.terminal()
+    table = Table("setting", "median ms", "95th percentile", "rounds", header_style="bold")
+    table.add_column("against itself: noise" if options.against is None else f"against {options.against}")
+    for entry in result.latency:
+        figures = (f"{entry.median_ms:.3f}", f"{entry.p95_ms:.3f}", str(entry.runs))
+        table.add_row(setting_name(entry), *figures, speedup(entry) if options.against is None else speed(entry))
+    console.say(table)
+    for entry in result.latency:
+        if entry.on_cpu:
+            console.say(f"  left to the CPU: {', '.join(entry.on_cpu)}")
+    machine = result.environment
+    others = max(entry.other_load for entry in result.latency)
+    console.say(
+        f"{machine.cpu}, {machine.cores} cores, ONNX Runtime {machine.onnxruntime}; other programs: {others} cores"
+    )
+    if options.json is not None:
+        files.write_json(options.json, result.model_dump(mode="json"))
+        console.say(f"{options.json} holds these figures.")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    unreadable = 0
+    for found in predict(options.model, options.images, top=options.top):
+        if isinstance(found, DataError):
+            unreadable += 1
+            print(f"error: {found}", file=sys.stderr)
+        else:
+            print(f"{found.path}\t" + "\t".join(f"{label} {share:.4f}" for label, share in found.classes))
+    if unreadable:
+        raise DataError(f"{unreadable} images could not be read; the others are above")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    one, other = (comparison.load(folder) for folder in (options.one, options.other))
+    console = Console.terminal()
+    console.say(comparison.to_table(one, other))
+    for remark in comparison.remarks(one, other):
+        console.say(f"  {remark}")
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    console = Console.terminal()
+    recorded = comparison.load(options.run)
+    pipeline = Pipeline.parse(yaml_source.parse(recorded[1].spec, str(options.run / JSON)))
+    out = options.out or options.run.with_name(f"{options.run.name}-again")
+    again = out, run(pipeline, out, device=options.device, console=console)
+    table, differs = comparison.drift(recorded, again)
+    console.say(table)
+    for remark in comparison.surroundings(recorded[1], again[1]):
+        console.say(f"  {remark}")
+    if differs:
+        raise StageError(f"{options.run} was not reproduced: what differs is marked above")
+    console.say(f"{options.run} was reproduced, in {out}.", style="bold")
 
 
 def _stages(options: argparse.Namespace) -> None:
@@ -163,6 +230,34 @@ def _parser() -> argparse.ArgumentParser:
     reports.add_argument("run", type=Path, metavar="DIR")
     reports.set_defaults(command=_report)
 
+    benches = commands.add_parser("bench", parents=[debug], help="time an ONNX file, alone or in turn with another")
+    benches.add_argument("model", type=Path, metavar="MODEL.onnx")
+    benches.add_argument("--against", type=Path, metavar="OTHER.onnx", help="timed in turn; default: the same file")
+    benches.add_argument("--threads", type=_count, nargs="+", default=[1], metavar="N")
+    benches.add_argument("--batch", type=_count, nargs="+", default=[1], metavar="N")
+    benches.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    benches.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    benches.set_defaults(command=_bench)
+
+    predicts = commands.add_parser("predict", parents=[debug], help="labels and probabilities of images")
+    predicts.add_argument("model", type=Path, metavar="MODEL.onnx")
+    predicts.add_argument("images", type=Path, metavar="IMAGE_OR_FOLDER")
+    predicts.add_argument("--top", type=_count, default=3, metavar="N", help="how many classes; default: 3")
+    predicts.set_defaults(command=_predict)
+
+    compares = commands.add_parser("compare", parents=[debug], help="two runs side by side")
+    compares.add_argument("one", type=Path, metavar="RUN_A")
+    compares.add_argument("other", type=Path, metavar="RUN_B")
+    compares.set_defaults(command=_compare)
+
+    reproduces = commands.add_parser(
+        "reproduce", parents=[debug], help="run a recorded pipeline again; say what drifted"
+    )
+    reproduces.add_argument("run", type=Path, metavar="DIR")
+    reproduces.add_argument("--out", type=Path, metavar="DIR", help="default: DIR-again")
+    reproduces.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    reproduces.set_defaults(command=_reproduce)
+
     stages = commands.add_parser("stages", parents=[debug], help="list the installed stages")
     stages.set_defaults(command=_stages)
 
@@ -175,5 +270,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _count(text: str) -> int:
+    """A number of threads, images or classes, as typed."""
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from 1 to {LARGEST_COUNT}")
+    return int(text)

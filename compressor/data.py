@@ -61,7 +61,7 @@ class Data(Spec):
     size: tuple[Side, Side] | None = None
     channels: Literal[1, 3] | None = None
     mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
-    std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    std: tuple[Annotated[float, Field(ge=1e-3, le=1)], ...] | None = None
     validation: Count | None = None
     test: Count | None = None
     calibration: Count = 512
@@ -79,9 +79,12 @@ class Data(Spec):
         """The classes, without reading an image.
 
         Raises:
-            DataError: they are named by folders or files, and these are missing.
+            DataError: they are named by folders or files, and these are missing; or `test` has no effect.
         """
-        return tuple(SOURCES[self.name].labels(self.root))
+        source = SOURCES[self.name]
+        if self.test is not None and source.has_test(self.root):
+            raise DataError("data.test: the data has a test split of its own, which is used whole; leave `test` out")
+        return tuple(source.labels(self.root))
 
     def load(self, seed: int) -> "Dataset":
         """Read and split the images.
@@ -89,11 +92,9 @@ class Data(Spec):
         Raises:
             DataError: they are missing or unreadable, or there are too few for the split.
         """
-        source = SOURCES[self.name]
-        preprocess = self.preprocess()
+        source, preprocess = SOURCES[self.name], self.preprocess()
+        self.labels()
         train, test, labels, notes = source.read(self.root, preprocess)
-        if test is not None and self.test is not None:
-            raise DataError("data.test: the data has a test split of its own, which is used whole; leave `test` out")
         if test is None:
             train, test = _split(train, self.test or max(len(train.labels) // 5, 1), seed, "test")
         train, validation = _split(train, self.validation or max(len(train.labels) // 10, 1), seed, "validation")
@@ -115,8 +116,8 @@ class Data(Spec):
         source = SOURCES[self.name]
         channels = self.channels or source.channels
         own = channels == source.channels
-        mean = self.mean or (source.mean if own else (0.5,) * channels)
-        std = self.std or (source.std if own else (0.5,) * channels)
+        mean = self.mean if self.mean is not None else (source.mean if own else (0.5,) * channels)
+        std = self.std if self.std is not None else (source.std if own else (0.5,) * channels)
         return Preprocess(size=self.size or source.size, channels=channels, mean=mean, std=std)
 
 

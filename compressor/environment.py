@@ -24,6 +24,16 @@ RELEVANT_ISA = (
     "i8mm",
     "bf16",
 )
+LIBRARIES = (
+    "compressor",
+    "torch",
+    "torchvision",
+    "torch_pruning",
+    "torchao",
+    "onnxruntime",
+    "onnx",
+    "numpy",
+)
 BF16_ISA = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -39,9 +49,19 @@ class Environment(BaseModel):
     platform: str
     python: str
     torch: str
+    torchvision: str
+    torch_pruning: str
+    torchao: str
     onnxruntime: str
     onnx: str
+    numpy: str
+    compressor: str
     commit: str | None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Name and version of what computes."""
+        return {name: getattr(self, name) for name in ("python", *LIBRARIES)}
 
 
 @cache
@@ -55,9 +75,7 @@ def environment() -> Environment:
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         platform=platform.platform(),
         python=platform.python_version(),
-        torch=str(torch.__version__),
-        onnxruntime=version("onnxruntime"),
-        onnx=version("onnx"),
+        **{name: version(name) for name in LIBRARIES},
         commit=_commit(),
     )
 

@@ -1,6 +1,13 @@
 """What can go wrong, as one small hierarchy: every message says what is wrong, where, and what to do."""
 
-OUT_OF_MEMORY = ("not enough memory", "out of memory", "bad_alloc", "Failed to allocate memory")
+OUT_OF_MEMORY = (
+    "an't allocate memory",  # torch's CPU allocator, on Linux
+    "Cannot allocate memory",  # the operating system
+    "not enough memory",  # torch's CPU allocator, elsewhere
+    "out of memory",  # CUDA
+    "bad_alloc",
+    "Failed to allocate memory",  # ONNX Runtime
+)
 
 
 class CompressorError(Exception):
@@ -43,3 +50,9 @@ class StageError(CompressorError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the CPU or the GPU; torch and ONNX Runtime say so in words only."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
+def pass_on_out_of_memory(error: BaseException) -> None:
+    """Raise `error` again if memory ran out, so that nothing else is said of it."""
+    if is_out_of_memory(error):
+        raise error

@@ -19,6 +19,10 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a failed write names none, or the neighbour
+        partial.unlink(missing_ok=True)
+        raise
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -54,13 +58,17 @@ def damaged(folder: Path) -> str | None:
     """What is wrong with a sealed folder, in words; None if every file is as it was sealed."""
     try:
         lines = (folder / SEAL).read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            expected, _, name = line.partition("  ")
-            if Path(name).name != name or digest((folder / name).read_bytes()) != expected:
+        expected = {name: sha for sha, _, name in (line.partition("  ") for line in lines)}
+        found = {path.name for path in folder.iterdir()} - {SEAL}
+        if found != set(expected):
+            odd = sorted(found ^ set(expected))
+            return f"{folder} does not hold the files in {SEAL} ({odd[0]} is in one of them only)"
+        for name, sha in expected.items():
+            if digest((folder / name).read_bytes()) != sha:
                 return f"{folder / name} does not have the digest in {SEAL}"
     except (OSError, UnicodeDecodeError) as error:
         return f"{folder} is not whole ({type(error).__name__}: {getattr(error, 'filename', None) or SEAL})"
-    return None if lines else f"{folder / SEAL} is empty"
+    return None
 
 
 def replace_folder(made: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compressor.checkpoint import digest
 from compressor.data import Dataset, Split, View
 from compressor.environment import has_fast_bf16
-from compressor.errors import ArchitectureError, ArtifactError, StageError, first_line, is_out_of_memory
+from compressor.errors import ArchitectureError, ArtifactError, StageError, first_line, pass_on_out_of_memory
 from compressor.training import Precision, Trainee, Training, weights_of
 
 if TYPE_CHECKING:
@@ -75,8 +75,11 @@ def fit(
             batches = _batches(train, context, trainee.steps, epoch, views, layout)
             mean = _train_epoch(trainee, loss, batches, context, epoch, progress) / len(train)
             if not math.isfinite(mean):
-                raise StageError(_diverged(mean, epoch, rate, before, context))
-            correct = evaluate(trainee.kept, validation, data, judged, layout)
+                raise StageError(_diverged(f"the loss is {mean}", epoch, rate, before, context))
+            try:
+                correct = evaluate(trainee.kept, validation, data, judged, layout)
+            except StageError as error:
+                raise StageError(_diverged(str(error), epoch, rate, before, context)) from error
             accuracy = correct / len(validation)
             trainee.curve.append(
                 {
@@ -145,26 +148,29 @@ def _forward(trainee: Trainee, batch: Batch, device: torch.device) -> Any:
         with autocast(device, trainee.training.precision):
             return trainee.model(batch.inputs)
     except Exception as error:  # a forward raises what it likes
-        if is_out_of_memory(error):
-            raise
+        pass_on_out_of_memory(error)
         raise ArchitectureError(
             f"the network cannot train on inputs {list(batch.inputs.shape)}: {first_line(error)}; if this is about a "
             "type of numbers, say precision: fp32"
         ) from error
 
 
-def _diverged(mean: float, epoch: int, rate: float, before: Mapping[str, Tensor], context: "Context") -> str:
-    """What is said when the loss is no number any more; the weights from before are kept."""
+def _diverged(what: str, epoch: int, rate: float, before: Mapping[str, Tensor], context: "Context") -> str:
+    """What is said of a training whose figures are no numbers any more; the weights from before are kept."""
     advice = "lower learning_rate, or add warmup_epochs"
     if context.checkpoints is not None:
         kept = context.checkpoints.keep_last_good(before)
         advice += f" (the weights from before this epoch are in {kept})"
-    return f"the loss is {mean} in epoch {epoch + 1} at learning rate {rate:.3g}; {advice}"
+    return f"{what} in epoch {epoch + 1} at learning rate {rate:.3g}; {advice}"
 
 
 @torch.no_grad()
 def evaluate(network: nn.Module, split: Split, data: Dataset, precision: Precision, layout: torch.memory_format) -> int:
-    """How many images of `split` the network gets right, in torch, where the split lies."""
+    """How many images of `split` the network gets right, in torch, where the split lies.
+
+    Raises:
+        StageError: a logit is not finite.
+    """
     network.eval()
     device = split.labels.device
     correct = 0
@@ -173,6 +179,8 @@ def evaluate(network: nn.Module, split: Split, data: Dataset, precision: Precisi
         inputs = data.preprocess.normalise(images).contiguous(memory_format=layout)
         with autocast(device, precision):
             logits = network(inputs)
+        if not bool(logits.isfinite().all()):
+            raise StageError("a logit is not finite")
         correct += int((logits.argmax(1) == split.labels[start : start + EVALUATION_BATCH]).sum())
     return correct
 
@@ -183,7 +191,8 @@ def layout_of(network: nn.Module, data: Dataset) -> torch.memory_format:
     try:
         with torch.no_grad():
             network.eval()(example.to(memory_format=torch.channels_last))
-    except RuntimeError:
+    except RuntimeError as error:
+        pass_on_out_of_memory(error)
         return torch.contiguous_format
     return torch.channels_last
 

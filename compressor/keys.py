@@ -1,6 +1,6 @@
 """What a stage's artifact depends on, as one digest: what decides whether it is made again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,26 +33,33 @@ def stage_key(
 
 
 def _digest_of(path: Path) -> str | None:
-    return files.digest(path.read_bytes()) if path.is_file() else None
+    try:
+        return files.digest(path.read_bytes())
+    except OSError:
+        return None  # the stage says what is wrong with it
 
 
 def source_digest(pipeline: Pipeline) -> str:
-    """The digest of the code: this package, the packages of the pipeline's stages, and its factories' modules."""
+    """The digest of the code: the packages of this project, of the pipeline's stages, and of its factories."""
     catalogue = discover()
-    packages = {__name__.partition(".")[0]} | {
-        catalogue[stage.stage].__module__.partition(".")[0] for stage in pipeline.stages
-    }
-    sources = {_source(factory.partition(":")[0]) for factory in pipeline.factories}
-    for name in packages:
-        sources |= set(_source(name).parent.rglob("*.py"))
-    return files.digest_json(sorted([path.name, files.digest(path.read_bytes())] for path in sources))
+    modules = {__name__, *(catalogue[stage.stage].__module__ for stage in pipeline.stages)}
+    modules |= {factory.partition(":")[0] for factory in pipeline.factories}
+    sources = {path for module in modules for path in _sources(module)}
+    return files.digest_json(sorted([name, files.digest(path.read_bytes())] for name, path in sources))
 
 
-def _source(module: str) -> Path:
+def _sources(module: str) -> Iterator[tuple[str, Path]]:
+    """The Python files of the top-level package that holds `module`, by their names in it; or the one file."""
+    package = module.partition(".")[0]
     try:
-        spec = find_spec(module)
-    except ImportError:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
         spec = None
-    if spec is None or spec.origin is None:
-        raise UserError(f"{module} cannot be imported; expected a Python file or package, importable from here")
-    return Path(spec.origin)
+    if spec is None or not (spec.has_location or spec.submodule_search_locations):
+        raise UserError(f"{module} is no Python file or package that can be imported from here")
+    if spec.submodule_search_locations is None:
+        yield package, Path(str(spec.origin))
+        return
+    for folder in spec.submodule_search_locations:
+        for path in Path(folder).rglob("*.py"):
+            yield f"{package}/{path.relative_to(folder).as_posix()}", path

@@ -2,21 +2,26 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.export import ExportedProgram
 
-from compressor.errors import ArtifactError, StageError, first_line
+from compressor.errors import ArtifactError, StageError, first_line, pass_on_out_of_memory
 from compressor.preprocess import Preprocess
 from compressor.quantized import QuantizedNetwork, lower_to_onnx
 from compressor.tracing import layer_of, quiet, trace
 
 DEFAULT_OPSET = 18
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 QUIET = 3  # ONNX Runtime's log level: errors only
 
 
@@ -39,6 +44,7 @@ def export_onnx(
                 traced, dynamo=True, opset_version=opset, input_names=["input"], output_names=["logits"], verbose=False
             )
     except Exception as error:  # the exporter raises whatever its passes raise
+        pass_on_out_of_memory(error)
         raise StageError(f"{_reason(error, traced)} (opset {opset})") from error
     assert program is not None
     model = program.model_proto
@@ -61,6 +67,50 @@ def metadata_of(preprocess: Preprocess, labels: tuple[str, ...], pipeline_digest
     }
 
 
+def input_of(model: Path, batch: int) -> tuple[str, tuple[int, ...]]:
+    """The name of a file's one input, and its shape without the batch.
+
+    Raises:
+        ArtifactError: it has several inputs, another type than float32, an open side, or takes other batches.
+    """
+    inputs = session(model).get_inputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+        kinds = ", ".join(f"{each.name} ({each.type})" for each in inputs)
+        raise ArtifactError(f"{model} takes {kinds}; only files with one float32 input can be timed")
+    first, *sides = inputs[0].shape
+    if not all(isinstance(side, int) for side in sides):
+        raise ArtifactError(f"{model} leaves the shape of its input open ({inputs[0].shape}); fix its sides first")
+    if isinstance(first, int) and first != batch:
+        raise ArtifactError(f"{model} takes batches of {first} only; ask for --batch {first}")
+    return inputs[0].name, tuple(sides)
+
+
+def pipeline_of(model: Path) -> str | None:
+    """The digest of the pipeline that a file was made by, as it says."""
+    digest: str | None = session(model).get_modelmeta().custom_metadata_map.get("compressor.pipeline")
+    return digest
+
+
+def about(model: Path) -> tuple[Preprocess, tuple[str, ...]]:
+    """What a file's own metadata say of feeding and reading it: the preprocessing and the labels.
+
+    Raises:
+        ArtifactError: it cannot be read, reads other files, or has no such metadata.
+    """
+    try:
+        content = model.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
+    check_self_contained(content, source=model)
+    try:
+        found = session(content).get_modelmeta().custom_metadata_map
+        preprocess = Preprocess.model_validate_json(found["compressor.preprocess"])
+        labels = tuple(str(label) for label in json.loads(found["compressor.labels"]))
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(f"{model} does not say how to feed and read it (compressor.preprocess, .labels)") from error
+    return preprocess, labels
+
+
 def check_self_contained(content: bytes, *, source: Path) -> None:
     """Refuse a file that reads others, wherever they may lie.
 
@@ -75,14 +125,34 @@ def check_self_contained(content: bytes, *, source: Path) -> None:
         raise ArtifactError(f"{source} refers to data outside itself; it is not read")
 
 
-def session(model: bytes | Path, threads: int = 1) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU with a fixed number of threads."""
+def has_cuda() -> bool:
+    """Whether the ONNX Runtime that is installed can compute on a GPU."""
+    return CUDA in onnxruntime.get_available_providers()
+
+
+def session(
+    model: bytes | Path, threads: int = 1, device: Literal["cpu", "cuda"] = "cpu", profile: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session with a fixed number of threads; `profile` is how the file of a profile begins."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = QUIET
     options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads leave the cores to others
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(source, options, providers=[CUDA, CPU] if device == "cuda" else [CPU])
+
+
+def operators_on_cpu(model: Path, feed: Mapping[str, NDArray[Any]], device: Literal["cpu", "cuda"]) -> tuple[str, ...]:
+    """The operators that ONNX Runtime executes on the CPU in a session for `device`, as `Conv x 3`."""
+    with TemporaryDirectory() as folder:
+        profiled = session(model, device=device, profile=Path(folder, "profile"))
+        profiled.run(None, dict(feed))
+        events = json.loads(Path(profiled.end_profiling()).read_bytes())
+    executed = (event["args"] for event in events if event.get("name", "").endswith("_kernel_time"))
+    found = Counter(each["op_name"] for each in executed if each.get("provider") == CPU)
+    return tuple(f"{name} x {count}" for name, count in sorted(found.items()))
 
 
 def _reason(error: BaseException, traced: ExportedProgram) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, InstanceOf, SerializeAsAny, ValidationError, model_validator
+from pydantic import Field, InstanceOf, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from compressor import files, yaml_source
 from compressor.architectures import factory_of
@@ -14,7 +14,7 @@ from compressor.artifact import TorchModel
 from compressor.data import Data
 from compressor.errors import SpecError
 from compressor.spec import Spec, did_you_mean, problems_of
-from compressor.stage import ID_PATTERN, Stage, discover, makes, takes
+from compressor.stage import ID_PATTERN, LONGEST_ID, Stage, discover, makes, takes
 from compressor.yaml_source import Key, Source, dotted
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ else:
     AnyStage = InstanceOf[Stage]  # a parametrized generic would be validated anew, as if it had no fields
 
 LARGEST_SEED = 2**32 - 1  # numpy's
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
 class Measure(Spec):
@@ -47,14 +48,18 @@ class Pipeline(Spec):
     Attributes:
         name: names the default output folder.
         seed: what every random choice derives from.
+        seeds: run once with each, in place of `seed`; the first is what ships, the others show how much chance does.
+        license: of the weights, as the model card is to give it.
         data: the images.
         stages: in order; each takes what the one before it makes.
         measure: what latency is measured on.
         baseline: id of the stage that the others are compared with; the first by default.
     """
 
-    name: str = Field(pattern=ID_PATTERN)
-    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    name: str = Field(pattern=ID_PATTERN, max_length=LONGEST_ID)
+    seed: Seed = 0
+    seeds: tuple[Seed, ...] = ()
+    license: str = Field("", max_length=200)
     data: Data
     stages: tuple[SerializeAsAny[AnyStage], ...] = Field(min_length=1)
     measure: Measure = Measure()
@@ -66,6 +71,24 @@ class Pipeline(Spec):
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is there twice; it would give the same run twice")
+        return seeds
+
+    @model_validator(mode="after")
+    def _one_way_to_say_the_seed(self) -> "Pipeline":
+        if self.seeds and "seed" in self.model_fields_set:
+            raise ValueError("seed and seeds are both there; leave one out")
+        return self
+
+    @property
+    def repeats(self) -> tuple["Pipeline", ...]:
+        """This pipeline with each of its seeds."""
+        return tuple(self.model_copy(update={"seed": seed, "seeds": ()}) for seed in self.seeds) or (self,)
 
     @property
     def baseline_id(self) -> str:
@@ -81,8 +104,13 @@ class Pipeline(Spec):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides what is made: data, seed and stages, but not what is then measured."""
-        return files.digest_json(self.model_dump(mode="json", include={"data", "seed", "stages"}))
+        """SHA-256 of all that decides what is made: data, seed and stages; no path, and not what is then measured."""
+        content = self.model_dump(mode="json", include={"data", "seed", "stages"})
+        del content["data"]["root"]
+        for stage in content["stages"]:
+            if stage.get("weights") is not None:
+                stage["weights"] = "given"
+        return files.digest_json(content)
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Pipeline":
@@ -111,7 +139,7 @@ class Pipeline(Spec):
                 (_in_file(key, content), message) for key, message in _disconnected(links, content.get("baseline"))
             ]
         try:
-            pipeline = cls.model_validate({**content, "stages": stages})
+            pipeline = cls.model_validate({**content, "stages": stages} if "stages" in content else content)
         except ValidationError as error:
             problems += [problem for problem in problems_of(error, (), cls) if not _said(problem[0], problems)]
         if problems:
@@ -139,7 +167,7 @@ class Pipeline(Spec):
 
     def to_yaml(self) -> str:
         """The pipeline as YAML that `load` reads back to an equal one."""
-        return yaml_source.dump(self.model_dump(mode="json"))
+        return yaml_source.dump(self.model_dump(mode="json", exclude={"seed"} if self.seeds else None))
 
 
 @dataclass(frozen=True)

@@ -6,28 +6,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from compressor import artifact, files, measurement, report
-from compressor.artifact import ONNX, Artifact, TorchModel
+from compressor import artifact, files, onnx_file
+from compressor.accuracy import Answers
+from compressor.artifact import ONNX, Artifact, OnnxModel, TorchModel
 from compressor.checkpoint import Checkpoints
 from compressor.console import Console
 from compressor.data import Dataset
 from compressor.environment import environment
 from compressor.errors import UserError
+from compressor.harm import harm_of
 from compressor.keys import source_digest, stage_key
 from compressor.pipeline import AnyStage, Pipeline
 from compressor.rehearsal import rehearse
-from compressor.report import Report, Row
+from compressor.report import DataFacts, Report, Row
+from compressor.seeds import over_seeds
 from compressor.stage import Context, named
-from compressor.timing import Finished, with_latency
+from compressor.timing import ANSWERS, Finished, with_latency
+from compressor.writing import WRITTEN, write
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+SEEDS = "seeds"
 ROW = "row.json"
+STAGES = "stages"
 SPEC = "pipeline.yaml"
 SPEC_HEADER = "# As it was run, overrides applied; written by compress run.\n"
 
@@ -56,36 +63,78 @@ def run(
     console = console or Console()
     folder = Path(out) if out is not None else Path("runs") / pipeline.name
     chosen = choose_device(device)
-    _prepare(pipeline, folder)
+    first, *others = pipeline.repeats
+    data = first.data.load(first.seed)
+    _prepare(folder)
     with _locked(folder):
+        _sweep(folder, everything=fresh)
+        results = [_run_once(first, data, folder, chosen, console)]
+        for other in others:
+            console.say(f"The same with seed {other.seed}", style="bold")
+            results.append(run(other, folder / SEEDS / str(other.seed), device=device, fresh=fresh, console=console))
         files.write_text(folder / SPEC, SPEC_HEADER + pipeline.to_yaml())
-        data = pipeline.data.load(pipeline.seed)
-        if fresh:
-            _start_over(folder)
-        _introduce(pipeline, data, chosen, console)
-        context = Context(
-            data=data.without_test(),
-            seed=pipeline.seed,
-            device=chosen,
-            factories=pipeline.factories,
-            pipeline=pipeline.digest,
-            console=console,
-        )
-        finished = _run_stages(pipeline, data, context, folder)
-        console.say("Measuring latency, in turn with the baseline", style="bold")
-        result = Report(
-            pipeline=pipeline.name,
-            seed=pipeline.seed,
-            digest=pipeline.digest,
-            baseline=pipeline.baseline_id,
-            shipped=pipeline.stages[-1].id,
-            labels=data.labels,
-            environment=environment(),
-            rows=tuple(with_latency(pipeline, finished, _earlier_rows(folder))),
-        )
-        files.write_bytes(folder / ONNX, (finished[-1].folder / ONNX).read_bytes())
-        result.write(folder)
+        result = results[0]
+        if others:
+            spec = {"spec": pipeline.to_yaml(), "seeds": pipeline.seeds, "over_seeds": over_seeds(results)}
+            result = result.model_copy(update=spec)
+            write(result, folder)
         return result
+
+
+def _run_once(pipeline: Pipeline, data: Dataset, folder: Path, device: torch.device, console: Console) -> Report:
+    """All stages with one seed, and the report of them."""
+    _introduce(pipeline, data, device, console)
+    context = Context(
+        data=data.without_test(),
+        seed=pipeline.seed,
+        device=device,
+        factories=pipeline.factories,
+        pipeline=pipeline.digest,
+        console=console,
+    )
+    finished = _run_stages(pipeline, data, context, folder)
+    result = _measured(pipeline, finished, data, _earlier(folder), console)
+    files.write_bytes(folder / ONNX, finished[-1].onnx.read_bytes())
+    write(result, folder)
+    return result
+
+
+def _measured(
+    pipeline: Pipeline, finished: list[Finished], data: Dataset, known: Report | None, console: Console
+) -> Report:
+    """What takes all stages to measure: latency in turn with the baseline, and the harm done to it."""
+    baseline = next(done for done in finished if done.row.id == pipeline.baseline_id)
+    shipped = finished[-1]
+    console.say("Measuring latency, in turn with the baseline", style="bold")
+    rows = with_latency(pipeline, finished, {row.id: row for row in known.rows} if known is not None else {})
+    before = baseline.answers
+    paired = [done.answers.against(before) for done in finished]
+    console.say("Looking at what was lost: classes, images, corrupted images", style="bold")
+    harm = harm_of(
+        (baseline.onnx, before), (shipped.onnx, shipped.answers), data, known.harm if known is not None else None
+    )
+    return Report(
+        pipeline=pipeline.name,
+        license=pipeline.license,
+        spec=pipeline.to_yaml(),
+        seed=pipeline.seed,
+        seeds=(pipeline.seed,),
+        digest=pipeline.digest,
+        baseline=pipeline.baseline_id,
+        shipped=shipped.row.id,
+        labels=data.labels,
+        preprocess=data.preprocess,
+        data=DataFacts(
+            name=pipeline.data.name,
+            train=len(data.train),
+            validation=len(data.validation),
+            test=len(data.test),
+            fingerprint=data.fingerprint,
+        ),
+        environment=environment(),
+        rows=tuple(row.model_copy(update={"versus_baseline": p}) for row, p in zip(rows, paired, strict=True)),
+        harm=harm,
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -103,14 +152,18 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _prepare(pipeline: Pipeline, folder: Path) -> None:
-    """Make the folder of the run, or take one that an earlier run made."""
-    written = folder / SPEC
+def _prepare(folder: Path) -> None:
+    """Make the folder of the run, or take one that an earlier run made; nothing of anyone else is written over."""
+    spec = folder / SPEC
     try:
-        if written.exists() and not written.read_text(encoding="utf-8").startswith(SPEC_HEADER):
-            raise UserError(f"{written} is not of an earlier run and would be overwritten; choose another --out")
-        (folder / "stages").mkdir(parents=True, exist_ok=True)
-    except (OSError, UnicodeDecodeError) as error:
+        if not (folder / LOCK).exists() and not (spec.exists() and spec.read_bytes().startswith(SPEC_HEADER.encode())):
+            for name in (SPEC, ONNX, STAGES, CHECKPOINTS, SEEDS, *WRITTEN):
+                if (folder / name).exists():
+                    raise UserError(
+                        f"{folder / name} is not of an earlier run and would be overwritten; choose another --out"
+                    )
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise UserError(f"the folder {folder} cannot be used: {error}") from error
 
 
@@ -124,13 +177,16 @@ def _locked(folder: Path) -> Iterator[None]:
         raise UserError(f"another run is working in {folder}; wait until it ends, or choose another --out") from error
 
 
-def _start_over(folder: Path) -> None:
-    """Remove what an earlier run made here, and nothing else."""
-    for name in (ONNX, report.JSON, report.MARKDOWN):
-        (folder / name).unlink(missing_ok=True)
-    for row in (folder / "stages").glob(f"*/{ROW}"):
-        shutil.rmtree(row.parent)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+def _sweep(folder: Path, *, everything: bool) -> None:
+    """Remove what a run that was killed left half-made; or everything that runs made here."""
+    for pattern in (".*.partial", ".*.old"):
+        for left in (folder / STAGES).glob(pattern):
+            shutil.rmtree(left)
+    if everything:
+        for name in (SPEC, ONNX, *WRITTEN):
+            (folder / name).unlink(missing_ok=True)
+        for name in (STAGES, CHECKPOINTS):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _introduce(pipeline: Pipeline, data: Dataset, device: torch.device, console: Console) -> None:
@@ -153,7 +209,7 @@ def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Pat
         teachers = {d.row.id: d.artifact for d in finished if isinstance(d.artifact, TorchModel)}
         before = finished[-1].artifact if finished else None
         key = stage_key(stage, before, teachers, context, sources)
-        target = folder / "stages" / stage.id
+        target = folder / STAGES / stage.id
         title = f"[{number}/{len(pipeline.stages)}] {stage.id} ({stage.stage})"
         done = _reuse(target, key, context, data)
         if done is None:
@@ -185,27 +241,38 @@ def _run_stage(
     started = time.monotonic()
     made = stage.run(before, context)
     seconds = time.monotonic() - started
-    partial = _empty(target.with_name(f".{target.name}.partial"))
+    partial = _empty(target)
     made.save(partial)
     loaded = artifact.load(partial, factories=context.factories)
-    shipped = loaded.to_onnx(context.pipeline) if isinstance(loaded, TorchModel) else loaded
+    shipped = _shipped(loaded, context)
     files.write_bytes(partial / ONNX, shipped.content)
     row = Row(
         id=stage.id,
         stage=stage.stage,
-        artifact=f"stages/{stage.id}",
+        artifact=f"{STAGES}/{stage.id}",
         seconds=round(seconds, 3),
-        accuracy=measurement.score(partial / ONNX, data.test, data.preprocess, name="test"),
+        **_scored(partial, data),
         parameters=shipped.counts.parameters,
         nonzero_parameters=shipped.counts.nonzero_parameters,
         macs=shipped.counts.macs,
-        size_bytes=(partial / ONNX).stat().st_size,
+        size_bytes=len(shipped.content),
+        sha256=files.digest(shipped.content),
         details=dict(loaded.details),
         key=key,
-        scored_on=data.test.fingerprint,
     )
     _finish(partial, row, target)
     return Finished(loaded, target, row)
+
+
+def _scored(folder: Path, data: Dataset) -> dict[str, Any]:
+    """The part of a row that depends on the test split; the answers themselves go into the folder."""
+    answers = Answers.of(folder / ONNX, data.test, data.preprocess)
+    answers.save(folder / ANSWERS)
+    return {
+        "accuracy": answers.accuracy(split="test"),
+        "calibration_error": answers.calibration_error(),
+        "scored_on": data.test.fingerprint,
+    }
 
 
 def _finish(partial: Path, row: Row, target: Path) -> None:
@@ -215,14 +282,16 @@ def _finish(partial: Path, row: Row, target: Path) -> None:
     files.replace_folder(partial, target)
 
 
-def _empty(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
+def _empty(target: Path) -> Path:
+    """An empty folder beside `target`, for what is to take its place."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
 
 
 def _reuse(target: Path, key: str, context: Context, data: Dataset) -> Finished | None:
-    """The stage in `target`, if it was made by this key and is whole; scored again if the test split is another."""
+    """The stage in `target`, if it was made by this key and is whole."""
     if not target.exists():
         return None
     damage = files.damaged(target)
@@ -235,18 +304,35 @@ def _reuse(target: Path, key: str, context: Context, data: Dataset) -> Finished 
         return None
     if row.key != key:
         return None
-    if row.scored_on != data.test.fingerprint:
-        accuracy = measurement.score(target / ONNX, data.test, data.preprocess, name="test")
-        row = row.model_copy(update={"accuracy": accuracy, "scored_on": data.test.fingerprint})
-        partial = _empty(target.with_name(f".{target.name}.partial"))
-        shutil.copytree(target, partial, dirs_exist_ok=True)
-        _finish(partial, row, target)
-    return Finished(artifact.load(target, factories=context.factories), target, row)
+    done = Finished(artifact.load(target, factories=context.factories), target, row)
+    return done if _current(done, context, data) else _renewed(done, context, data)
 
 
-def _earlier_rows(folder: Path) -> dict[str, Row]:
-    """The rows of the last report in this folder, by id."""
+def _current(done: Finished, context: Context, data: Dataset) -> bool:
+    """Whether a stage's file says which pipeline it is of, and was scored on this test split."""
+    return done.row.scored_on == data.test.fingerprint and onnx_file.pipeline_of(done.onnx) == context.pipeline
+
+
+def _renewed(done: Finished, context: Context, data: Dataset) -> Finished:
+    """The same stage, exported and scored again."""
+    partial = _empty(done.folder)
+    shutil.copytree(done.folder, partial, dirs_exist_ok=True)
+    content = _shipped(done.artifact, context).content
+    files.write_bytes(partial / ONNX, content)
+    figures = {"size_bytes": len(content), "sha256": files.digest(content), **_scored(partial, data)}
+    row = done.row.model_copy(update=figures)
+    _finish(partial, row, done.folder)
+    return replace(done, row=row)
+
+
+def _shipped(made: Artifact, context: Context) -> OnnxModel:
+    """The ONNX file that an artifact would ship as."""
+    return made.to_onnx(context.pipeline) if isinstance(made, TorchModel) else made
+
+
+def _earlier(folder: Path) -> Report | None:
+    """The last report in this folder."""
     try:
-        return {row.id: row for row in Report.load(folder).rows}
+        return Report.load(folder)
     except UserError:
-        return {}
+        return None

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from compressor.errors import DataError, first_line
+from compressor.errors import DataError, first_line, pass_on_out_of_memory
 from compressor.preprocess import Preprocess
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -48,6 +48,7 @@ class Source:
 
     read: Callable[[Path, Preprocess], Read]
     labels: Callable[[Path], Sequence[str]]  # without reading an image
+    has_test: Callable[[Path], bool]  # whether the test split is the data's own
     size: tuple[int, int]
     channels: int
     mean: tuple[float, ...]
@@ -195,6 +196,7 @@ def _pixels(folder: _Folder, preprocess: Preprocess, notes: Counter[str]) -> Ima
             with Image.open(path) as image:
                 return preprocess.pixels(image), list(_notes(image, preprocess))
         except Exception as error:  # Pillow's decoders raise many types
+            pass_on_out_of_memory(error)
             raise DataError(f"{path} is not an image that can be used: {first_line(error)}") from error
 
     with ThreadPoolExecutor() as pool:
@@ -219,12 +221,23 @@ def _resized(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.ui
     return np.stack([preprocess.pixels(Image.fromarray(image)) for image in images])
 
 
+def _always(_: Path) -> bool:
+    return True
+
+
+def _never(_: Path) -> bool:
+    return False
+
+
 SOURCES: dict[str, Source] = {
-    "digits": Source(_digits, lambda _: DIGITS, (8, 8), 1, (0.306,), (0.377,)),
-    "mnist": Source(_mnist("MNIST"), lambda _: _mnist_labels("MNIST"), (28, 28), 1, (0.1307,), (0.3081,), crop=2),
+    "digits": Source(_digits, lambda _: DIGITS, _never, (8, 8), 1, (0.306,), (0.377,)),
+    "mnist": Source(
+        _mnist("MNIST"), lambda _: _mnist_labels("MNIST"), _always, (28, 28), 1, (0.1307,), (0.3081,), crop=2
+    ),
     "fashion_mnist": Source(
         _mnist("FashionMNIST"),
         lambda _: _mnist_labels("FashionMNIST"),
+        _always,
         (28, 28),
         1,
         (0.2860,),
@@ -242,6 +255,7 @@ SOURCES: dict[str, Source] = {
             "test_batch.bin",
         ),
         lambda _: CIFAR10_LABELS,
+        _always,
         (32, 32),
         3,
         (0.4914, 0.4822, 0.4465),
@@ -259,6 +273,7 @@ SOURCES: dict[str, Source] = {
             "test.bin",
         ),
         lambda _: [f"class {number}" for number in range(100)],  # their names come with the download
+        _always,
         (32, 32),
         3,
         (0.5071, 0.4865, 0.4409),
@@ -266,5 +281,13 @@ SOURCES: dict[str, Source] = {
         crop=4,
         flip=True,
     ),
-    "image_folder": Source(_image_folder, lambda root: _listed(root)[2], (224, 224), 3, IMAGENET_MEAN, IMAGENET_STD),
+    "image_folder": Source(
+        _image_folder,
+        lambda root: _listed(root)[2],
+        lambda root: _listed(root)[1] is not None,
+        (224, 224),
+        3,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+    ),
 }

@@ -33,6 +33,7 @@ EXPECTED = {  # by pydantic's type of error; the rest is said in pydantic's word
     "model_type": "a mapping of settings",
     "path_type": "a path",
     "string_pattern_mismatch": "lower-case letters, digits, `-` and `_`, a letter or digit first",
+    "string_too_long": "at most {max_length} letters",
     "string_type": "text",
     "too_long": "at most {max_length} items",
     "too_short": "at least {min_length} items",
@@ -71,7 +72,10 @@ Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]  # of a user's own
 
 def problems_of(error: ValidationError, prefix: Key, spec: type[BaseModel]) -> Iterator[tuple[Key, str]]:
     """Each key that is wrong, with what is wrong and what is expected."""
-    for detail in error.errors():
+    found = error.errors()
+    for detail in found:
+        if detail["type"] == "too_short" and any(_inside(other["loc"], detail["loc"]) for other in found):
+            continue  # the list is short for want of an item that is wrong itself
         key = (*prefix, *detail["loc"])
         given = json.dumps(detail["input"], default=str, ensure_ascii=False)
         given = given if len(given) <= LONGEST_SHOWN else given[:LONGEST_SHOWN] + "…"
@@ -89,6 +93,10 @@ def problems_of(error: ValidationError, prefix: Key, spec: type[BaseModel]) -> I
             yield key, f"got {given}; expected {EXPECTED[kind].format(**context)}{hint}"
         else:
             yield key, f"got {given}; {detail['msg']}"
+
+
+def _inside(location: Key, whole: Key) -> bool:
+    return len(location) > len(whole) and location[: len(whole)] == whole
 
 
 def _fields(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:

@@ -24,6 +24,7 @@ from compressor.spec import Arguments, Spec
 
 GROUP = "compressor.stages"
 ID_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
+LONGEST_ID = 64
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -100,7 +101,7 @@ class Stage(Spec, Generic[In, Out]):
     recovers: ClassVar[bool] = False  # it trains what such a stage made
 
     stage: str
-    id: str = Field("", pattern=ID_PATTERN, validate_default=False)
+    id: str = Field("", pattern=ID_PATTERN, max_length=LONGEST_ID, validate_default=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -199,7 +200,7 @@ def _load(entry: EntryPoint) -> type[Stage[Any, Any]]:
     whose = f"the stage {entry.name!r} of the package {_package(entry)}"
     try:
         kind = entry.load()
-    except Exception as error:  # importing runs the package's code
+    except (Exception, SystemExit) as error:  # importing runs the package's code
         raise UserError(f"{whose} cannot be imported: {first_line(error)}; repair or uninstall it") from error
     if not (isinstance(kind, type) and issubclass(kind, Stage)):
         raise UserError(f"{whose} is no subclass of compressor.Stage; repair or uninstall it")

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import torch
 
-from compressor import files, measurement
+from compressor import files, latency, onnx_file
+from compressor.accuracy import Answers
 from compressor.artifact import ONNX, Artifact, OnnxModel, TorchModel
 from compressor.environment import environment
-from compressor.measurement import Latency, NotMeasured, Setting
+from compressor.latency import Latency, NotMeasured, Setting
 from compressor.pipeline import Pipeline
 from compressor.report import Row
+
+ANSWERS = "answers.safetensors"
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,16 @@ class Finished:
     artifact: Artifact
     folder: Path
     row: Row
+
+    @property
+    def onnx(self) -> Path:
+        """The file that this stage would ship as."""
+        return self.folder / ONNX
+
+    @property
+    def answers(self) -> Answers:
+        """What that file says of the test split."""
+        return Answers.load(self.folder / ANSWERS)
 
 
 def with_latency(pipeline: Pipeline, finished: Sequence[Finished], known: Mapping[str, Row]) -> list[Row]:
@@ -38,13 +51,13 @@ def with_latency(pipeline: Pipeline, finished: Sequence[Finished], known: Mappin
         identity = _identity(pipeline, done, others)
         row = known.get(done.row.id)
         if row is None or row.measured_as != _measured_as(identity, row.latency, row.versus_float):
-            latency = tuple(_latency(done, baseline, setting) for setting in _settings(pipeline))
+            entries = tuple(_latency(done, baseline, setting) for setting in _settings(pipeline))
             versus_float = _versus_float(pipeline, done, before)
         else:
-            latency, versus_float = row.latency, row.versus_float
-        measured_as = _measured_as(identity, latency, versus_float)
+            entries, versus_float = row.latency, row.versus_float
+        measured_as = _measured_as(identity, entries, versus_float)
         rows.append(
-            done.row.model_copy(update={"latency": latency, "versus_float": versus_float, "measured_as": measured_as})
+            done.row.model_copy(update={"latency": entries, "versus_float": versus_float, "measured_as": measured_as})
         )
     return rows
 
@@ -54,16 +67,16 @@ def _identity(pipeline: Pipeline, done: Finished, others: Sequence[Finished]) ->
     return files.digest_json(
         {
             "id": done.row.id,
-            "files": [files.digest((each.folder / ONNX).read_bytes()) for each in (done, *others)],
+            "files": [files.digest(each.onnx.read_bytes()) for each in (done, *others)],
             "measure": pipeline.measure.model_dump(mode="json"),
             "environment": environment().model_dump(mode="json", exclude={"commit"}),
         }
     )
 
 
-def _measured_as(identity: str, latency: Sequence[Latency | NotMeasured], versus_float: Sequence[Latency]) -> str:
+def _measured_as(identity: str, entries: Sequence[Latency | NotMeasured], versus_float: Sequence[Latency]) -> str:
     """SHA-256 over what figures depend on and the figures, so that none is taken over that was damaged."""
-    figures = [entry.model_dump(mode="json") for entry in (*latency, *versus_float)]
+    figures = [entry.model_dump(mode="json") for entry in (*entries, *versus_float)]
     return files.digest_json([identity, figures])
 
 
@@ -77,7 +90,7 @@ def _versus_float(pipeline: Pipeline, done: Finished, before: Finished | None) -
 
 
 def _settings(pipeline: Pipeline) -> list[Setting]:
-    """Every combination to time: ONNX Runtime on the CPU, torch on both; threads do not matter to a GPU."""
+    """Every combination to time; threads do not matter to a GPU."""
     measure = pipeline.measure
     return [
         Setting(engine=engine, device=device, threads=threads, batch=batch)
@@ -85,29 +98,32 @@ def _settings(pipeline: Pipeline) -> list[Setting]:
         for device in measure.devices
         for threads in (measure.threads if device == "cpu" else measure.threads[:1])
         for batch in measure.batches
-        if (engine, device) != ("onnxruntime", "cuda")
     ]
 
 
 def _latency(done: Finished, baseline: Finished, setting: Setting) -> Latency | NotMeasured:
-    runs: list[measurement.Run] = []
+    runs: list[latency.Timed] = []
     for each in (done, baseline):
         reason = _reason_not_to_time(each.artifact, setting)
         if reason is not None:
             return NotMeasured(**setting.model_dump(), reason=reason)
-        preprocess = each.artifact.preprocess
         if setting.engine == "onnxruntime":
-            runs.append(measurement.onnx_runner(each.folder / ONNX, preprocess, setting))
+            runs.append(latency.onnx_runner(each.onnx, setting))
         else:
             assert isinstance(each.artifact, TorchModel)
-            runs.append(measurement.torch_runner(each.artifact.copy_network(), preprocess, setting))
+            runs.append(latency.torch_runner(each.artifact.copy_network(), each.artifact.preprocess, setting))
     candidate, reference = runs
-    return measurement.compare(candidate, reference, setting)
+    on_cpu: tuple[str, ...] = ()
+    if (setting.engine, setting.device) == ("onnxruntime", "cuda"):
+        on_cpu = latency.left_to_cpu(done.onnx, setting)
+    return latency.compare(candidate, reference, setting, on_cpu)
 
 
 def _reason_not_to_time(model: Artifact, setting: Setting) -> str | None:
     if setting.device == "cuda" and not torch.cuda.is_available():
         return "no CUDA device"
+    if (setting.engine, setting.device) == ("onnxruntime", "cuda") and not onnx_file.has_cuda():
+        return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
     if setting.engine == "torch" and isinstance(model, OnnxModel):
         return "an ONNX file does not run in torch"
     if setting.engine == "torch" and model.quantized:

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from compressor.errors import ArchitectureError, first_line
+from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
 
 LOGGERS = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
 
@@ -28,11 +28,13 @@ def trace(network: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:
     try:
         return _exported(network, input_shape)
     except Exception as error:  # the exporter raises whatever the network's code and its own passes raise
+        pass_on_out_of_memory(error)
         reason = first_line(error)
     with running_layers(network) as running:
         try:
             return _exported(network, input_shape)
         except Exception as error:
+            pass_on_out_of_memory(error)
             where = layer_in_words(network, running)
             raise ArchitectureError(f"{where} cannot be traced by torch.export: {reason}") from error
 

@@ -39,6 +39,7 @@ class _Dumper(yaml.SafeDumper):
 for _name, (_pattern, _first) in CORE_SCHEMA.items():
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), _first)
+COLLECTIONS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 TAGS = {f"tag:yaml.org,2002:{name}" for name in (*CORE_SCHEMA, "str")}
 
 
@@ -69,7 +70,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Source:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: is not a text file; expected a pipeline in YAML") from error
-    source = _parse(text, str(path))
+    source = parse(text, str(path))
     if source.content is None:
         raise SpecError(f"{path}: is empty; expected a pipeline in YAML")
     for override in overrides:
@@ -82,7 +83,12 @@ def dump(content: Any) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _parse(text: str, name: str) -> Source:
+def parse(text: str, name: str) -> Source:
+    """The content of a YAML text, which messages call `name`.
+
+    Raises:
+        SpecError: it is not YAML, or a key stands twice.
+    """
     source = Source(name, None)
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -103,6 +109,8 @@ def _construct(node: yaml.Node, key: Key, source: Source) -> Any:
     if len(source.places) > LARGEST:
         raise SpecError(f"{source.name}: holds more than {LARGEST} values; a pipeline is smaller")
     source.places[key] = _at(node, source)
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in COLLECTIONS:
+        raise SpecError(f"{_at(node, source)}: the tag {node.tag} is not of plain YAML; leave it out")
     match node:
         case yaml.MappingNode():
             mapping: dict[str, Any] = {}
@@ -147,16 +155,20 @@ def _override(source: Source, override: str) -> None:
     if not equals or not name:
         raise SpecError(f"{option}: expected dotted.key=value, as in stages.teacher.epochs=5")
     try:
-        value = _parse(text, option).content
+        value = parse(text, option).content
     except SpecError as error:
-        raise SpecError(f"{option}: the value is not plain YAML") from error
+        reason = str(error).removeprefix(option).lstrip(":0123456789 ")
+        raise SpecError(f"{option}: the value is not plain YAML: {reason}") from error
     target: Any = source.content
     key: Key = ()
     *parents, last = name.split(".")
     for part in parents:
         index = _index(target, part, key, option)
         key = (*key, index)
-        target = target.setdefault(index, {}) if isinstance(target, dict) else target[index]
+        if isinstance(target, dict) and index not in target:
+            target[index] = {}
+            source.places[key] = option
+        target = target[index]
     index = _index(target, last, key, option)
     key = (*key, index)
     target[index] = value

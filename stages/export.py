@@ -41,6 +41,8 @@ class Export(Stage[TorchModel, OnnxModel]):
         pairs = [_both(model, exported, context.data.preprocess.normalise(images)) for images in batches]
         expected, got = (np.concatenate(logits) for logits in zip(*pairs, strict=True))  # [N, classes]
         difference = np.abs(got - expected)
+        if not np.isfinite(difference).all():
+            raise StageError("a logit of the network or of its ONNX file is not finite; its training may have diverged")
         same = int((got.argmax(1) == expected.argmax(1)).sum())
         agreement = {
             "images": len(got),

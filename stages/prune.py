@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compressor.architectures import check_fits
 from compressor.artifact import TorchModel, count_macs
 from compressor.changes import Widths, widths_of
-from compressor.errors import ArchitectureError, StageError, first_line
+from compressor.errors import ArchitectureError, StageError, first_line, pass_on_out_of_memory
 from compressor.spec import Spec
 from compressor.stage import Context, Stage
 
@@ -103,7 +103,11 @@ class Prune(Stage[TorchModel, TorchModel]):
                     "macs": after.macs / before.macs,
                     "parameters": after.parameters / before.parameters,
                 },
-                "widths": {name: [old[name].outputs, width.outputs] for name, width in new.items()},
+                "widths": {
+                    name: [old[name].outputs, width.outputs]
+                    for name, width in new.items()
+                    if isinstance(network.get_submodule(name), nn.Conv2d | nn.Linear)
+                },
             },
         )
 
@@ -151,6 +155,7 @@ class Prune(Stage[TorchModel, TorchModel]):
             self._remove_channels(network, example, ratio, context)
             check_fits(network, model.architecture, tuple(example.shape))
         except Exception as error:  # a width written into forward ends anywhere, in torch-pruning or in forward
+            pass_on_out_of_memory(error)
             raise ArchitectureError(
                 f"{model.architecture.model} does not work with channels removed ({first_line(error)}); "
                 "are channel counts written into its forward?"

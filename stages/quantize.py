@@ -3,6 +3,11 @@
 PTQ is QAT with zero steps: one placement of quantizers, one save, one export; calibration only chooses ranges.
 """
 
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -91,6 +96,7 @@ class Quantize(Training, Stage[TorchModel, TorchModel]):
         calibrate(network, context, self.observer, self.percentile)
         details = fit(network, self._loss(context), self, context, label=self.id)
         change = Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
+        details["signal_to_noise_db"] = signal_to_noise(network, context)
         return model.with_network(network, change, details=details)
 
     def _loss(self, context: Context) -> Loss:
@@ -112,18 +118,54 @@ def calibrate(network: QuantizedNetwork, context: Context, observer: Observer, p
     """
     from stages.observers import observer_of  # torchao takes seconds, and a wrong pipeline is told before
 
-    quantizers = network.activation_quantizers.values()
-    observers = [observer_of(observer, percentile) for _ in quantizers]
-    for quantizer, watching in zip(quantizers, observers, strict=True):
-        quantizer.observer = watching
-    for parameters in network.parameter_quantizers:
-        parameters.enabled = False
-    for images in context.data.calibration.images.split(CALIBRATION_BATCH):
-        network(context.data.preprocess.normalise(images))
-    for quantizer, watched in zip(quantizers, observers, strict=True):
-        scale, zero_point = watched.calculate_qparams()
+    observers = {point: observer_of(observer, percentile) for point in network.points}
+    with _watched(network, {point: watching.forward for point, watching in observers.items()}):
+        for images in context.data.calibration.images.split(CALIBRATION_BATCH):
+            network(context.data.preprocess.normalise(images))
+    for point, quantizer in network.activation_quantizers.items():
+        scale, zero_point = observers[point].calculate_qparams()
         quantizer.scale.copy_(scale.squeeze())
         quantizer.zero_point.copy_(zero_point.squeeze())
-        quantizer.observer = None
+
+
+@torch.no_grad()
+def signal_to_noise(network: QuantizedNetwork, context: Context) -> dict[str, float]:
+    """For every point that is rounded, 10 log10(Σ x² / Σ (x - q)²) in dB on the calibration images.
+
+    x is the value without any rounding, q with all of it, so the errors of earlier layers are included.
+    """
+    exact: dict[str, Tensor] = {}
+    rounded: dict[str, Tensor] = {}
+    signal, noise = (dict.fromkeys(network.points, sys.float_info.min) for _ in range(2))
+    hooks = [
+        quantizer.register_forward_hook(lambda _, __, output, point=point: rounded.update({point: output}))
+        for point, quantizer in network.activation_quantizers.items()
+    ]
+    for images in context.data.calibration.images.split(CALIBRATION_BATCH):
+        inputs = context.data.preprocess.normalise(images)
+        with _watched(network, {point: partial(exact.__setitem__, point) for point in network.points}):
+            network(inputs)
+        network(inputs)
+        for point in network.points:
+            signal[point] += float(exact[point].double().square().sum())
+            noise[point] += float((exact[point] - rounded[point]).double().square().sum())
+    for hook in hooks:
+        hook.remove()
+    return {point: 10 * math.log10(signal[point] / noise[point]) for point in network.points}
+
+
+@contextmanager
+def _watched(network: QuantizedNetwork, observers: Mapping[str, Callable[[Tensor], object]]) -> Iterator[None]:
+    """`network` without rounding: what would be rounded is shown to the observer of its point."""
+    quantizers = network.activation_quantizers
+    for point, quantizer in quantizers.items():
+        quantizer.observer = observers[point]
     for parameters in network.parameter_quantizers:
-        parameters.enabled = True
+        parameters.enabled = False
+    try:
+        yield
+    finally:
+        for quantizer in quantizers.values():
+            quantizer.observer = None
+        for parameters in network.parameter_quantizers:
+            parameters.enabled = True

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from compressor.architectures import Architecture
-from compressor.cli import main
+from compressor_command import main
 from tests.conftest import executed
 from tests.test_data import write_folder
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from compressor import files
 from compressor.architectures import Architecture
-from compressor.cli import main
+from compressor_command import main
 from tests.test_data import write_folder
 
 ROOT = Path(__file__).parent.parent

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compressor.measurement import Accuracy, Setting, _speedup, compare, onnx_runner, score, torch_runner
 
 from compressor import Dataset, TorchModel
-from compressor.measurement import Accuracy, Setting, _speedup, compare, onnx_runner, score, torch_runner
 
 CPU = Setting(engine="onnxruntime", device="cpu", threads=1, batch=2)
 

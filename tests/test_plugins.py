@@ -53,7 +53,7 @@ def test_it_is_listed_and_in_the_schema_where_it_is_installed() -> None:
         for installed in (True, False):
             environment = {**os.environ, "PYTHONPATH": str(PLUGIN) if installed else ""}
             shown = subprocess.run(
-                [sys.executable, "-m", "compressor.cli", command], env=environment, capture_output=True, text=True
+                [sys.executable, "-m", "compressor_command", command], env=environment, capture_output=True, text=True
             )
             assert shown.returncode == 0, shown.stderr
             assert ("Limit every weight to a range around 0." in shown.stdout) == installed

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from compressor import Augment, Data, Measure, Pipeline
-from compressor.cli import main
 from compressor.errors import SpecError
+from compressor_command import main
 from stages import Distill, Export, Prune, Quantize, Target, Train
 from stages.distill import Cache
 from tests.test_pipeline import GOOD

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.cli import main
+from compressor_command import main
 
 START = """\
 name: tried

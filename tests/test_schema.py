@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 
 from compressor import Pipeline
-from compressor.cli import main
 from compressor.yaml_source import read
+from compressor_command import main
 
 ROOT = Path(__file__).parent.parent
 COMMITTED: dict[str, Any] = json.loads((ROOT / "compressor.schema.json").read_text())
@@ -23,7 +23,7 @@ SHIPPED = sorted((ROOT / "pipelines").glob("*.yaml"))
 def test_the_committed_schema_is_that_of_the_code() -> None:
     """To renew it: compress schema > compressor.schema.json."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "compressor.cli", "schema"]
+    command = [sys.executable, "-m", "compressor_command", "schema"]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert printed == (ROOT / "compressor.schema.json").read_text()
 

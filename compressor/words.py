@@ -1,0 +1,155 @@
+"""The sentences of a report: what was gained and lost, and nothing that the intervals do not bear."""
+
+from collections.abc import Iterator
+
+from compressor.accuracy import Accuracy, Paired
+from compressor.latency import Latency, Setting
+from compressor.report import Report, Row
+
+NOTICEABLY_SMALLER = 1.05  # times; less is not said
+
+
+def verdict(report: Report) -> str:
+    """Is it worth it? One sentence."""
+    base, shipped = report.baseline_row, report.shipped_row
+    if base.id == shipped.id:
+        return f"Nothing to compare: {base.id} is both the baseline and what ships."
+    gains = [gain for gain in (_faster(report), _smaller(base, shipped)) if gain]
+    paired = shipped.versus_baseline
+    assert paired is not None
+    if not gains:
+        return f"Not worth it: neither faster nor smaller than {base.id}; accuracy is {difference(paired, base.id)}."
+    gained = " and ".join(gains)
+    if paired.high < 0:
+        return f"A trade: {gained}, for {_points(-paired.high)} to {_points(-paired.low)} points of accuracy."
+    return f"Worth it: {gained}; on {paired.total:,} test images {difference(paired, base.id)}."
+
+
+def headline(report: Report) -> str:
+    """What was gained and lost, in figures."""
+    base, shipped = report.baseline_row, report.shipped_row
+    words = [
+        f"{shipped.id} against {base.id}: accuracy {percent(base.accuracy)} -> {percent(shipped.accuracy)} "
+        f"({100 * (shipped.accuracy.value - base.accuracy.value):+.2f} points on {shipped.accuracy.total} test images)",
+        f"{base.size_bytes / 1e3:.1f} kB -> {shipped.size_bytes / 1e3:.1f} kB "
+        f"({times(base.size_bytes / shipped.size_bytes)} smaller)",
+    ]
+    if (setting := report.headline_setting) is not None:
+        words.append(f"speed {speedup(shipped.timed[setting])} in {setting_name(setting)}")
+    return ", ".join(words) + "."
+
+
+def difference(paired: Paired, baseline: str) -> str:
+    """How a network's accuracy differs from the baseline's on the same images."""
+    if not paired.lost + paired.won:
+        return f"right and wrong on the same images as {baseline}"
+    if paired.high < 0:
+        return f"worse by {_points(-paired.high)} to {_points(-paired.low)} points"
+    if paired.low > 0:
+        return f"better by {_points(paired.low)} to {_points(paired.high)} points"
+    return f"not distinguishable from {baseline} ({_points(-paired.low)} points worse to {_points(paired.high)} better)"
+
+
+def in_short(paired: Paired) -> str:
+    """`difference` in a word or two."""
+    if not paired.lost + paired.won:
+        return "no image differs"
+    return "worse" if paired.high < 0 else "better" if paired.low > 0 else "not distinguishable"
+
+
+def speed(entry: Latency) -> str:
+    """How a network's speed differs from the baseline's: `faster` only where the interval says so."""
+    if entry.speedup_low > 1:
+        return f"{times(entry.speedup)} faster ({entry.speedup_low:.2f} to {entry.speedup_high:.2f})"
+    if entry.speedup_high < 1:
+        return f"{times(1 / entry.speedup)} slower ({1 / entry.speedup_high:.2f} to {1 / entry.speedup_low:.2f})"
+    return f"neither faster nor slower ({entry.speedup_low:.2f}x to {entry.speedup_high:.2f}x)"
+
+
+def remarks(report: Report) -> list[str]:
+    """What a reader should know of the rows."""
+    return [remark for row in report.rows for remark in _remarks(row)]
+
+
+def _remarks(row: Row) -> Iterator[str]:
+    for entry in row.versus_float:
+        where = f"{threads(entry)}, batch {entry.batch}"
+        interval = f"{entry.speedup:.2f}x, {entry.speedup_low:.2f} to {entry.speedup_high:.2f}"
+        faster = "is faster" if entry.speedup_low > 1 else "is not faster"
+        yield f"Int8 {faster} than the same network's float ONNX on this machine ({row.id}, {where}: {interval})."
+    if row.details.get("curve") and row.details.get("kept_epoch") == 0:
+        yield f"{row.id}: no epoch of training was better on validation than what came in, which was kept."
+    if agreement := row.details.get("agreement"):
+        yield (
+            f"{row.id}: ONNX Runtime and torch agree on {agreement['same_top1']} of {agreement['images']} "
+            f"validation images; logits differ by {agreement['mean_logit_difference']:.2g} on average, "
+            f"{agreement['largest_logit_difference']:.2g} at most."
+        )
+    for setting, entry in row.timed.items():
+        if not entry.steady:
+            yield f"{row.id}: {setting_name(setting)} had not settled when it was timed; trust its latency less."
+        if entry.on_cpu:
+            yield f"{row.id}: ONNX Runtime's CUDA provider left to the CPU: {', '.join(entry.on_cpu)}."
+
+
+def load(report: Report) -> str:
+    """How busy the machine was with other things while networks were timed."""
+    loads = [entry.other_load for row in report.rows for entry in row.timed.values()]
+    if not loads:
+        return "nothing was timed"
+    return f"other programs kept {max(loads):.1f} of {report.environment.cores} cores busy at most while this was timed"
+
+
+def measured_on(report: Report) -> str:
+    """The machine, the versions, the seed."""
+    machine = report.environment
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    return (
+        f"{machine.cpu} ({machine.cores} cores; {', '.join(machine.isa) or 'no extensions'}), "
+        f"{machine.gpu or 'no GPU'}, {machine.platform}; {versions}; seed {report.seed}; "
+        f"commit {machine.commit or 'unknown'}; pipeline {report.digest[:12]}; {load(report)}"
+    )
+
+
+def percent(accuracy: Accuracy) -> str:
+    """The share of right answers."""
+    return f"{100 * accuracy.value:.2f}%"
+
+
+def speedup(entry: Latency) -> str:
+    """A speed-up with its interval."""
+    return f"{entry.speedup:.2f}x ({entry.speedup_low:.2f} to {entry.speedup_high:.2f})"
+
+
+def times(factor: float) -> str:
+    """A factor, to three figures."""
+    return f"{factor:.3g}x" if factor < 1000 else f"{factor:,.0f}x"
+
+
+def threads(setting: Setting) -> str:
+    """How many threads an engine computes with."""
+    return f"{setting.threads} thread{'s' if setting.threads > 1 else ''}"
+
+
+def setting_name(setting: Setting) -> str:
+    """What a network was timed with."""
+    engine = {"torch": "torch", "onnxruntime": "ONNX Runtime"}[setting.engine]
+    where = "GPU" if setting.device == "cuda" else threads(setting)
+    return f"{engine}, {where}, batch {setting.batch}"
+
+
+def _faster(report: Report) -> str | None:
+    setting = report.headline_setting
+    entry = report.shipped_row.timed[setting] if setting is not None else None
+    return f"{times(entry.speedup)} faster" if entry is not None and entry.speedup_low > 1 else None
+
+
+def _smaller(base: Row, shipped: Row) -> str | None:
+    factor = base.size_bytes / shipped.size_bytes
+    return f"{times(factor)} smaller" if factor >= NOTICEABLY_SMALLER else None
+
+
+def _points(share: float) -> str:
+    """A share as percentage points, to two figures."""
+    points = 100 * share
+    return f"{points:.2g}" if abs(points) < 10 else f"{points:.0f}"

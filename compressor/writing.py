@@ -1,0 +1,34 @@
+"""All that is written of a report, from `report.json` alone."""
+
+from pathlib import Path
+
+from compressor import files, words
+from compressor.html import to_html
+from compressor.report import JSON, Report
+from compressor.tables import to_markdown
+from compressor.templating import render
+from compressor.usage import five_lines
+
+MARKDOWN, HTML, CARD = "report.md", "report.html", "README.md"
+WRITTEN = (JSON, MARKDOWN, HTML, CARD)
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write the report of a run as JSON, Markdown and HTML, and the model card."""
+    files.write_json(folder / JSON, report.to_json())
+    files.write_text(folder / MARKDOWN, to_markdown(report))
+    files.write_text(folder / HTML, to_html(report))
+    files.write_text(folder / CARD, to_card(report))
+
+
+def to_card(report: Report) -> str:
+    """The model card: what someone who finds `model.onnx` needs to know, in the form that model hubs read."""
+    return render(
+        "model_card.md",
+        report=report,
+        base=report.baseline_row,
+        shipped=report.shipped_row,
+        classes=list(zip(report.labels, report.harm.shipped_classes, strict=True)),
+        words=words,
+        five_lines=five_lines(report.preprocess),
+    )
