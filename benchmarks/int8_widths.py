@@ -10,7 +10,7 @@ from compressor import Context, Dataset, Preprocess, TorchModel, files
 from compressor.architectures import Architecture
 from compressor.data import Split
 from compressor.environment import environment
-from compressor.measurement import Setting, compare, onnx_runner
+from compressor.latency import Setting, compare, onnx_runner
 from stages import Quantize
 
 CHANNELS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128)
@@ -45,7 +45,7 @@ def main() -> None:
             for kind, each in (("int8", Quantize(mode="ptq").run(model, context)), ("float", model)):
                 paths.append(Path(folder) / f"{kind}.onnx")
                 files.write_bytes(paths[-1], export(each))
-            int8, float_ = (onnx_runner(path, preprocess, SETTING) for path in paths)
+            int8, float_ = (onnx_runner(path, SETTING) for path in paths)
             latency = compare(int8, float_, SETTING)
             rows.append({"channels": channels, "macs": channels**2 * 9 * 256 * DEPTH, **latency.model_dump()})
             print(f"{channels:4d} channels: int8 {latency.median_ms:.3f} ms, {latency.speedup:.2f}x faster than float")

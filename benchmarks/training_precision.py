@@ -7,14 +7,14 @@ import torch.nn.functional as F
 
 from compressor import files
 from compressor.environment import environment
-from compressor.measurement import Run, Setting, compare
+from compressor.latency import Setting, Timed, compare, timed
 from compressor.resnet import ResNet
 
 BATCH = 128
 RESULT = Path(__file__).parent / "results" / "training_precision.json"
 
 
-def step(memory_format: torch.memory_format, *, bf16: bool) -> Run:
+def step(memory_format: torch.memory_format, *, bf16: bool) -> Timed:
     network = ResNet([3, 3, 3], [16, 32, 64]).train().to(memory_format=memory_format)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     inputs = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=memory_format)
@@ -27,7 +27,7 @@ def step(memory_format: torch.memory_format, *, bf16: bool) -> Run:
         optimizer.step()
         optimizer.zero_grad()
 
-    return run
+    return timed(run)
 
 
 def main() -> None:

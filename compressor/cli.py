@@ -167,7 +167,7 @@ def _predict(options: argparse.Namespace) -> None:
         else:
             print(f"{found.path}\t" + "\t".join(f"{label} {share:.4f}" for label, share in found.classes))
     if unreadable:
-        raise DataError(f"{unreadable} images could not be read; the others are above")
+        raise DataError(f"{unreadable} image{'s' * (unreadable > 1)} could not be read; the others are above")
 
 
 def _compare(options: argparse.Namespace) -> None:

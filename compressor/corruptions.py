@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind at one strength.
+    """One kind at one strength. Blur is by the shorter side, but at least by half a pixel, or a whole one.
 
     Attributes:
         name: noise, blur, brightness or JPEG.
@@ -37,11 +37,11 @@ def _noise(deviation: float) -> Callable[[Pixels], Pixels]:
     return apply
 
 
-def _blur(share: float) -> Callable[[Pixels], Pixels]:
+def _blur(share: float, least: float) -> Callable[[Pixels], Pixels]:
     def apply(images: Pixels) -> Pixels:
         from scipy.ndimage import gaussian_filter
 
-        sigma = share * min(images.shape[2:])
+        sigma = max(share * min(images.shape[2:]), least)
         return _pixels(gaussian_filter(images.astype(np.float32), (0, 0, sigma, sigma), mode="nearest"))
 
     return apply
@@ -70,8 +70,8 @@ def _pixels(values: NDArray[np.floating]) -> Pixels:
 CORRUPTIONS = (
     Corruption("noise", "deviation 4%", _noise(0.04)),
     Corruption("noise", "deviation 10%", _noise(0.10)),
-    Corruption("blur", "radius 1/64 of the side", _blur(1 / 64)),
-    Corruption("blur", "radius 1/32 of the side", _blur(1 / 32)),
+    Corruption("blur", "radius 1/64 of the side", _blur(1 / 64, least=0.5)),
+    Corruption("blur", "radius 1/32 of the side", _blur(1 / 32, least=1.0)),
     Corruption("brightness", "+15%", _brightness(0.15)),
     Corruption("brightness", "+30%", _brightness(0.30)),
     Corruption("JPEG", "quality 50", _jpeg(50)),

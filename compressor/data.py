@@ -81,10 +81,8 @@ class Data(Spec):
         Raises:
             DataError: they are named by folders or files, and these are missing; or `test` has no effect.
         """
-        source = SOURCES[self.name]
-        if self.test is not None and source.has_test(self.root):
-            raise DataError("data.test: the data has a test split of its own, which is used whole; leave `test` out")
-        return tuple(source.labels(self.root))
+        self._check_test()
+        return tuple(SOURCES[self.name].labels(self.root))
 
     def load(self, seed: int) -> "Dataset":
         """Read and split the images.
@@ -93,7 +91,7 @@ class Data(Spec):
             DataError: they are missing or unreadable, or there are too few for the split.
         """
         source, preprocess = SOURCES[self.name], self.preprocess()
-        self.labels()
+        self._check_test()
         train, test, labels, notes = source.read(self.root, preprocess)
         if test is None:
             train, test = _split(train, self.test or max(len(train.labels) // 5, 1), seed, "test")
@@ -110,6 +108,10 @@ class Data(Spec):
             augment=augment,
             notes=tuple(notes),
         )
+
+    def _check_test(self) -> None:
+        if self.test is not None and SOURCES[self.name].has_test(self.root):
+            raise DataError("data.test: the data has a test split of its own, which is used whole; leave `test` out")
 
     def preprocess(self) -> Preprocess:
         """How an image becomes an input."""

@@ -185,8 +185,9 @@ def _sweep(folder: Path, *, everything: bool) -> None:
     if everything:
         for name in (SPEC, ONNX, *WRITTEN):
             (folder / name).unlink(missing_ok=True)
-        for name in (STAGES, CHECKPOINTS):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        for row in (folder / STAGES).glob(f"*/{ROW}"):
+            shutil.rmtree(row.parent)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def _introduce(pipeline: Pipeline, data: Dataset, device: torch.device, console: Console) -> None:

@@ -5,6 +5,7 @@ from compressor.preprocess import Preprocess
 TEN_LINES = """\
 import json, numpy, onnxruntime
 from PIL import Image
+
 session = onnxruntime.InferenceSession("model.onnx")
 about = session.get_modelmeta().custom_metadata_map
 how, labels = json.loads(about["compressor.preprocess"]), json.loads(about["compressor.labels"])

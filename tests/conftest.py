@@ -9,12 +9,37 @@ import onnxruntime
 import pytest
 import torch
 
-from compressor import Context, Data, Dataset, TorchModel
+from compressor import Context, Data, Dataset, Measure, Pipeline, TorchModel, run
+from stages import Distill, Export, Prune, Quantize, Target, Train
 
 PLUGIN = Path(__file__).parent / "plugin"  # a third party's package, installed for all tests
 sys.path.append(str(PLUGIN))
 
 TINY = {"blocks": [1, 1], "widths": [8, 16]}
+TEACHER = {"blocks": [1, 1], "widths": [16, 32]}
+STUDENT = {"blocks": [1, 1], "widths": [8, 16]}
+PIPELINE = Pipeline(
+    name="tiny",
+    data=Data(name="digits", validation=200, calibration=128),
+    stages=(
+        Train(id="teacher", model="resnet", arguments=TEACHER, epochs=8, batch_size=64),
+        Distill(id="student", model="resnet", arguments=STUDENT, teacher="teacher", epochs=8, batch_size=64),
+        Prune(id="pruned", target=Target(macs=0.8), round_to=4),
+        Distill(id="recovered", teacher="teacher", epochs=3, learning_rate=0.05),
+        Quantize(id="int8", mode="qat", teacher="teacher", epochs=1),
+        Export(id="shipped"),
+    ),
+    measure=Measure(devices=("cpu", "cuda")),
+)
+IDS = ["teacher", "student", "pruned", "recovered", "int8", "shipped"]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of a tiny pipeline, which tests only read."""
+    out = tmp_path_factory.mktemp("run") / "tiny"
+    run(PIPELINE, out, device="cpu")
+    return out
 
 
 @pytest.fixture(scope="session")
@@ -30,14 +55,12 @@ def context(digits: Dataset) -> Context:
 @pytest.fixture(scope="session")
 def tiny(context: Context) -> TorchModel:
     """A trained tiny ResNet that knows most digits."""
-    from stages import Train
 
     return Train(model="resnet", arguments=TINY, epochs=6, batch_size=64).run(None, context)
 
 
 @pytest.fixture(scope="session")
 def int8(tiny: TorchModel, context: Context) -> TorchModel:
-    from stages import Quantize
 
     return Quantize(mode="ptq").run(tiny, context)
 

@@ -146,4 +146,4 @@ def test_a_seal_names_files_of_its_own_folder_only(tmp_path: Path) -> None:
     files.seal(folder)
     assert files.damaged(folder) is None
     (folder / files.SEAL).write_text(f"{files.digest(b'x')}  ../secret\n")
-    assert "does not have the digest" in str(files.damaged(folder))
+    assert "does not hold the files in SHA256SUMS" in str(files.damaged(folder))

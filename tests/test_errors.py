@@ -3,6 +3,8 @@
 import errno
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from PIL import Image
 
 from compressor import files
 from compressor.architectures import Architecture
+from compressor.errors import is_out_of_memory
 from compressor_command import main
 from tests.test_data import write_folder
 
@@ -116,7 +119,9 @@ def out_of_memory(patch: Patch) -> list[str]:
     patch.setattr("compressor.runner.rehearse", lambda *_, **__: None)
     patch.setattr(
         "stages.train.fit",
-        raising(RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")),
+        raising(
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        ),
     )
     return RUN
 
@@ -225,3 +230,38 @@ def test_unusual_images_are_read_and_noted(
     out = capsys.readouterr().out
     assert "1 images are enlarged more than 4 times to 8 x 8" in out
     assert note is None or note in out
+
+
+def test_memory_that_really_ran_out_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.zeros(2**50)
+    assert is_out_of_memory(caught.value)
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    code = (
+        "import resource, compressor_command as c; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
+        "raise SystemExit(c.main(['init']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: the disk is full at compressor.schema.json; free some space" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_while_importing_is_said(tmp_path: Path) -> None:
+    (tmp_path / "compressor.py").write_text("raise KeyboardInterrupt")
+    code = "import sys; sys.path.insert(0, '.'); import compressor_command as c; raise SystemExit(c.main(['stages']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (130, 1)
+    assert done.stderr.startswith("interrupted; ")
+
+
+def test_a_module_that_ends_the_program_is_told(
+    tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("script_that_exits.py").write_text("import sys\nsys.exit(0)\n")
+    Path("p.yaml").write_text(PIPELINE)
+    assert main(["validate", "p.yaml", "--set", "stages.teacher.model=script_that_exits:Net", "--set", OWN]) == 2
+    assert "ends the program when it is imported" in capsys.readouterr().err

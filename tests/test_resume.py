@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import safe_open
 
 from compressor import Context, Measure, Pipeline, TorchModel, run
 from compressor.artifact import WEIGHTS
 from compressor.checkpoint import Checkpoints
 from compressor.console import Console, TrainingProgress
-from compressor.errors import StageError, UserError
-from compressor.files import SEAL, write_bytes
+from compressor.errors import ArtifactError, StageError, UserError
+from compressor.files import SEAL, damaged, seal, write_bytes
+from compressor.keys import source_digest
 from stages import Export, Quantize, Train
 from tests.conftest import TINY, accuracy, equal_states
 from tests.test_runner import SHORT, stage_runs
@@ -35,7 +38,8 @@ measure: {engines: []}
 # leaves nothing behind, so that the moments fall into what is to be kept. No moment is given to a run left alone.
 RUNS = """
 import os, random, signal, sys, time, warnings
-import onnxscript, torch.onnx, torch._dynamo
+import jinja2, matplotlib.figure, onnxscript, torch.onnx, torch._dynamo
+import torchao.quantization.pt2e.observer
 from sklearn import datasets, model_selection
 from compressor import cli, fit, runner
 from compressor.stage import discover
@@ -166,8 +170,8 @@ def test_a_damaged_checkpoint_is_said_and_not_used(
     (path,) = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
-    for damaged in (bytes(content), bytes(content[:1000]), b""):
-        write_bytes(path, damaged)
+    for broken in (bytes(content), bytes(content[:1000]), b""):
+        write_bytes(path, broken)
         console = Console.terminal()
         resumed = stage.run(None, Context(data=context.data, console=console, checkpoints=checkpoints))
         assert "is damaged; the training starts anew" in " ".join(capsys.readouterr().out.split())
@@ -185,14 +189,73 @@ def test_the_last_good_weights_of_a_training_that_diverged_are_kept(context: Con
     own = Context(
         data=context.data,
         factories=frozenset({"tests.networks:Exploding"}),
-        checkpoints=Checkpoints(tmp_path / "c", "key"),
+        checkpoints=Checkpoints(tmp_path / "checkpoints" / "teacher", "key"),
     )
-    with pytest.raises(StageError, match=r"the loss is (nan|inf) in epoch \d at learning rate .*last_good.safetensors"):
+    with pytest.raises(StageError, match=r"the loss is (nan|inf) in epoch \d at learning rate .*last_good/teacher"):
         stage.run(None, own)
-    again = Train(model="tests.networks:Exploding", epochs=0, weights=tmp_path / "c" / "last_good.safetensors").run(
-        None, own
-    )
+    kept = tmp_path / "last_good" / "teacher.safetensors"  # outside the checkpoints, which go when all is done
+    again = Train(model="tests.networks:Exploding", epochs=0, weights=kept).run(None, own)
     assert all(torch.isfinite(tensor).all() for tensor in again.network.state_dict().values())
+
+
+def test_a_training_that_diverges_in_its_last_step_is_told(context: Context) -> None:
+    own = Context(data=context.data, factories=frozenset({"tests.networks:Exploding"}))
+    stage = Train(model="tests.networks:Exploding", epochs=1, batch_size=65536, schedule="constant")
+    with pytest.raises(StageError, match="a logit is not finite in epoch 1 at learning rate"):
+        stage.model_copy(update={"learning_rate": 1e30}).run(None, own)  # one step, whose loss is still finite
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"best_epoch", b"best_epocX"), (b'"loss": ', b'"loss": 1'), (b"{", b"[")])
+def test_a_damaged_note_of_a_checkpoint_starts_the_training_anew(tmp_path: Path, old: bytes, new: bytes) -> None:
+    checkpoints = Checkpoints(tmp_path, "key")
+    checkpoints.save("t", "start", {"w": torch.zeros(2)}, {"best_epoch": 1, "curve": [{"loss": 0.5}]})
+    assert checkpoints.load("t", "start") is not None
+    (path,) = tmp_path.iterdir()
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    metadata["notes"] = metadata["notes"].encode().replace(old, new).decode()
+    path.write_bytes(safetensors.torch.save({"w": torch.zeros(2)}, metadata))
+    with pytest.raises(ArtifactError, match="is damaged"):
+        checkpoints.load("t", "start")
+
+
+def test_a_module_beside_the_factory_is_part_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "their_nets"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "model.py").write_text("from their_nets.blocks import act\n")
+    (package / "blocks.py").write_text("act = 1\n")
+    (tmp_path / "alone.py").write_text("")
+    stages = (Train(model="their_nets.model:Net", epochs=0),)
+    pipeline = SHORT.model_copy(update={"stages": stages})
+    before = source_digest(pipeline)
+    (tmp_path / "alone.py").write_text("unrelated = 1\n")
+    assert source_digest(pipeline) == before
+    (package / "blocks.py").write_text("act = 2\n")
+    after = source_digest(pipeline)
+    assert after != before
+    (package / "blocks.py").rename(package / "other.py")
+    assert source_digest(pipeline) != after
+
+
+@pytest.mark.parametrize("factory", ["sys:exit", "nowhere:Net"])
+def test_a_factory_without_a_file_has_no_source(factory: str) -> None:
+    pipeline = SHORT.model_copy(update={"stages": (Train(model=factory, epochs=0),)})
+    with pytest.raises(UserError, match="is no Python file or package"):
+        source_digest(pipeline)
+
+
+def test_a_seal_is_over_all_files(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    seal(tmp_path)
+    assert damaged(tmp_path) is None
+    lines = (tmp_path / SEAL).read_text().splitlines(keepends=True)
+    (tmp_path / SEAL).write_text(lines[0])
+    assert "does not hold the files" in str(damaged(tmp_path))
+    (tmp_path / SEAL).write_text("")
+    assert damaged(tmp_path) is not None
 
 
 @pytest.fixture(scope="module")

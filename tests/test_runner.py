@@ -19,33 +19,12 @@ import torch
 from compressor import Data, Measure, Pipeline, run
 from compressor.data import Dataset
 from compressor.errors import StageError, UserError
-from compressor.report import Report, remarks
+from compressor.report import Report
 from compressor.resnet import ResNet
+from compressor.words import remarks
+from compressor.writing import write
 from stages import Distill, Export, Prune, Quantize, Target, Train
-
-TEACHER = {"blocks": [1, 1], "widths": [16, 32]}
-STUDENT = {"blocks": [1, 1], "widths": [8, 16]}
-PIPELINE = Pipeline(
-    name="tiny",
-    data=Data(name="digits", validation=200, calibration=128),
-    stages=(
-        Train(id="teacher", model="resnet", arguments=TEACHER, epochs=8, batch_size=64),
-        Distill(id="student", model="resnet", arguments=STUDENT, teacher="teacher", epochs=8, batch_size=64),
-        Prune(id="pruned", target=Target(macs=0.8), round_to=4),
-        Distill(id="recovered", teacher="teacher", epochs=3, learning_rate=0.05),
-        Quantize(id="int8", mode="qat", teacher="teacher", epochs=1),
-        Export(id="shipped"),
-    ),
-    measure=Measure(devices=("cpu", "cuda")),
-)
-IDS = ["teacher", "student", "pruned", "recovered", "int8", "shipped"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "tiny"
-    run(PIPELINE, out, device="cpu")
-    return out
+from tests.conftest import IDS, PIPELINE, STUDENT
 
 
 @pytest.fixture
@@ -60,7 +39,9 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def test_everything_is_where_readers_look(finished: Path) -> None:
-    assert {"model.onnx", "report.json", "report.md", "pipeline.yaml", "stages"} <= {p.name for p in finished.iterdir()}
+    assert {"model.onnx", "report.json", "report.md", "report.html", "README.md", "pipeline.yaml", "stages"} <= {
+        p.name for p in finished.iterdir()
+    }
     assert sorted(p.name for p in (finished / "stages").iterdir()) == sorted(IDS)
     for stage_id in IDS:
         assert (finished / "stages" / stage_id / "model.onnx").is_file()
@@ -108,7 +89,7 @@ def test_the_chain_compresses_and_still_knows_digits(finished: Path) -> None:
 
 
 def test_latency_has_figures_or_a_reason(finished: Path) -> None:
-    expected = {("torch", "cpu"), ("torch", "cuda"), ("onnxruntime", "cpu")}
+    expected = {(engine, device) for engine in ("torch", "onnxruntime") for device in ("cpu", "cuda")}
     for row in content(finished)["rows"]:
         entries = {(e["engine"], e["device"]): e for e in row["latency"]}
         assert set(entries) == expected
@@ -140,7 +121,7 @@ def test_markdown_says_it_in_words(finished: Path) -> None:
     report["rows"][4]["versus_float"][0].update(speedup=0.9, speedup_low=0.8, speedup_high=1.1)
     (finished.parent / "slow").mkdir()
     (finished.parent / "slow" / "report.json").write_text(json.dumps(report))
-    Report.load(finished.parent / "slow").write(finished.parent / "slow")
+    write(Report.load(finished.parent / "slow"), finished.parent / "slow")
     slow = (finished.parent / "slow" / "report.md").read_text()
     assert "Int8 is not faster than the same network's float ONNX on this machine" in slow
 
@@ -203,7 +184,7 @@ def test_other_measurements_are_made_even_after_an_interruption(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("compressor.measurement.compare", interrupt)
+        patch.setattr("compressor.latency.compare", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(wider, tmp_path / "out", device="cpu")
     report = run(wider, tmp_path / "out", device="cpu")
@@ -267,6 +248,45 @@ def test_a_pipeline_file_of_the_users_is_not_overwritten(tmp_path: Path) -> None
     assert (tmp_path / "pipeline.yaml").read_text() == "name: mine\n"
 
 
+@pytest.mark.parametrize("name", ["checkpoints/mine.pt", "stages/teacher/notes.txt", "model.onnx", "README.md"])
+def test_nothing_of_the_users_is_written_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match="is not of an earlier run and would be overwritten; choose another --out"):
+        run(SHORT, tmp_path)
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
+
+
+def test_a_run_that_fails_leaves_the_record_of_the_one_before(tmp_path: Path) -> None:
+    run(SHORT, tmp_path / "out", device="cpu")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    wrong = Train(id="teacher", model="tests.networks:Colour", epochs=1)
+    with pytest.raises(UserError, match="does not take images"):
+        run(SHORT.model_copy(update={"stages": (wrong, *SHORT.stages[1:])}), tmp_path / "out", device="cpu")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_the_file_names_the_pipeline_that_it_is_taken_over_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = SHORT.model_copy(update={"stages": SHORT.stages[:1]})
+    first = run(teacher, tmp_path / "out", device="cpu")
+    ran = stage_runs(monkeypatch)
+    again = run(SHORT, tmp_path / "out", device="cpu")
+    assert ran == ["shipped"]
+    assert first.digest != again.digest
+    for name in ("model.onnx", "stages/teacher/model.onnx"):
+        session = onnxruntime.InferenceSession(tmp_path / "out" / name)
+        assert session.get_modelmeta().custom_metadata_map["compressor.pipeline"] == again.digest
+    assert again.row("teacher").accuracy == first.row("teacher").accuracy
+
+
+def test_where_the_data_lie_is_no_part_of_the_digest() -> None:
+    moved = SHORT.model_copy(update={"data": SHORT.data.model_copy(update={"root": Path("elsewhere")})})
+    assert moved.digest == SHORT.digest
+    assert moved.model_copy(update={"seed": 1}).digest != SHORT.digest
+
+
 def test_training_that_was_not_worth_it_is_said(finished: Path) -> None:
     report = content(finished)
     report["rows"][4]["details"]["kept_epoch"] = 0
@@ -302,7 +322,7 @@ def test_a_failing_stage_leaves_nothing_half_written(tmp_path: Path, monkeypatch
     assert [p.name for p in (tmp_path / "out" / "stages").iterdir()] == ["teacher"]
     with pytest.raises(StageError, match="out of reach"):
         run(PIPELINE.model_copy(update={"stages": stages}), tmp_path / "other")
-    assert list((tmp_path / "other" / "stages").iterdir()) == []  # known before anything was trained
+    assert [path.name for path in (tmp_path / "other").iterdir()] == [".lock"]  # known before anything was trained
     assert not (tmp_path / "out" / "report.json").exists()
 
 

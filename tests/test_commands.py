@@ -1,0 +1,188 @@
+"""What users do with a finished run: time it, ask it, compare it, repeat it."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compressor import Data, Measure, Pipeline, run
+from compressor.accuracy import Answers
+from compressor.report import Report
+from compressor.seeds import over_seeds
+from compressor_command import main
+from stages import Export, Train
+from tests.conftest import STUDENT
+
+QUICK = Pipeline(
+    name="quick",
+    data=Data(name="digits", validation=200, calibration=128),
+    stages=(Train(id="teacher", model="resnet", arguments=STUDENT, epochs=1), Export(id="shipped")),
+    measure=Measure(engines=("onnxruntime",), devices=("cpu",)),
+)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quick") / "run"
+    run(QUICK, out, device="cpu")
+    return out
+
+
+def test_bench_times_two_files_in_turn(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = finished / "stages" / "teacher" / "model.onnx"
+    model = finished / "model.onnx"
+    command = ["bench", str(model), "--against", str(teacher), "--batch", "1", "4", "--json", str(tmp_path / "b.json")]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "batch 4" in said
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert [entry["batch"] for entry in written["latency"]] == [1, 4]
+    assert all(entry["runs"] >= 100 for entry in written["latency"])
+    assert written["sha256"] == Report.load(finished).shipped_row.sha256
+    assert written["environment"]["onnxruntime"]
+
+
+def test_bench_alone_shows_the_noise(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(finished / "model.onnx")]) == 0
+    assert "against itself: noise" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "none.onnx"], "none.onnx cannot be read: No such file or directory"),
+        (["bench", "text.onnx"], "text.onnx is not an ONNX file"),
+        (["bench", "model.onnx", "--device", "cuda"], "has no CUDA provider"),
+        (["predict", "text.onnx", "."], "text.onnx is not an ONNX file"),
+        (["predict", "model.onnx", "none"], "there is no none; expected an image"),
+        (["predict", "model.onnx", "empty"], "empty holds no image"),
+        (["compare", "empty", "empty"], "there is no report to read"),
+        (["reproduce", "none"], "none is not the folder of a run"),
+    ],
+)
+def test_what_cannot_be_used_is_said(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(finished / "model.onnx", tmp_path)
+    (tmp_path / "text.onnx").write_text("text")
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "x", "1.5", "99999999"])
+def test_counts_are_checked(count: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "model.onnx", "--threads", count])
+    assert stopped.value.code == 2
+
+
+def test_predict_reads_a_folder_by_the_files_own_metadata(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = Pipeline.load(finished / "pipeline.yaml")
+    test = pipeline.data.load(0).test
+    (tmp_path / "deeper").mkdir()
+    for index in range(20):
+        Image.fromarray(test.images[index, 0].numpy()).save(tmp_path / "deeper" / f"{index:02}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert main(["predict", str(finished / "model.onnx"), str(tmp_path), "--top", "2"]) == 2
+    said = capsys.readouterr()
+    lines = [line.split("\t") for line in said.out.splitlines()]
+    answers = Answers.load(finished / "stages" / "shipped" / "answers.safetensors")
+    assert [line[1].split()[0] for line in lines] == [str(answer) for answer in answers.classes[:20]]
+    assert [float(line[1].split()[1]) for line in lines] == pytest.approx(answers.confidence[:20], abs=1e-4)
+    assert all(len(line) == 3 for line in lines)
+    assert "broken.png is not an image that can be used" in said.err
+    assert "1 image could not be read" in said.err
+
+
+def test_a_run_is_reproduced_to_the_byte(quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", str(quick), "--out", str(tmp_path / "again"), "--device", "cpu"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("equal to the byte") == 2
+    assert f"{quick} was reproduced" in said
+    assert (tmp_path / "again" / "model.onnx").read_bytes() == (quick / "model.onnx").read_bytes()
+
+
+def test_drift_is_told_from_noise(quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded = Path(shutil.copytree(quick, tmp_path / "recorded"))
+    content = json.loads((recorded / "report.json").read_text())
+    content["environment"]["torch"] = "1.0"
+    for row in content["rows"]:
+        row["sha256"] = "0" * 64
+    (recorded / "report.json").write_text(json.dumps(content))
+    assert main(["reproduce", str(recorded), "--device", "cpu"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "within noise: right and wrong on the same images as recorded" in said
+    assert "torch: 1.0 | " in said
+    stage = recorded / "stages" / "shipped"
+    answers = Answers.load(stage / "answers.safetensors")
+    better = Answers(answers.labels, answers.confidence, answers.labels)
+    better.save(stage / "answers.safetensors")
+    assert main(["reproduce", str(recorded), "--device", "cpu"]) == 1
+    said = capsys.readouterr()
+    assert re.search(r"differs:\s+worse\s+by", " ".join(said.out.split()))
+    assert "was not reproduced" in said.err
+
+
+def test_two_runs_side_by_side(quick: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(quick), str(finished)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "On the same 359 test images" in said
+    assert "McNemar's exact p" in said
+    assert "name: quick | tiny" in said
+    assert "stages.teacher.epochs: 1 | 8" in said
+    shutil.copy(quick / "report.json", tmp_path)
+    assert main(["compare", str(tmp_path), str(finished)]) == 0
+    assert "Not compared image by image" in " ".join(capsys.readouterr().out.split())
+
+
+def test_seeds_share_nothing_that_depends_on_the_seed(quick: Path, tmp_path: Path) -> None:
+    pipeline = QUICK.model_copy(update={"seeds": (0, 3, 4)})
+    out = Path(shutil.copytree(quick, tmp_path / "run"))  # what the first seed made is there already
+    report = run(pipeline, out, device="cpu")
+    assert (out / "model.onnx").read_bytes() == (quick / "model.onnx").read_bytes()
+    assert report == Report.load(out)
+    assert (report.seed, report.seeds) == (0, (0, 3, 4))
+    each = [Report.load(folder) for folder in (quick, out / "seeds" / "3", out / "seeds" / "4")]
+    assert [other.seed for other in each] == [0, 3, 4]
+    assert len({other.data.fingerprint for other in each}) == 3
+    assert len({other.row("teacher").sha256 for other in each}) == 3
+    values = [other.row("shipped").accuracy.value for other in each]
+    spread = report.over_seeds[1]
+    assert spread.id == "shipped"
+    assert list(spread.accuracy.values) == values
+    assert spread.accuracy.mean == pytest.approx(np.mean(values))
+    assert spread.accuracy.deviation == pytest.approx(np.std(values, ddof=1))
+    assert spread.speedup is not None
+    page = (out / "report.html").read_text()
+    assert "How much is chance" in page
+    assert f"{100 * np.mean(values):.2f}% ± {100 * np.std(values, ddof=1):.2f}" in page
+    again = Pipeline.load(out / "pipeline.yaml")
+    assert again.seeds == (0, 3, 4)
+    assert over_seeds(each)[1].accuracy == spread.accuracy
+
+
+def test_seeds_are_checked() -> None:
+    with pytest.raises(ValueError, match="a seed is there twice"):
+        Pipeline(name="x", data=QUICK.data, stages=QUICK.stages, seeds=(1, 1))
+    with pytest.raises(ValueError, match="seed and seeds are both there"):
+        Pipeline(name="x", data=QUICK.data, stages=QUICK.stages, seed=1, seeds=(1, 2))
+
+
+def test_the_interval_of_a_stage_that_came_out_the_same(quick: Path) -> None:
+    report = Report.load(quick)
+    assert over_seeds([report, report])[0].accuracy.deviation == 0

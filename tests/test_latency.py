@@ -1,0 +1,131 @@
+"""Timings are not asserted; what is done with them is, against times that are made up."""
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from compressor import TorchModel, onnx_file
+from compressor.errors import ArtifactError
+from compressor.latency import (
+    LEAST_ROUNDS,
+    Latency,
+    Setting,
+    _OtherLoad,
+    _speedup,
+    _warm_up,
+    compare,
+    left_to_cpu,
+    onnx_runner,
+    timed,
+    torch_runner,
+)
+from compressor.words import speed
+
+CPU = Setting(engine="onnxruntime", device="cpu", threads=1, batch=2)
+
+
+def test_runs_alternate_until_both_have_enough() -> None:
+    calls: list[str] = []
+
+    def run(name: str) -> Callable[[], float]:
+        return timed(lambda: (calls.append(name), time.sleep(0.005)))
+
+    threads = torch.get_num_threads()
+    latency = compare(run("a"), run("b"), CPU)
+    assert calls == ["a", "b"] * (len(calls) // 2)
+    assert latency.runs + latency.warmup_runs == len(calls) // 2
+    assert latency.runs >= LEAST_ROUNDS
+    assert latency.median_ms >= 5
+    assert torch.get_num_threads() == threads
+
+
+def test_warm_up_goes_on_until_times_are_steady() -> None:
+    slow_start = itertools.chain([9.0] * 10, [5.0] * 10, itertools.repeat(1.0))
+    assert _warm_up(lambda: next(slow_start), lambda: 1.0) == (40, True)
+
+
+def test_what_never_settles_is_said_to_be_unsteady(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.latency.LONGEST_WARMUP_SECONDS", 0.0)
+    growing = (1.1**index for index in itertools.count())
+    assert _warm_up(lambda: next(growing), lambda: 1.0) == (20, False)
+
+
+def test_the_interval_holds_the_ratio_of_known_times() -> None:
+    generator = np.random.default_rng(0)
+    times = np.stack([generator.normal(1.0, 0.01, 500), generator.normal(3.0, 0.03, 500)], axis=1)
+    speedup, low, high = _speedup(times)
+    assert 2.98 < low < 3.0 < high < 3.02
+    assert low < speedup < high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1.9, 2.1, "2x faster (1.90 to 2.10)"),
+        (0.99, 1.4, "neither faster nor slower (0.99x to 1.40x)"),
+        (1.0, 1.4, "neither faster nor slower (1.00x to 1.40x)"),
+        (0.4, 0.6, "2x slower (1.67 to 2.50)"),
+    ],
+)
+def test_faster_is_never_said_when_the_interval_holds_1(low: float, high: float, expected: str) -> None:
+    middle = {1.9: 2.0, 0.99: 1.2, 1.0: 1.2, 0.4: 0.5}[low]
+    entry = Latency(
+        **CPU.model_dump(), median_ms=1, p95_ms=1, runs=100, speedup=middle, speedup_low=low, speedup_high=high,
+        warmup_runs=20, steady=True, other_load=0,
+    )  # fmt: skip
+    assert speed(entry) == expected
+
+
+def test_other_load_is_what_the_machine_does_without_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([(100.0, 10.0, 0.0), (106.0, 12.0, 4.0)])  # 6 s of work in 4 s, 2 s of it our own
+    monkeypatch.setattr(_OtherLoad, "_seconds", staticmethod(lambda: next(clock)))
+    with _OtherLoad() as load:
+        pass
+    assert load.cores == 1.0
+
+
+def test_both_engines_run_the_network(tiny: TorchModel, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(tiny.to_onnx("test").content)
+    assert onnx_runner(path, CPU)() > 0
+    setting = Setting(engine="torch", device="cpu", threads=1, batch=3)
+    assert torch_runner(tiny.copy_network(), tiny.preprocess, setting)() > 0
+
+
+def test_operators_on_the_cpu_are_counted_from_what_was_executed(tmp_path: Path) -> None:
+    path = write(tmp_path, [1, 4], [("Relu", "x", "a"), ("Sigmoid", "a", "b"), ("Relu", "b", "y")])
+    assert left_to_cpu(path, CPU.model_copy(update={"batch": 1})) == ("Relu x 2", "Sigmoid x 1")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "message"),
+    [
+        (["batch", 4], TensorProto.INT64, r"takes x \(tensor\(int64\)\)"),
+        (["batch", "side"], TensorProto.FLOAT, "leaves the shape of its input open"),
+        ([3, 4], TensorProto.FLOAT, "takes batches of 3 only; ask for --batch 3"),
+    ],
+)
+def test_files_that_cannot_be_timed(tmp_path: Path, shape: list[int | str], kind: int, message: str) -> None:
+    path = write(tmp_path, shape, [("Identity", "x", "y")], kind)
+    with pytest.raises(ArtifactError, match=message):
+        onnx_file.input_of(path, 2)
+
+
+def write(folder: Path, shape: list[int | str] | list[int], nodes: list[tuple[str, str, str]], kind: int = 1) -> Path:
+    graph = helper.make_graph(
+        [helper.make_node(op, [source], [target]) for op, source, target in nodes],
+        "g",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", kind, shape)],
+    )
+    path = folder / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path

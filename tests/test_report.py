@@ -1,0 +1,206 @@
+"""What is written of a run: the page in a real browser, the card, and sentences that intervals bear."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from compressor.accuracy import Paired
+from compressor.report import Report
+from compressor.usage import TEN_LINES
+from compressor.words import verdict
+from compressor.writing import write
+from tests.conftest import IDS
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        assert "COMPRESSOR_NEEDS_CHROMIUM" not in os.environ, "Chromium is not installed"
+        pytest.skip("Chromium is not installed")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def report(finished: Path) -> Report:
+    return Report.load(finished)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1180, "light"), (1180, "dark"), (360, "light")])
+def test_the_page_in_a_browser(finished: Path, browser: Browser, width: int, scheme: Any) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    address = (finished / "report.html").as_uri()
+    page.goto(address)
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [address]
+    assert page.inner_text("h1") == verdict(Report.load(finished))
+    assert page.locator(".tiles .figure").count() == 4
+    assert page.locator("section").first.locator("tbody tr").count() == len(IDS)
+    pictures = page.locator("svg[role=img]")
+    assert pictures.count() == 3 + 1 + 1 + 4  # overview, widths, int8 error, trainings
+    for index in range(pictures.count()):
+        box = pictures.nth(index).bounding_box()
+        assert box is not None
+        assert box["width"] > 100
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    ink, paper = page.evaluate("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
+    lightness = [sum(int(part) for part in re.findall(r"\d+", colour)[:3]) for colour in (ink, paper)]
+    assert (lightness[0] > lightness[1]) == (scheme == "dark")
+    page.close()
+
+
+def test_the_page_printed(finished: Path, browser: Browser) -> None:
+    page = browser.new_page(color_scheme="dark")
+    page.goto((finished / "report.html").as_uri())
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.close()
+
+
+def test_the_page_is_written_again_from_the_json_alone(finished: Path, tmp_path: Path) -> None:
+    shutil.copy(finished / "report.json", tmp_path)
+    write(Report.load(tmp_path), tmp_path)
+    for name in ("report.json", "report.md", "report.html", "README.md"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_words_from_elsewhere_are_text_and_not_code(report: Report, tmp_path: Path, browser: Browser) -> None:
+    labels = ("<script>document.title='owned'</script>", *report.labels[1:])
+    write(report.model_copy(update={"labels": labels}), tmp_path)
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    assert "owned" not in page.title()
+    assert labels[0] in page.inner_text("body")
+    page.close()
+
+
+def test_a_run_of_many_classes_and_no_timing_has_a_page(report: Report, tmp_path: Path) -> None:
+    harm = report.harm
+    many = {
+        "baseline_classes": harm.baseline_classes * 10,
+        "shipped_classes": harm.shipped_classes * 10,
+        "confusion": (*harm.confusion, (1, 99, 7)),
+    }
+    rows = tuple(row.model_copy(update={"latency": ()}) for row in report.rows)
+    labels = tuple(f"class {number}" for number in range(100))
+    write(report.model_copy(update={"labels": labels, "harm": harm.model_copy(update=many), "rows": rows}), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Most frequent confusions" in page
+    assert "not timed in ONNX Runtime" in page
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "size", "speedup", "expected"),
+    [
+        (10, 9, 10, (3.9, 4.1), "Worth it: 4x faster and 10x smaller; on 1,000 test images not distinguishable"),
+        (90, 20, 10, (3.9, 4.1), "A trade: 4x faster and 10x smaller, for 5.1 to 8.5 points of accuracy."),
+        (10, 9, 10, (0.9, 7.1), "Worth it: 10x smaller; on"),
+        (10, 9, 1, (0.9, 7.1), "Not worth it: neither faster nor smaller than teacher"),
+        (9, 40, 1, (3.9, 4.1), "Worth it: 4x faster; on 1,000 test images better by"),
+    ],
+)
+def test_is_it_worth_it(
+    report: Report, lost: int, won: int, size: float, speedup: tuple[float, float], expected: str
+) -> None:
+    timed = report.shipped_row.timed[report.settings[-1]]
+    low, high = speedup
+    update = {
+        "versus_baseline": Paired.of(lost, won, 1000),
+        "size_bytes": report.baseline_row.size_bytes // size,
+        "latency": (timed.model_copy(update={"speedup": 4.0, "speedup_low": low, "speedup_high": high}),),
+    }
+    rows = (*report.rows[:-1], report.shipped_row.model_copy(update=update))
+    assert verdict(report.model_copy(update={"rows": rows})).startswith(expected)
+
+
+def test_harm_is_counted_image_by_image(report: Report) -> None:
+    harm, shipped = report.harm, report.shipped_row
+    paired = shipped.versus_baseline
+    assert paired is not None
+    assert (len(harm.newly_wrong), len(harm.newly_right)) == (min(paired.lost, 24), min(paired.won, 24))
+    assert all(flip.baseline == flip.label != flip.shipped for flip in harm.newly_wrong)
+    assert all(flip.shipped == flip.label != flip.baseline for flip in harm.newly_right)
+    right = sum(count for label, answer, count in harm.confusion if label == answer)
+    assert right == shipped.accuracy.correct
+    assert sum(count for *_, count in harm.confusion) == shipped.accuracy.total == 359
+    assert len(harm.corrupted) == 8
+    assert sum(each.images for each in harm.shipped_classes) == 359
+
+
+def test_int8_error_is_said_of_every_layer(report: Report) -> None:
+    ratios = report.row("int8").details["signal_to_noise_db"]
+    assert len(ratios) > 8
+    assert all(5 < ratio < 100 for ratio in ratios.values())
+    assert ratios["input"] == max(ratios.values())  # nothing was rounded before it
+
+
+def test_the_model_card_is_what_a_hub_reads(finished: Path, report: Report) -> None:
+    _, front, text = (finished / "README.md").read_text().split("---\n", 2)
+    said = yaml.safe_load(front)
+    assert said["pipeline_tag"] == "image-classification"
+    assert said["license"] == "unknown"
+    metric = said["model-index"][0]["results"][0]["metrics"][0]
+    assert metric == {"type": "accuracy", "value": pytest.approx(report.shipped_row.accuracy.value, abs=1e-4)}
+    assert report.shipped_row.sha256 in text
+    assert "not stated by whoever made them" in text
+
+
+def test_the_licence_is_given_as_it_was_given(report: Report, tmp_path: Path) -> None:
+    write(report.model_copy(update={"license": 'cc: "by"'}), tmp_path)
+    front = (tmp_path / "README.md").read_text().split("---\n", 2)[1]
+    assert yaml.safe_load(front)["license"] == 'cc: "by"'
+
+
+def test_the_lines_that_are_printed_run(finished: Path, tmp_path: Path) -> None:
+    shutil.copy(finished / "model.onnx", tmp_path)
+    printed = re.search(r"```python\n(.*?)```", (finished / "README.md").read_text(), re.DOTALL)
+    assert printed is not None
+    assert len(printed[1].splitlines()) == 5
+    assert re.fullmatch(r"\[\d\]\n", output(printed[1], tmp_path))
+
+
+def test_ten_lines_say_what_predict_says(finished: Path, tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert TEN_LINES in readme
+    assert len([line for line in TEN_LINES.splitlines() if line]) == 10
+    shutil.copy(finished / "model.onnx", tmp_path)
+    pixels = Image.effect_mandelbrot((19, 23), (-2, -1.5, 1, 1.5), 90).convert("RGB")
+    pixels.save(tmp_path / "photo.png")
+    label, share = output(TEN_LINES, tmp_path).split()
+    command = [sys.executable, "-m", "compressor_command", "predict", "model.onnx", "photo.png", "--top", "1"]
+    predicted = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert predicted.stdout == f"photo.png\t{label} {float(share):.4f}\n"
+
+
+def output(code: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_a_report_whose_rows_are_not_there_is_refused(finished: Path, tmp_path: Path) -> None:
+    content = json.loads((finished / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps({**content, "baseline": "nobody"}))
+    with pytest.raises(Exception, match="there is no row 'nobody'"):
+        Report.load(tmp_path)
