@@ -30,7 +30,7 @@ NEAR = 0.03  # of an axis: points closer than that share a label
 
 
 def tradeoff(report: Report, setting: Setting) -> str:
-    """Accuracy against latency of every stage, with 95% intervals, in the order of the stages."""
+    """Accuracy against latency of every stage, by its number, with 95% intervals."""
     rows = [row for row in report.rows if setting in row.timed]
     points = [(row.timed[setting].median_ms, 100 * row.accuracy.value) for row in rows]
     with _picture(f"Accuracy against latency ({setting_name(setting)})", 3.4) as (figure, done):
@@ -51,9 +51,8 @@ def tradeoff(report: Report, setting: Setting) -> str:
                 linewidth=1.2,
             )
         axes.margins(0.18, 0.12)
-        for index, (names, place) in enumerate(_labels(rows, points)):
-            offset = (6, -12 if index % 2 else 5)  # neighbours on the line seldom lie far apart
-            axes.annotate(names, place, offset, textcoords="offset points", fontsize=9, color=INK, zorder=5)
+        for numbers, place in _labels([report.rows.index(row) + 1 for row in rows], points):
+            axes.annotate(numbers, place, (6, 5), textcoords="offset points", fontsize=9, color=INK, zorder=5)
         axes.set_xlim(left=0)
         axes.set_xlabel("latency for one batch, ms")
         axes.set_ylabel("test accuracy, %")
@@ -114,6 +113,7 @@ def curves(row: Row) -> str:
             axes.locator_params(axis="x", integer=True, nbins=5)
             if len(epochs) == 1:
                 axes.lines[0].set_marker("o")
+                axes.set_xlim(0, 2)
     return done()
 
 
@@ -187,16 +187,18 @@ def _svg(figure: Any, title: str) -> str:
     return re.sub(r"<svg ([^>]*?)>", rf'<svg role="img" aria-label="{label}" \1>', text, count=1)
 
 
-def _labels(rows: Sequence[Row], points: Sequence[tuple[float, float]]) -> Iterator[tuple[str, tuple[float, float]]]:
-    """What stands beside each point: the names of all that lie on it."""
+def _labels(numbers: Sequence[int], points: Sequence[tuple[float, float]]) -> Iterator[tuple[str, tuple[float, float]]]:
+    """What stands beside each point: the numbers of all stages that lie on it."""
     spans = [max(values) - min(values) or 1.0 for values in zip(*points, strict=True)]
-    left = list(zip(rows, points, strict=True))
+    left = list(zip(numbers, points, strict=True))
     while left:
-        _, (x, y) = left[0]
+        first = left[0][1]
         here = [
-            each for each in left if abs(each[1][0] - x) < NEAR * spans[0] and abs(each[1][1] - y) < NEAR * spans[1]
+            each
+            for each in left
+            if all(abs(a - b) < NEAR * span for a, b, span in zip(each[1], first, spans, strict=True))
         ]
-        yield ", ".join(row.id for row, _ in here), (x, y)
+        yield ", ".join(str(number) for number, _ in here), first
         left = [each for each in left if each not in here]
 
 
