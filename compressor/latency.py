@@ -117,7 +117,7 @@ def _timed_on_gpu(run: Callable[[], object]) -> Timed:
 
 
 def compare(candidate: Timed, baseline: Timed, setting: Setting, on_cpu: tuple[str, ...] = ()) -> Latency:
-    """Time both in turn (A B A B …), at least 100 rounds and a second each; the interval is a block bootstrap.
+    """Time both in turn (A B B A …), at least 100 rounds and a second each; the interval is a block bootstrap.
 
     The speed-up is the ratio of medians. Rounds are cut into contiguous blocks, whose medians are resampled in pairs,
     so that a disturbance that lasts is counted as one.
@@ -165,7 +165,11 @@ def _rounds(candidate: Timed, baseline: Timed) -> NDArray[np.float64]:
     times: list[tuple[float, float]] = []
     spent = np.zeros(2)
     while len(times) < LEAST_ROUNDS or spent.min() < LEAST_SECONDS:
-        times.append((candidate(), baseline()))
+        if len(times) % 2:  # whoever comes first in a round pays for what came between
+            second, first = baseline(), candidate()
+            times.append((first, second))
+        else:
+            times.append((candidate(), baseline()))
         spent += times[-1]
     return np.array(times)
 

@@ -39,8 +39,9 @@ def test_runs_alternate_until_both_have_enough() -> None:
 
     threads = torch.get_num_threads()
     latency = compare(run("a"), run("b"), CPU)
-    assert calls == ["a", "b"] * (len(calls) // 2)
-    assert latency.runs + latency.warmup_runs == len(calls) // 2
+    warmup, timed_runs = calls[: 2 * latency.warmup_runs], calls[2 * latency.warmup_runs :]
+    assert warmup == ["a", "b"] * latency.warmup_runs
+    assert timed_runs == (["a", "b", "b", "a"] * len(calls))[: 2 * latency.runs]
     assert latency.runs >= LEAST_ROUNDS
     assert latency.median_ms >= 5
     assert torch.get_num_threads() == threads
