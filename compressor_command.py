@@ -1,5 +1,6 @@
 """The `compress` command: an interruption is said in words even while the rest is still being imported."""
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -7,7 +8,8 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is that of `compressor.cli`, or 130 if it was interrupted."""
+    """Run one command; the exit code is that of `compressor.cli`, or 130 if it was interrupted, or told to end."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from compressor.cli import main as command
 

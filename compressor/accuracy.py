@@ -3,10 +3,12 @@
 Nothing here knows of stages: it scores an ONNX file as it lies on disk.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import safetensors.numpy
@@ -52,8 +54,8 @@ class Paired(BaseModel):
     """A network against the baseline on the same images (McNemar 1947, exact).
 
     `lost` images are right by the baseline only, `won` by this network only. `p_value` is that of `won` among
-    `lost + won` under a fair coin. The difference in accuracy is (won - lost) / total; its interval is Clopper and
-    Pearson's for that coin, on the images that differ, so it holds 0 exactly where the test does not reject.
+    `lost + won` under a fair coin. The difference in accuracy is (won - lost) / total; its interval is Bonett and
+    Price's (2012): Wald's with one image more in each count. Where the test does not reject, it is widened to hold 0.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,13 +73,13 @@ class Paired(BaseModel):
         """The comparison, from its counts."""
         from scipy.stats import binomtest
 
-        low = high = 0.0
-        p_value = 1.0
-        if lost + won:
-            test = binomtest(won, lost + won)
-            interval = test.proportion_ci(CONFIDENCE, method="exact")
-            p_value = float(test.pvalue)
-            low, high = ((2 * float(share) - 1) * (lost + won) / total for share in interval)
+        p_value = float(binomtest(won, lost + won).pvalue) if lost + won else 1.0
+        middle = (won - lost) / (total + 2)
+        spread = (lost + won + 2) / (total + 2) - middle**2
+        half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(spread / (total + 2))
+        low, high = middle - half, middle + half
+        if p_value >= 1 - CONFIDENCE:
+            low, high = min(low, 0.0), max(high, 0.0)
         return cls(
             lost=lost, won=won, total=total, p_value=p_value, difference=(won - lost) / total, low=low, high=high
         )

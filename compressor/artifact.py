@@ -283,7 +283,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"weights: {path} is not a state dict that loads with weights_only; save it as safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ArtifactError(f"weights: {path} is not a state dict (names to tensors)")
+        entries = state.items() if isinstance(state, dict) else ()
+        held = [str(name) for name, value in entries if isinstance(value, dict)]
+        hint = f"; it holds {', '.join(repr(name) for name in held[:3])}: save that part alone" if held else ""
+        raise ArtifactError(f"weights: {path} is not a state dict (names to tensors){hint}")
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
             raise ArtifactError(f"weights: {name} in {path} is no plain tensor of real numbers")
@@ -301,7 +304,9 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: s
     misfits = list(_misfits(network.state_dict(), weights))
     if misfits:
         more = f" (and {len(misfits) - 3} more)" if len(misfits) > 3 else ""
-        raise ArtifactError(f"{source} does not fit the network: {'; '.join(misfits[:3])}{more}")
+        wrapped = all(name.startswith("module.") for name in weights)
+        hint = "; its names begin with `module.` (DataParallel): take that off and save it again" if wrapped else ""
+        raise ArtifactError(f"{source} does not fit the network: {'; '.join(misfits[:3])}{more}{hint}")
     network.load_state_dict(weights, strict=False)  # only BatchNorm's counters may be absent, checked above
 
 

@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.table import Table
@@ -128,6 +129,7 @@ def _report(options: argparse.Namespace) -> None:
 def _show(result: Report, console: Console) -> None:
     console.say("")
     console.say(to_table(result))
+    console.say("  Each factor is over the baseline timed in turn with that row; rows were timed at different moments.")
     for remark in remarks(result):
         console.say(f"  {remark}")
     console.say(headline(result))
@@ -205,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     debug = argparse.ArgumentParser(add_help=False)
     debug.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and warnings")
     parser = argparse.ArgumentParser(prog="compress", description=compressor.__doc__, parents=[debug])
+    parser.add_argument("--version", action="version", version=f"compressor {version('compressor')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     runs = commands.add_parser("run", parents=[debug], help="run a pipeline; go on where an earlier run stopped")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.checkpoint import digest
 from compressor.data import Dataset, Split, View
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from compressor.console import TrainingProgress
     from compressor.stage import Context
 
+NARROW = 16  # channels
 CHECKPOINT_SECONDS = 10.0  # at least, from one checkpoint to the next
 EVALUATION_BATCH = 1000
 
@@ -186,15 +188,33 @@ def evaluate(network: nn.Module, split: Split, data: Dataset, precision: Precisi
 
 
 def layout_of(network: nn.Module, data: Dataset) -> torch.memory_format:
-    """Channels last, where convolutions are fastest, unless the network's own code needs plain strides (`x.view`)."""
+    """Channels last, where convolutions are fastest, unless the network needs plain strides.
+
+    Its own code may (`x.view`); and on the CPU, in channels last, the gradient of a 1x1 convolution with a stride and
+    fewer than 16 channels going in writes past its memory, and the process dies (oneDNN; docs/findings.md).
+    """
     example = torch.zeros(data.preprocess.input_shape(2), device=next(network.parameters()).device)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _NarrowStrides() as narrow:
             network.eval()(example.to(memory_format=torch.channels_last))
     except RuntimeError as error:
         pass_on_out_of_memory(error)
         return torch.contiguous_format
-    return torch.channels_last
+    return torch.contiguous_format if narrow.found and example.device.type == "cpu" else torch.channels_last
+
+
+class _NarrowStrides(TorchDispatchMode):
+    """Looks for 1x1 convolutions with a stride and fewer than 16 channels going in."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            _, weight, _, stride, *_ = args
+            self.found |= tuple(weight.shape[2:]) == (1, 1) and max(stride) > 1 and weight.shape[1] < NARROW
+        return func(*args, **(kwargs or {}))
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

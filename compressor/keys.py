@@ -1,5 +1,6 @@
 """What a stage's artifact depends on, as one digest: what decides whether it is made again."""
 
+import ast
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +50,10 @@ def source_digest(pipeline: Pipeline) -> str:
 
 
 def _sources(module: str) -> Iterator[tuple[str, Path]]:
-    """The Python files of the top-level package that holds `module`, by their names in it; or the one file."""
+    """The Python files of the top-level package that holds `module`, by their names in it.
+
+    A module that is one file is taken with those beside it that it imports.
+    """
     package = module.partition(".")[0]
     try:
         spec = find_spec(package)
@@ -58,8 +62,25 @@ def _sources(module: str) -> Iterator[tuple[str, Path]]:
     if spec is None or not (spec.has_location or spec.submodule_search_locations):
         raise UserError(f"{module} is no Python file or package that can be imported from here")
     if spec.submodule_search_locations is None:
-        yield package, Path(str(spec.origin))
+        yield from _with_neighbours(Path(str(spec.origin)), {})
         return
     for folder in spec.submodule_search_locations:
         for path in Path(folder).rglob("*.py"):
             yield f"{package}/{path.relative_to(folder).as_posix()}", path
+
+
+def _with_neighbours(path: Path, known: dict[str, Path]) -> Iterator[tuple[str, Path]]:
+    """A file, and those of its folder that it imports, and so on; each by its name, once."""
+    if path.stem in known or not path.is_file():
+        return
+    known[path.stem] = path
+    yield path.stem, path
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:
+        return  # importing it says what is wrong
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        for name in names:
+            yield from _with_neighbours(path.with_name(f"{name.partition('.')[0]}.py"), known)

@@ -92,6 +92,8 @@ class Prune(Stage[TorchModel, TorchModel]):
         after = _Size.of(network, context)
         if after == before:
             raise StageError(f"no channel can be removed with round_to {self.round_to}; lower it, or prune further")
+        shares = f"{after.macs / before.macs:.2f} of MACs, {after.parameters / before.parameters:.2f} of parameters"
+        context.console.say(f"  {self.id} keeps {shares}")
         estimate_batch_norm(network, context)
         old, new = widths_of(model.network), widths_of(network)
         changed = {name: width for name, width in new.items() if width != old[name]}

@@ -36,29 +36,37 @@ def tail(k: int, n: int, p: float) -> float:
 
 @pytest.mark.parametrize(("lost", "won"), [(14, 4), (3, 4), (0, 5), (0, 6), (6, 0), (40, 12), (1, 0)])
 def test_mcnemar_by_counting(lost: int, won: int) -> None:
-    n, total = lost + won, 359
+    total = 359
     got = Paired.of(lost, won, total)
-    assert got.p_value == pytest.approx(min(2 * tail(max(lost, won), n, 0.5), 1.0))
+    assert got.p_value == pytest.approx(min(2 * tail(max(lost, won), lost + won, 0.5), 1.0))
     assert got.difference == (won - lost) / total
-    # Clopper and Pearson's bounds are where the tails are 2.5% each.
-    low, high = ((share * total / n + 1) / 2 for share in (got.low, got.high))
-    if won:
-        assert tail(won, n, low) == pytest.approx(0.025, rel=1e-6)
-    if lost:
-        assert 1 - tail(won + 1, n, high) == pytest.approx(0.025, rel=1e-6)
-    assert (got.low <= 0 <= got.high) == (got.p_value >= 0.05)
+    a, b, n = (lost + 1) / (total + 2), (won + 1) / (total + 2), total + 2  # Bonett and Price
+    half = 1.959963984540054 * math.sqrt((a + b - (b - a) ** 2) / n)
+    low, high = b - a - half, b - a + half
+    if got.p_value >= 0.05:
+        low, high = min(low, 0), max(high, 0)
+    assert (got.low, got.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_the_interval_holds_0_exactly_where_the_test_does_not_reject() -> None:
+    for total in (61, 359, 10_000):
+        for lost in range(0, 60, 3):
+            for won in range(60 - lost):
+                got = Paired.of(lost, won, total)
+                assert (got.low <= 0 <= got.high) == (got.p_value >= 0.05), (lost, won, total)
 
 
 def test_networks_that_never_differ() -> None:
     got = Paired.of(0, 0, 100)
-    assert (got.p_value, got.low, got.high) == (1.0, 0.0, 0.0)
+    assert got.p_value == 1.0
+    assert got.low == -got.high == pytest.approx(-1.96 * math.sqrt(2 / 102 / 102), rel=1e-4)
     assert difference(got, "teacher") == "right and wrong on the same images as teacher"
 
 
 def test_what_is_said_of_a_difference() -> None:
-    assert difference(Paired.of(100, 25, 10_000), "teacher") == "worse by 0.55 to 0.92 points"
-    assert difference(Paired.of(25, 100, 10_000), "teacher") == "better by 0.55 to 0.92 points"
-    assert difference(Paired.of(3, 4, 359), "teacher").startswith("not distinguishable from teacher (1.2 points worse")
+    assert difference(Paired.of(100, 25, 10_000), "teacher") == "worse by 0.53 to 0.97 points"
+    assert difference(Paired.of(25, 100, 10_000), "teacher") == "better by 0.53 to 0.97 points"
+    assert difference(Paired.of(3, 4, 359), "teacher").startswith("not distinguishable from teacher (1.4 points worse")
 
 
 def test_answers_beside_a_baselines() -> None:

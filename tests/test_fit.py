@@ -8,9 +8,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from compressor import Context
+from compressor import Context, Dataset
 from compressor.errors import StageError
-from compressor.fit import Batch, fit
+from compressor.fit import Batch, fit, layout_of
+from compressor.placement import quantize_network
 from compressor.training import Training, _optimizer, _schedule
 
 
@@ -166,3 +167,22 @@ def test_no_epochs_leave_the_network_alone(context: Context) -> None:
     network = Scale()
     assert fit(network, mean_logit, Training(epochs=0), context, label="test")["curve"] == []
     assert network.weight.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "expected"),
+    [
+        (8, 1, 2, torch.contiguous_format),
+        (16, 1, 2, torch.channels_last),
+        (8, 1, 1, torch.channels_last),
+        (8, 3, 2, torch.channels_last),
+    ],
+)
+def test_layers_whose_gradient_writes_past_its_memory_get_plain_strides(
+    channels: int, kernel: int, stride: int, expected: torch.memory_format, digits: Dataset
+) -> None:
+    layers = [nn.Conv2d(1, channels, 3), nn.Conv2d(channels, 16, kernel, stride), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    network = nn.Sequential(*layers)
+    assert layout_of(network, digits) == expected
+    quantized = quantize_network(network, digits.preprocess.input_shape(2))  # a graph, without modules of that kind
+    assert layout_of(quantized, digits) == expected

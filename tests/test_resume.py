@@ -240,6 +240,21 @@ def test_a_module_beside_the_factory_is_part_of_the_source(tmp_path: Path, monke
     assert source_digest(pipeline) != after
 
 
+def test_a_file_beside_the_factorys_is_part_of_the_source_if_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "their_net.py").write_text("from their_blocks import act\nimport torch.nn as nn\n")
+    (tmp_path / "their_blocks.py").write_text("import their_net\nact = 1\n")
+    (tmp_path / "their_notes.py").write_text("")
+    pipeline = SHORT.model_copy(update={"stages": (Train(model="their_net:Net", epochs=0),)})
+    before = source_digest(pipeline)
+    (tmp_path / "their_notes.py").write_text("unrelated = 1\n")
+    assert source_digest(pipeline) == before
+    (tmp_path / "their_blocks.py").write_text("act = 2\n")
+    assert source_digest(pipeline) != before
+
+
 @pytest.mark.parametrize("factory", ["sys:exit", "nowhere:Net"])
 def test_a_factory_without_a_file_has_no_source(factory: str) -> None:
     pipeline = SHORT.model_copy(update={"stages": (Train(model=factory, epochs=0),)})
