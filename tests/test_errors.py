@@ -103,6 +103,12 @@ def unusable_folder(patch: Patch) -> list[str]:
     return ["run", "p.yaml", "--out", "file/out"]
 
 
+def a_folder_of_ones_own(patch: Patch) -> list[str]:
+    Path("out").mkdir()
+    Path("out/model.onnx").write_bytes(b"mine")
+    return RUN
+
+
 def unwritable_file(patch: Patch) -> list[str]:
     patch.setattr(
         files, "write_bytes", raising(PermissionError(errno.EACCES, "Permission denied", "out/pipeline.yaml"))
@@ -167,6 +173,7 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
         "stages.teacher.model=tests.networks:Exploding", OWN, "stages.teacher.learning_rate=10"
     ),
     "folder that cannot be used": unusable_folder,
+    "folder with files of one's own": a_folder_of_ones_own,
     "file that cannot be written": unwritable_file,
     "full disk": full_disk,
     "unknown device": lambda _: [*RUN[:-1], "tpu"],
