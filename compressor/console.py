@@ -73,7 +73,7 @@ class TrainingProgress:
         """Epoch `number`, counted from 1, is done."""
         figures = f"loss {loss:.4f}  validation {100 * validation_accuracy:.2f}%"
         if self.bar:
-            self.bar.update(self.task, figures=figures)
+            self.bar.update(self.task, figures=f"after {number}: {figures}")
         elif number == self.epochs or number % math.ceil(self.epochs / LINES_PER_TRAINING) == 0:
             left = (time.monotonic() - self.started) / (number - self.done) * (self.epochs - number)
             self.console.say(f"  {self.label}  epoch {number}/{self.epochs}  {figures}  {left:.0f} s left")

@@ -178,7 +178,7 @@ def _override(source: Source, override: str) -> None:
 
 
 def _index(target: Any, name: str, key: Key, option: str) -> str | int:
-    """What `name` indexes in `target`: a key of a mapping, or the stage of that id in a list."""
+    """What `name` indexes in `target`: a key of a mapping, or the stage of that id, or else number, in a list."""
     if isinstance(target, dict):
         return name
     if not isinstance(target, list):
@@ -186,6 +186,8 @@ def _index(target: Any, name: str, key: Key, option: str) -> str | int:
     ids = [stage.get("id", stage.get("stage")) if isinstance(stage, dict) else None for stage in target]
     if name in ids:
         return ids.index(name)
+    if name.isdecimal() and int(name) < len(target):
+        return int(name)  # as errors name it
     known = ", ".join(str(stage_id) for stage_id in ids)
     raise SpecError(f"{option}: there is no stage with the id {name!r}; the pipeline has: {known}")
 

@@ -218,11 +218,16 @@ def test_set_reaches_a_stage_by_its_id(tmp_path: Path) -> None:
     assert pipeline.stages[0].epochs == 7  # type: ignore[attr-defined]
     assert pipeline.stages[2].target == Target(parameters=0.3)  # type: ignore[attr-defined]
     assert pipeline.seed == 3
+    assert load(tmp_path, GOOD, "stages.0.epochs=7").stages[0].epochs == 7  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
+        ("stages.9.epochs=1", "there is no stage with the id '9'; the pipeline has: teacher, student, prune"),
+        ("stage.teacher.epochs=3", "--set stage.teacher.epochs=3: stage: unknown key"),
+        ("data.root.x=3", "--set data.root.x=3: data.root: got"),
+        ("data.augment={crop: 1, crop: 2}", "crop: stands here twice; keep one"),
         ("stages.teacher.epochs=-1", "--set stages.teacher.epochs=-1: stages.0.epochs: got -1; expected at least 0"),
         ("stages.tutor.epochs=1", "there is no stage with the id 'tutor'; the pipeline has: teacher, student, prune"),
         ("stages.teacher.epoch=1", "--set stages.teacher.epoch=1: stages.0.epoch: unknown key; did you mean `epochs`?"),
