@@ -6,7 +6,8 @@ from compressor.accuracy import Accuracy, Paired
 from compressor.latency import Latency, Setting
 from compressor.report import Report, Row
 
-NOTICEABLY_SMALLER = 1.05  # times; less is not said
+NOTICEABLE = 1.005  # times; less is called the same
+WORTH_SAYING = 1.05  # times smaller
 
 
 def verdict(report: Report) -> str:
@@ -32,7 +33,7 @@ def headline(report: Report) -> str:
         f"{shipped.id} against {base.id}: accuracy {percent(base.accuracy)} -> {percent(shipped.accuracy)} "
         f"({100 * (shipped.accuracy.value - base.accuracy.value):+.2f} points on {shipped.accuracy.total} test images)",
         f"{base.size_bytes / 1e3:.1f} kB -> {shipped.size_bytes / 1e3:.1f} kB "
-        f"({times(base.size_bytes / shipped.size_bytes)} smaller)",
+        f"({change(base.size_bytes, shipped.size_bytes, 'smaller', 'larger')})",
     ]
     if (setting := report.headline_setting) is not None:
         words.append(f"speed {speedup(shipped.timed[setting])} in {setting_name(setting)}")
@@ -126,6 +127,13 @@ def times(factor: float) -> str:
     return f"{factor:.3g}x" if factor < 1000 else f"{factor:,.0f}x"
 
 
+def change(before: float, after: float, less: str, more: str) -> str:
+    """How many times less or more `after` is, as `18.1x smaller`."""
+    if max(before, after) < NOTICEABLE * min(before, after):
+        return "the same"
+    return f"{times(before / after)} {less}" if after < before else f"{times(after / before)} {more}"
+
+
 def threads(setting: Setting) -> str:
     """How many threads an engine computes with."""
     return f"{setting.threads} thread{'s' if setting.threads > 1 else ''}"
@@ -146,7 +154,7 @@ def _faster(report: Report) -> str | None:
 
 def _smaller(base: Row, shipped: Row) -> str | None:
     factor = base.size_bytes / shipped.size_bytes
-    return f"{times(factor)} smaller" if factor >= NOTICEABLY_SMALLER else None
+    return f"{times(factor)} smaller" if factor >= WORTH_SAYING else None
 
 
 def _points(share: float) -> str:

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, sync_playwright
 from compressor.accuracy import Paired
 from compressor.report import Report
 from compressor.usage import TEN_LINES
-from compressor.words import verdict
+from compressor.words import change, verdict
 from compressor.writing import write
 from tests.conftest import IDS
 
@@ -133,6 +133,14 @@ def test_is_it_worth_it(
     }
     rows = (*report.rows[:-1], report.shipped_row.model_copy(update=update))
     assert verdict(report.model_copy(update={"rows": rows})).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [(1869.7, 103.2, "18.1x smaller"), (100, 100, "the same"), (100, 100.4, "the same"), (100, 150, "1.5x larger")],
+)
+def test_how_a_size_changed(before: float, after: float, expected: str) -> None:
+    assert change(before, after, "smaller", "larger") == expected
 
 
 def test_harm_is_counted_image_by_image(report: Report) -> None:
