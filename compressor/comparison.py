@@ -9,8 +9,8 @@ from rich.table import Table
 from compressor import yaml_source
 from compressor.accuracy import Answers, Paired
 from compressor.errors import ArtifactError
+from compressor.finished import ANSWERS
 from compressor.report import Report, Row
-from compressor.timing import ANSWERS
 from compressor.words import difference, percent, setting_name, speedup
 
 Side = tuple[Path, Report]

@@ -6,34 +6,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
-from compressor import artifact, files, onnx_file
-from compressor.accuracy import Answers
-from compressor.artifact import ONNX, Artifact, OnnxModel, TorchModel
+from compressor import files
+from compressor.artifact import ONNX, Artifact, TorchModel
 from compressor.checkpoint import Checkpoints
 from compressor.console import Console
 from compressor.data import Dataset
 from compressor.environment import environment
 from compressor.errors import UserError
+from compressor.finished import ROW, Finished, finish, sweep, take_over
 from compressor.harm import harm_of
 from compressor.keys import source_digest, stage_key
 from compressor.pipeline import AnyStage, Pipeline
 from compressor.rehearsal import rehearse
-from compressor.report import DataFacts, Report, Row
+from compressor.report import DataFacts, Report
 from compressor.seeds import over_seeds
 from compressor.stage import Context, named
-from compressor.timing import ANSWERS, Finished, with_latency
+from compressor.timing import with_latency
 from compressor.writing import WRITTEN, write
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 SEEDS = "seeds"
-ROW = "row.json"
 STAGES = "stages"
 SPEC = "pipeline.yaml"
 SPEC_HEADER = "# As it was run, overrides applied; written by compress run.\n"
@@ -67,7 +64,9 @@ def run(
     data = first.data.load(first.seed)
     _prepare(folder)
     with _locked(folder):
-        _sweep(folder, everything=fresh)
+        sweep(folder / STAGES)
+        if fresh:
+            _start_over(folder)
         results = [_run_once(first, data, folder, chosen, console)]
         for other in others:
             console.say(f"The same with seed {other.seed}", style="bold")
@@ -177,17 +176,13 @@ def _locked(folder: Path) -> Iterator[None]:
         raise UserError(f"another run is working in {folder}; wait until it ends, or choose another --out") from error
 
 
-def _sweep(folder: Path, *, everything: bool) -> None:
-    """Remove what a run that was killed left half-made; or everything that runs made here."""
-    for pattern in (".*.partial", ".*.old"):
-        for left in (folder / STAGES).glob(pattern):
-            shutil.rmtree(left)
-    if everything:
-        for name in (SPEC, ONNX, *WRITTEN):
-            (folder / name).unlink(missing_ok=True)
-        for row in (folder / STAGES).glob(f"*/{ROW}"):
-            shutil.rmtree(row.parent)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+def _start_over(folder: Path) -> None:
+    """Remove what earlier runs made here, and nothing else."""
+    for name in (SPEC, ONNX, *WRITTEN):
+        (folder / name).unlink(missing_ok=True)
+    for row in (folder / STAGES).glob(f"*/{ROW}"):
+        shutil.rmtree(row.parent)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def _introduce(pipeline: Pipeline, data: Dataset, device: torch.device, console: Console) -> None:
@@ -212,7 +207,7 @@ def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Pat
         key = stage_key(stage, before, teachers, context, sources)
         target = folder / STAGES / stage.id
         title = f"[{number}/{len(pipeline.stages)}] {stage.id} ({stage.stage})"
-        done = _reuse(target, key, context, data)
+        done = take_over(target, key, context, data)
         if done is None:
             if not rehearsed:
                 context.console.say("Trying every stage on a few synthetic images", style="bold")
@@ -238,97 +233,10 @@ def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Pat
 def _run_stage(
     stage: AnyStage, before: Artifact | None, context: Context, data: Dataset, key: str, target: Path
 ) -> Finished:
-    """Run one stage, and save what it makes in a temporary folder that is renamed when it is whole."""
+    """Run one stage, and keep what it makes."""
     started = time.monotonic()
     made = stage.run(before, context)
-    seconds = time.monotonic() - started
-    partial = _empty(target)
-    made.save(partial)
-    loaded = artifact.load(partial, factories=context.factories)
-    shipped = _shipped(loaded, context)
-    files.write_bytes(partial / ONNX, shipped.content)
-    row = Row(
-        id=stage.id,
-        stage=stage.stage,
-        artifact=f"{STAGES}/{stage.id}",
-        seconds=round(seconds, 3),
-        **_scored(partial, data),
-        parameters=shipped.counts.parameters,
-        nonzero_parameters=shipped.counts.nonzero_parameters,
-        macs=shipped.counts.macs,
-        size_bytes=len(shipped.content),
-        sha256=files.digest(shipped.content),
-        details=dict(loaded.details),
-        key=key,
-    )
-    _finish(partial, row, target)
-    return Finished(loaded, target, row)
-
-
-def _scored(folder: Path, data: Dataset) -> dict[str, Any]:
-    """The part of a row that depends on the test split; the answers themselves go into the folder."""
-    answers = Answers.of(folder / ONNX, data.test, data.preprocess)
-    answers.save(folder / ANSWERS)
-    return {
-        "accuracy": answers.accuracy(split="test"),
-        "calibration_error": answers.calibration_error(),
-        "scored_on": data.test.fingerprint,
-    }
-
-
-def _finish(partial: Path, row: Row, target: Path) -> None:
-    """Write the row, seal the folder, and put it where it belongs."""
-    files.write_text(partial / ROW, row.model_dump_json(indent=1) + "\n")
-    files.seal(partial)
-    files.replace_folder(partial, target)
-
-
-def _empty(target: Path) -> Path:
-    """An empty folder beside `target`, for what is to take its place."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-def _reuse(target: Path, key: str, context: Context, data: Dataset) -> Finished | None:
-    """The stage in `target`, if it was made by this key and is whole."""
-    if not target.exists():
-        return None
-    damage = files.damaged(target)
-    if damage is not None:
-        context.console.say(f"{damage}; it is made again")
-        return None
-    try:
-        row = Row.model_validate_json((target / ROW).read_bytes())
-    except (OSError, ValidationError):  # whole, but of another version
-        return None
-    if row.key != key:
-        return None
-    done = Finished(artifact.load(target, factories=context.factories), target, row)
-    return done if _current(done, context, data) else _renewed(done, context, data)
-
-
-def _current(done: Finished, context: Context, data: Dataset) -> bool:
-    """Whether a stage's file says which pipeline it is of, and was scored on this test split."""
-    return done.row.scored_on == data.test.fingerprint and onnx_file.pipeline_of(done.onnx) == context.pipeline
-
-
-def _renewed(done: Finished, context: Context, data: Dataset) -> Finished:
-    """The same stage, exported and scored again."""
-    partial = _empty(done.folder)
-    shutil.copytree(done.folder, partial, dirs_exist_ok=True)
-    content = _shipped(done.artifact, context).content
-    files.write_bytes(partial / ONNX, content)
-    figures = {"size_bytes": len(content), "sha256": files.digest(content), **_scored(partial, data)}
-    row = done.row.model_copy(update=figures)
-    _finish(partial, row, done.folder)
-    return replace(done, row=row)
-
-
-def _shipped(made: Artifact, context: Context) -> OnnxModel:
-    """The ONNX file that an artifact would ship as."""
-    return made.to_onnx(context.pipeline) if isinstance(made, TorchModel) else made
+    return finish(stage, made, context, data, key=key, target=target, seconds=time.monotonic() - started)
 
 
 def _earlier(folder: Path) -> Report | None:

@@ -1,39 +1,16 @@
 """Latency: every row of a run timed in turn with the baseline, once all stages have run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from compressor import files, latency, onnx_file
-from compressor.accuracy import Answers
-from compressor.artifact import ONNX, Artifact, OnnxModel, TorchModel
+from compressor.artifact import Artifact, OnnxModel, TorchModel
 from compressor.environment import environment
+from compressor.finished import Finished
 from compressor.latency import Latency, NotMeasured, Setting
 from compressor.pipeline import Pipeline
 from compressor.report import Row
-
-ANSWERS = "answers.safetensors"
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A stage that is done: its artifact as loaded back, where it lies, and its row without latency."""
-
-    artifact: Artifact
-    folder: Path
-    row: Row
-
-    @property
-    def onnx(self) -> Path:
-        """The file that this stage would ship as."""
-        return self.folder / ONNX
-
-    @property
-    def answers(self) -> Answers:
-        """What that file says of the test split."""
-        return Answers.load(self.folder / ANSWERS)
 
 
 def with_latency(pipeline: Pipeline, finished: Sequence[Finished], known: Mapping[str, Row]) -> list[Row]:
