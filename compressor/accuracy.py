@@ -23,6 +23,7 @@ from compressor.errors import ArtifactError, first_line
 from compressor.preprocess import Preprocess
 
 CONFIDENCE = 0.95  # of every interval
+SIGNIFICANT = 1 - CONFIDENCE  # p below which a test rejects
 SCORE_BATCH = 250
 CALIBRATION_BINS = 15
 
@@ -78,7 +79,7 @@ class Paired(BaseModel):
         spread = (lost + won + 2) / (total + 2) - middle**2
         half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(spread / (total + 2))
         low, high = middle - half, middle + half
-        if p_value >= 1 - CONFIDENCE:
+        if p_value >= SIGNIFICANT:
             low, high = min(low, 0.0), max(high, 0.0)
         return cls(
             lost=lost, won=won, total=total, p_value=p_value, difference=(won - lost) / total, low=low, high=high

@@ -7,14 +7,13 @@ from typing import Any
 from rich.table import Table
 
 from compressor import yaml_source
-from compressor.accuracy import Answers, Paired
+from compressor.accuracy import SIGNIFICANT, Answers, Paired
 from compressor.errors import ArtifactError
 from compressor.finished import ANSWERS
 from compressor.report import Report, Row
 from compressor.words import difference, percent, setting_name, speedup
 
 Side = tuple[Path, Report]
-SIGNIFICANT = 0.05
 
 
 def paired(one: Side, row: Row, other: Side, other_row: Row) -> Paired | None:

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from compressor import pictures, tables, words
+from compressor import pictures, tables
 from compressor.report import Report
 from compressor.templating import render
-from compressor.usage import five_lines
 
 FEW_CLASSES = 20  # whose confusion matrix is shown whole
 CONFUSIONS_LISTED = 20
@@ -15,15 +14,11 @@ def to_html(report: Report) -> str:
     """The content of `report.html`."""
     return render(
         "report.html",
-        report=report,
-        base=report.baseline_row,
-        shipped=report.shipped_row,
+        report,
         setting=report.headline_setting,
-        words=words,
         pictures=pictures,
         spread=tables.spread,
         confusion=_confusion(report),
-        five_lines=five_lines(report.preprocess),
         many_classes=tables.MANY_CLASSES,
     )
 

@@ -6,7 +6,7 @@ Nothing here knows of stages: it times saved artifacts, loaded back.
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -69,13 +69,14 @@ class NotMeasured(Setting):
 def onnx_runner(model: Path, setting: Setting) -> Timed:
     """An ONNX file on a random batch; on a GPU the copies to it and back are counted."""
     session = onnx_file.session(model, threads=setting.threads, device=setting.device)
-    feed = _random_feed(model, setting.batch)
+    feed = _random_feed(session, model, setting.batch)
     return timed(lambda: session.run(None, feed))
 
 
 def left_to_cpu(model: Path, setting: Setting) -> tuple[str, ...]:
     """The operators of an ONNX file that a session on the setting's device executes on the CPU, as `Conv x 3`."""
-    return onnx_file.operators_on_cpu(model, _random_feed(model, setting.batch), setting.device)
+    feed = _random_feed(onnx_file.session(model), model, setting.batch)
+    return onnx_file.operators_on_cpu(model, feed, setting.device)
 
 
 def torch_runner(network: nn.Module, preprocess: Preprocess, setting: Setting) -> Timed:
@@ -207,8 +208,8 @@ class _OtherLoad:
         return sum(machine) - idle - guests, own.user + own.system, time.monotonic()
 
 
-def _random_feed(model: Path, batch: int) -> dict[str, NDArray[np.float32]]:
-    name, sides = onnx_file.input_of(model, batch)
+def _random_feed(session: Any, model: Path, batch: int) -> dict[str, NDArray[np.float32]]:
+    name, sides = onnx_file.input_of(session, batch, source=model)
     return {name: random_batch((batch, *sides)).numpy()}
 
 

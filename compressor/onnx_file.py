@@ -67,21 +67,21 @@ def metadata_of(preprocess: Preprocess, labels: tuple[str, ...], pipeline_digest
     }
 
 
-def input_of(model: Path, batch: int) -> tuple[str, tuple[int, ...]]:
-    """The name of a file's one input, and its shape without the batch.
+def input_of(opened: onnxruntime.InferenceSession, batch: int, *, source: Path) -> tuple[str, tuple[int, ...]]:
+    """The name of the one input of a session on `source`, and its shape without the batch.
 
     Raises:
         ArtifactError: it has several inputs, another type than float32, an open side, or takes other batches.
     """
-    inputs = session(model).get_inputs()
+    inputs = opened.get_inputs()
     if len(inputs) != 1 or inputs[0].type != "tensor(float)":
         kinds = ", ".join(f"{each.name} ({each.type})" for each in inputs)
-        raise ArtifactError(f"{model} takes {kinds}; only files with one float32 input can be timed")
+        raise ArtifactError(f"{source} takes {kinds}; only files with one float32 input can be timed")
     first, *sides = inputs[0].shape
     if not all(isinstance(side, int) for side in sides):
-        raise ArtifactError(f"{model} leaves the shape of its input open ({inputs[0].shape}); fix its sides first")
+        raise ArtifactError(f"{source} leaves the shape of its input open ({inputs[0].shape}); fix its sides first")
     if isinstance(first, int) and first != batch:
-        raise ArtifactError(f"{model} takes batches of {first} only; ask for --batch {first}")
+        raise ArtifactError(f"{source} takes batches of {first} only; ask for --batch {first}")
     return inputs[0].name, tuple(sides)
 
 

@@ -5,11 +5,15 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from compressor import words
+from compressor.report import Report
+from compressor.usage import five_lines
+
 TEMPLATES = Path(__file__).with_name("templates")
 
 
-def render(name: str, **values: Any) -> str:
-    """The template of that name, filled; values are escaped in HTML."""
+def render(name: str, report: Report, **more: Any) -> str:
+    """The template of that name, filled with a report and what else it needs; values are escaped in HTML."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(["html"]),
@@ -18,4 +22,11 @@ def render(name: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(name).render(**values)
+    return environment.get_template(name).render(
+        report=report,
+        base=report.baseline_row,
+        shipped=report.shipped_row,
+        words=words,
+        five_lines=five_lines(report.preprocess),
+        **more,
+    )

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from compressor import files, words
+from compressor import files
 from compressor.html import to_html
 from compressor.report import JSON, Report
 from compressor.tables import to_markdown
 from compressor.templating import render
-from compressor.usage import five_lines
 
 MARKDOWN, HTML, CARD = "report.md", "report.html", "README.md"
 WRITTEN = (JSON, MARKDOWN, HTML, CARD)
@@ -23,12 +22,5 @@ def write(report: Report, folder: Path) -> None:
 
 def to_card(report: Report) -> str:
     """The model card: what someone who finds `model.onnx` needs to know, in the form that model hubs read."""
-    return render(
-        "model_card.md",
-        report=report,
-        base=report.baseline_row,
-        shipped=report.shipped_row,
-        classes=list(zip(report.labels, report.harm.shipped_classes, strict=True)),
-        words=words,
-        five_lines=five_lines(report.preprocess),
-    )
+    classes = list(zip(report.labels, report.harm.shipped_classes, strict=True))
+    return render("model_card.md", report, classes=classes)

@@ -117,7 +117,7 @@ def test_operators_on_the_cpu_are_counted_from_what_was_executed(tmp_path: Path)
 def test_files_that_cannot_be_timed(tmp_path: Path, shape: list[int | str], kind: int, message: str) -> None:
     path = write(tmp_path, shape, [("Identity", "x", "y")], kind)
     with pytest.raises(ArtifactError, match=message):
-        onnx_file.input_of(path, 2)
+        onnx_file.input_of(onnx_file.session(path), 2, source=path)
 
 
 def write(folder: Path, shape: list[int | str] | list[int], nodes: list[tuple[str, str, str]], kind: int = 1) -> Path:
