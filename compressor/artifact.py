@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor import files, onnx_file
 from compressor.architectures import Architecture
-from compressor.changes import Change, Int8, Widths
+from compressor.changes import Change, Int8
 from compressor.errors import ArtifactError, pass_on_out_of_memory
 from compressor.preprocess import Preprocess
 
@@ -104,7 +104,7 @@ class TorchModel:
         factory = self.architecture.factory
         network = _build(
             self.architecture,
-            tuple(change for change in self.changes if isinstance(change, Widths)),
+            tuple(change for change in self.changes if not isinstance(change, Int8)),
             self.preprocess,
             frozenset() if factory is None else frozenset({factory}),
         )

@@ -38,6 +38,25 @@ class Widths(BaseModel):
         return network
 
 
+class Removed(BaseModel):
+    """Modules hand on what they are given (depth pruning)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["removed"] = "removed"
+    modules: tuple[str, ...]
+
+    def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
+        """Put an identity in the place of each of the modules of `network`, in place."""
+        for name in self.modules:
+            try:
+                network.get_submodule(name)
+            except AttributeError as error:
+                raise ArtifactError(f"the saved changes remove a module {name!r} that the network lacks") from error
+            network.set_submodule(name, nn.Identity())
+        return network
+
+
 class Int8(BaseModel):
     """The network is quantized: BatchNorm folded, every point of `activations` and all weights on an integer grid."""
 
@@ -55,7 +74,7 @@ class Int8(BaseModel):
         return quantized
 
 
-Change = Annotated[Widths | Int8, Field(discriminator="kind")]
+Change = Annotated[Widths | Removed | Int8, Field(discriminator="kind")]
 
 
 def widths_of(network: nn.Module) -> dict[str, Width]:

@@ -1,12 +1,20 @@
 """Learning from a teacher: Hinton's loss, and the teacher's outputs, asked for or stored."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from pydantic import Field
+from safetensors import SafetensorError
+from torch import Tensor
 
+from compressor import files
+from compressor.artifact import TorchModel
 from compressor.fit import Batch, Loss, autocast, layout_of, training_views
+from compressor.spec import Spec
 
 if TYPE_CHECKING:
     from compressor.stage import Context
@@ -32,21 +40,31 @@ def distillation_loss(
     return alpha * temperature**2 * soft + (1 - alpha) * F.cross_entropy(student_logits, labels)
 
 
+class Cache(Spec):
+    """Store the teacher's outputs for augmented views of the training images, once, and cycle through them.
+
+    Attributes:
+        views: how many views of every image.
+    """
+
+    views: int = Field(ge=1, le=10_000)
+
+
 class Teacher:
     """A teacher's logits for training batches.
 
-    With `views`, its outputs for that many augmented views of all training images are computed once; training then
-    cycles through these views, and the teacher is not run again.
+    With a cache, its outputs for that many augmented views of all training images are computed once; training then
+    cycles through these views, and the teacher is not run again. Where the context keeps soft labels, every later
+    stage and run with the same teacher, images, augmentation and seed takes them from there.
     """
 
-    def __init__(self, network: nn.Module, context: "Context", views: int | None) -> None:
+    def __init__(self, teacher: TorchModel, context: "Context", cache: Cache | None) -> None:
         self.device = context.device
-        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.network = teacher.copy_network().eval().requires_grad_(False).to(self.device)
         self.layout = layout_of(self.network, context.data)
         self.stored: list[Tensor] | None = None  # for each view, [N, classes]
-        if views is not None:
-            inputs_of_views = training_views(context, views, self.layout)
-            self.stored = [torch.cat([self._run(x.to(self.device)) for x in inputs]) for inputs in inputs_of_views]
+        if cache is not None:
+            self.stored = list(self._soft_labels(teacher, context, cache.views))
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits `[B, classes]` for this batch."""
@@ -54,11 +72,57 @@ class Teacher:
             return self._run(batch.inputs)
         return self.stored[batch.view][batch.indices.to(self.device)]
 
+    def _soft_labels(self, teacher: TorchModel, context: "Context", views: int) -> Iterator[Tensor]:
+        reused = 0
+        for view, inputs in enumerate(training_views(context, views, self.layout)):
+            path = _path(teacher, context, view)
+            stored = _read(path)
+            if stored is None:
+                stored = torch.cat([self._run(x.to(self.device)) for x in inputs])
+                _write(path, stored)
+            else:
+                reused += 1
+            yield stored.to(self.device)
+        if reused:
+            context.console.say(f"  {reused} of {views} views have the teacher's outputs stored already")
+
     @torch.no_grad()
     def _run(self, inputs: Tensor) -> Tensor:
         with autocast(self.device, "auto"):
             logits: Tensor = self.network(inputs.contiguous(memory_format=self.layout))
         return logits.float()
+
+
+def _path(teacher: TorchModel, context: "Context", view: int) -> Path | None:
+    """Where the soft labels of one view are kept, named by all that they depend on."""
+    if context.soft_labels is None:
+        return None
+    key = files.digest_json(
+        {
+            "teacher": teacher.digest,
+            "data": context.data.fingerprint,
+            "augment": context.data.augment.model_dump(mode="json"),
+            "seed": context.seed,
+            "view": view,
+            "device": context.device.type,
+        }
+    )
+    return context.soft_labels / f"{key}.safetensors"
+
+
+def _read(path: Path | None) -> Tensor | None:
+    if path is None or not path.exists():
+        return None
+    try:
+        return safetensors.torch.load_file(path)["logits"]
+    except (SafetensorError, KeyError):
+        return None  # damaged: made again
+
+
+def _write(path: Path | None, logits: Tensor) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, safetensors.torch.save({"logits": logits.cpu().contiguous()}))
 
 
 def loss_from(teacher: Teacher, temperature: float, alpha: float) -> Loss:

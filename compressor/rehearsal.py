@@ -9,7 +9,7 @@ import torch
 
 from compressor import artifact
 from compressor.artifact import Artifact, OnnxModel, TorchModel
-from compressor.changes import Widths
+from compressor.changes import Int8
 from compressor.console import Console
 from compressor.data import Augment, Dataset, Split
 from compressor.errors import StageError
@@ -82,10 +82,10 @@ def synthetic(labels: tuple[str, ...], preprocess: Preprocess, augment: Augment)
 
 
 def _kind(model: Artifact) -> str:
-    """What decides whether a network can be exported: its operators, but not how wide its layers are."""
+    """What decides whether a network can be exported: its operators, but not how many and how wide its layers are."""
     if isinstance(model, OnnxModel):
         return model.digest
-    changes = [change for change in model.changes if not isinstance(change, Widths)]
+    changes = [change for change in model.changes if isinstance(change, Int8)]
     return f"{model.architecture} {changes}"
 
 

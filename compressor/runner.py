@@ -29,6 +29,7 @@ from compressor.timing import with_latency
 from compressor.writing import WRITTEN, write
 
 CHECKPOINTS = "checkpoints"
+SOFT_LABELS = "soft_labels"
 LOCK = ".lock"
 SEEDS = "seeds"
 STAGES = "stages"
@@ -90,6 +91,7 @@ def _run_once(pipeline: Pipeline, data: Dataset, folder: Path, device: torch.dev
         factories=pipeline.factories,
         pipeline=pipeline.digest,
         console=console,
+        soft_labels=folder / SOFT_LABELS,
     )
     finished = _run_stages(pipeline, data, context, folder)
     result = _measured(pipeline, finished, data, _earlier(folder), console)
@@ -156,7 +158,7 @@ def _prepare(folder: Path) -> None:
     spec = folder / SPEC
     try:
         if not (folder / LOCK).exists() and not (spec.exists() and spec.read_bytes().startswith(SPEC_HEADER.encode())):
-            for name in (SPEC, ONNX, STAGES, CHECKPOINTS, SEEDS, *WRITTEN):
+            for name in (SPEC, ONNX, STAGES, CHECKPOINTS, SOFT_LABELS, SEEDS, *WRITTEN):
                 if (folder / name).exists():
                     raise UserError(
                         f"{folder / name} is not of an earlier run and would be overwritten; choose another --out"
@@ -182,7 +184,8 @@ def _start_over(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for row in (folder / STAGES).glob(f"*/{ROW}"):
         shutil.rmtree(row.parent)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for name in (CHECKPOINTS, SOFT_LABELS):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _introduce(pipeline: Pipeline, data: Dataset, device: torch.device, console: Console) -> None:

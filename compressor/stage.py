@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
 
 from compressor.architectures import Architecture, check_fits
 from compressor.artifact import TorchModel
@@ -43,6 +43,7 @@ class Context:
         pipeline: digest of the pipeline, which goes into the metadata of ONNX files.
         console: where progress is shown.
         checkpoints: where unfinished trainings are kept; none are by default.
+        soft_labels: the folder where teachers' stored outputs are kept; none are by default.
     """
 
     data: Dataset
@@ -53,6 +54,7 @@ class Context:
     pipeline: str = ""
     console: Console = field(default_factory=Console)
     checkpoints: Checkpoints | None = None
+    soft_labels: Path | None = None
 
     def seed_for(self, purpose: str) -> int:
         """A seed of its own for every purpose."""
@@ -77,8 +79,8 @@ class Context:
         check_fits(network, architecture, preprocess.input_shape(2))
         return TorchModel(network, architecture, preprocess, self.data.labels)
 
-    def teacher(self, stage_id: str) -> nn.Module:
-        """The network of an earlier stage, to learn from.
+    def teacher(self, stage_id: str) -> TorchModel:
+        """The earlier stage's artifact to learn from.
 
         Raises:
             UserError: no earlier stage has this id.
@@ -86,7 +88,7 @@ class Context:
         if stage_id not in self.teachers:
             known = ", ".join(self.teachers) or "none"
             raise UserError(f"teacher {stage_id!r} is not an earlier stage with a torch network; there are: {known}")
-        return self.teachers[stage_id].copy_network()
+        return self.teachers[stage_id]
 
 
 class Stage(Spec, Generic[In, Out]):

@@ -1,9 +1,12 @@
 """The stages that come with compressor, one module each."""
 
-from stages.distill import Cache, Distill
+from compressor.distillation import Cache
+from compressor.size import Share
+from stages.distill import Distill
 from stages.export import Export
 from stages.prune import Prune, Target
+from stages.prune_blocks import PruneBlocks
 from stages.quantize import Quantize
 from stages.train import Train
 
-__all__ = ["Cache", "Distill", "Export", "Prune", "Quantize", "Target", "Train"]
+__all__ = ["Cache", "Distill", "Export", "Prune", "PruneBlocks", "Quantize", "Share", "Target", "Train"]

@@ -1,25 +1,14 @@
 """Train a student to give its teacher's answers (Hinton, Vinyals and Dean 2015)."""
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from compressor.artifact import TorchModel
-from compressor.distillation import Teacher, loss_from
+from compressor.distillation import Cache, Teacher, loss_from
 from compressor.fit import fit
-from compressor.spec import Spec
 from compressor.stage import Context, Stage, Start
 from compressor.training import Training
-
-
-class Cache(Spec):
-    """Store the teacher's outputs for augmented views of the training images, once, and cycle through them.
-
-    Attributes:
-        views: how many views of every image.
-    """
-
-    views: int = Field(ge=1, le=10_000)
 
 
 class Distill(Start, Training, Stage[TorchModel | None, TorchModel]):
@@ -43,10 +32,6 @@ class Distill(Start, Training, Stage[TorchModel | None, TorchModel]):
     alpha: float = Field(0.9, ge=0, le=1)
     cache: Cache | None = None
 
-    def rehearsal(self) -> Self:
-        """As any training, with one view."""
-        return super().rehearsal().model_copy(update={"cache": Cache(views=1) if self.cache else None})
-
     def run(self, model: TorchModel | None, context: Context) -> TorchModel:
         """The trained student.
 
@@ -56,8 +41,7 @@ class Distill(Start, Training, Stage[TorchModel | None, TorchModel]):
         """
         student = self.start(model, context)
         network = student.copy_network()
-        views = self.cache.views if self.cache else None
-        teacher = Teacher(context.teacher(self.teacher), context, views)
+        teacher = Teacher(context.teacher(self.teacher), context, self.cache)
         loss = loss_from(teacher, self.temperature, self.alpha)
-        details = fit(network, loss, self, context, label=self.id, views=views)
+        details = fit(network, loss, self, context, label=self.id, views=self.cache.views if self.cache else None)
         return student.with_network(network, details=details)

@@ -2,47 +2,36 @@
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 import torch_pruning
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from compressor.architectures import check_fits
-from compressor.artifact import TorchModel, count_macs
+from compressor.artifact import TorchModel
+from compressor.batch_norm import calibration_batches, estimate_batch_norm, match_batch_norm
 from compressor.changes import Widths, widths_of
 from compressor.errors import ArchitectureError, StageError, first_line, pass_on_out_of_memory
-from compressor.spec import Spec
+from compressor.size import Share, Size
 from compressor.stage import Context, Stage
 
 SEARCH_STEPS = 10  # of bisection: a thousandth of the channels
 LARGEST_RATIO = 0.99
-BATCH = 128
 
 Criterion = Literal["l1", "l2", "taylor", "bn_scale", "random"]
 
 
-class Target(Spec):
+class Target(Share):
     """How far to prune; exactly one of these.
 
     Attributes:
-        macs: keep at most this share of the incoming multiply-adds.
-        parameters: keep at most this share of the incoming parameters.
         ratio: remove this share of the channels.
     """
 
-    macs: float | None = Field(None, gt=0, lt=1)
-    parameters: float | None = Field(None, gt=0, lt=1)
     ratio: float | None = Field(None, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "Target":
-        if sum(share is not None for share in (self.macs, self.parameters, self.ratio)) != 1:
-            raise ValueError("expected exactly one of macs, parameters and ratio, as in {macs: 0.5}")
-        return self
 
 
 class Prune(Stage[TorchModel, TorchModel]):
@@ -84,16 +73,19 @@ class Prune(Stage[TorchModel, TorchModel]):
         """
         if model.quantized:
             raise ArchitectureError("a quantized network cannot be pruned; prune before you quantize")
-        before = _Size.of(model.network, context)
+        matched = model.copy_network()
+        match_batch_norm(matched, context)
+        model = model.with_network(matched, details={})
+        before = Size.of(model.network, context.data.preprocess)
         if self.target.ratio is not None:
             network = self._pruned(model, self.target.ratio, context)
         else:
             network = self._search(model, before, context)
-        after = _Size.of(network, context)
+        after = Size.of(network, context.data.preprocess)
         if after == before:
             raise StageError(f"no channel can be removed with round_to {self.round_to}; lower it, or prune further")
-        shares = f"{after.macs / before.macs:.2f} of MACs, {after.parameters / before.parameters:.2f} of parameters"
-        context.console.say(f"  {self.id} keeps {shares}")
+        kept = after.share_of(before)
+        context.console.say(f"  {self.id} keeps {kept['macs']:.2f} of MACs, {kept['parameters']:.2f} of parameters")
         estimate_batch_norm(network, context)
         old, new = widths_of(model.network), widths_of(network)
         changed = {name: width for name, width in new.items() if width != old[name]}
@@ -101,10 +93,7 @@ class Prune(Stage[TorchModel, TorchModel]):
             network,
             Widths(layers=changed),
             details={
-                "kept": {
-                    "macs": after.macs / before.macs,
-                    "parameters": after.parameters / before.parameters,
-                },
+                "kept": kept,
                 "widths": {
                     name: [old[name].outputs, width.outputs]
                     for name, width in new.items()
@@ -113,7 +102,7 @@ class Prune(Stage[TorchModel, TorchModel]):
             },
         )
 
-    def _search(self, model: TorchModel, before: "_Size", context: Context) -> nn.Module:
+    def _search(self, model: TorchModel, before: Size, context: Context) -> nn.Module:
         """Bisect the ratio for the largest network within the target."""
         best: nn.Module | None = None
         reached, smallest = -1.0, math.inf
@@ -121,9 +110,9 @@ class Prune(Stage[TorchModel, TorchModel]):
         for step in range(SEARCH_STEPS + 1):
             ratio = high if step == 0 else (low + high) / 2  # the far end first: is the target in reach at all?
             network = self._pruned(model, ratio, context)
-            kept = self._kept(_Size.of(network, context), before)
+            kept = self.target.kept(Size.of(network, context.data.preprocess), before)
             smallest = min(smallest, kept)
-            if kept <= self._limit:
+            if kept <= self.target.limit:
                 high = ratio
                 if kept > reached:
                     best, reached = network, kept
@@ -133,21 +122,10 @@ class Prune(Stage[TorchModel, TorchModel]):
                 low = ratio
         if best is None:
             raise StageError(
-                f"the target, at most {self._limit:.3f} of what comes in, is out of reach with round_to "
+                f"the target, at most {self.target.limit:.3f} of what comes in, is out of reach with round_to "
                 f"{self.round_to}; the smallest network keeps {smallest:.3f}"
             )
         return best
-
-    @property
-    def _limit(self) -> float:
-        limit = self.target.macs or self.target.parameters
-        assert limit is not None
-        return limit
-
-    def _kept(self, after: "_Size", before: "_Size") -> float:
-        if self.target.macs is not None:
-            return after.macs / before.macs
-        return after.parameters / before.parameters
 
     def _pruned(self, model: TorchModel, ratio: float, context: Context) -> nn.Module:
         """A copy of the network with `ratio` of its channels removed, as far as rounding lets it."""
@@ -193,45 +171,6 @@ class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
         return max(current_channels - multiples * round_to, 0)
 
 
-class _Size(BaseModel):
-    """Multiply-adds and parameters, counted anew."""
-
-    model_config = ConfigDict(frozen=True)
-
-    macs: int
-    parameters: int
-
-    @classmethod
-    def of(cls, network: nn.Module, context: Context) -> "_Size":
-        return cls(
-            macs=count_macs(network, context.data.preprocess),
-            parameters=sum(p.numel() for p in network.parameters()),
-        )
-
-
-def estimate_batch_norm(network: nn.Module, context: Context) -> None:
-    """Set BatchNorm's running statistics to the average over the calibration images, in place; dropout stays off."""
-    network.eval()
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over batches
-        norm.train()
-    with torch.no_grad():
-        for inputs in _calibration_batches(context):
-            network(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    network.eval()
-
-
-def _calibration_batches(context: Context) -> Iterator[Tensor]:
-    images = context.data.calibration.images
-    for chunk in images.tensor_split(math.ceil(len(images) / BATCH)):
-        yield context.data.preprocess.normalise(chunk)
-
-
 def _importance(criterion: Criterion) -> Any:
     match criterion:
         case "l1":
@@ -250,10 +189,10 @@ def _accumulate_gradients(network: nn.Module, context: Context) -> None:
     """Gradients of the loss on the calibration images, which Taylor importance reads."""
     network.zero_grad()
     labels = context.data.calibration.labels
-    for inputs, target in zip(
-        _calibration_batches(context), labels.tensor_split(math.ceil(len(labels) / BATCH)), strict=True
-    ):
-        F.cross_entropy(network(inputs), target).backward()
+    done = 0
+    for inputs in calibration_batches(context):
+        F.cross_entropy(network(inputs), labels[done : done + len(inputs)]).backward()
+        done += len(inputs)
 
 
 def _classifier(network: nn.Module, example: Tensor) -> nn.Module:

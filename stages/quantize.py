@@ -17,7 +17,7 @@ from torch import Tensor
 
 from compressor.artifact import TorchModel
 from compressor.changes import Int8
-from compressor.distillation import Teacher, loss_from
+from compressor.distillation import Cache, Teacher, loss_from
 from compressor.errors import ArchitectureError
 from compressor.fit import Batch, Loss, fit
 from compressor.placement import quantize_network
@@ -43,6 +43,7 @@ class Quantize(Training, Stage[TorchModel, TorchModel]):
         teacher: qat: id of an earlier stage to distil from; absent, training is on labels.
         temperature: of distillation.
         alpha: the teacher's share of the loss.
+        cache: store the teacher's outputs, rather than run it at every step.
     """
 
     example: ClassVar[dict[str, Any]] = {"stage": "quantize", "mode": "qat", "epochs": 1}
@@ -56,6 +57,7 @@ class Quantize(Training, Stage[TorchModel, TorchModel]):
     teacher: str | None = None
     temperature: float = Field(4.0, ge=0.1, le=100)
     alpha: float = Field(0.9, ge=0, le=1)
+    cache: Cache | None = None
     epochs: int = Field(0, ge=0, le=100_000)
     optimizer: Literal["sgd", "adamw"] = "adamw"  # steps that do not depend on the scale of folded weights
     learning_rate: float | None = Field(1e-4, gt=0, le=10)
@@ -71,7 +73,7 @@ class Quantize(Training, Stage[TorchModel, TorchModel]):
         default = type(self).model_fields
         if self.observer != "percentile" and self.percentile != default["percentile"].default:
             raise ValueError("percentile is for observer: percentile; name that observer, or leave percentile out")
-        for name in ("temperature", "alpha"):
+        for name in ("temperature", "alpha", "cache"):
             if self.teacher is None and getattr(self, name) != default[name].default:
                 raise ValueError(
                     f"{name} is for learning from a teacher; name one with `teacher:`, or leave {name} out"
@@ -94,14 +96,15 @@ class Quantize(Training, Stage[TorchModel, TorchModel]):
             weight_bits=self.weight_bits,
         )
         calibrate(network, context, self.observer, self.percentile)
-        details = fit(network, self._loss(context), self, context, label=self.id)
+        views = self.cache.views if self.cache else None
+        details = fit(network, self._loss(context), self, context, label=self.id, views=views)
         change = Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
         details["signal_to_noise_db"] = signal_to_noise(network, context)
         return model.with_network(network, change, details=details)
 
     def _loss(self, context: Context) -> Loss:
         if self.teacher is not None:
-            teacher = Teacher(context.teacher(self.teacher), context, views=None)
+            teacher = Teacher(context.teacher(self.teacher), context, self.cache)
             return loss_from(teacher, self.temperature, self.alpha)
 
         def loss(logits: Tensor, batch: Batch) -> Tensor:

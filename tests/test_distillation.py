@@ -1,16 +1,20 @@
 """Hinton's loss against numpy, and a teacher that is run once."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
-from compressor import Context, TorchModel
-from compressor.distillation import Teacher, distillation_loss
+from compressor import Augment, Context, TorchModel
+from compressor.distillation import Cache, Teacher, distillation_loss
 from compressor.errors import UserError
 from compressor.fit import training_views
-from stages import Cache, Distill
+from stages import Distill, Quantize
 from tests.conftest import TINY, accuracy, equal_states
 
 
@@ -45,37 +49,94 @@ def test_equal_logits_have_no_soft_loss() -> None:
 
 
 class Counting(nn.Module):
-    """A teacher that counts the images it sees."""
+    """A teacher that counts the images that it and its copies see."""
+
+    images = 0
 
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(64, 10)
-        self.images = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.images += len(x)
+        Counting.images += len(x)
         return self.fc(x.flatten(1))
 
 
-def test_stored_outputs_are_those_of_each_view(context: Context) -> None:
-    network = Counting()
-    teacher = Teacher(network, context, views=2)
+PROBED = 2  # images, for the memory layout it can take
+
+
+@pytest.fixture
+def counting(tiny: TorchModel) -> TorchModel:
+    Counting.images = 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return tiny.with_network(Counting(), details={})
+
+
+def test_stored_outputs_are_those_of_each_view(context: Context, counting: TorchModel) -> None:
+    teacher = Teacher(counting, context, Cache(views=2))
     assert teacher.stored is not None
     for stored, inputs in zip(teacher.stored, training_views(context, 2, torch.channels_last), strict=True):
-        expected = torch.cat([network(x) for x in inputs])
+        expected = torch.cat([counting.network(x) for x in inputs])
         assert torch.allclose(stored, expected, atol=0.05)  # the teacher may run in bf16
 
 
 @pytest.mark.parametrize(("cache", "passes"), [(None, 5), (Cache(views=2), 2)])
 def test_with_a_cache_the_teacher_is_not_run_again(
-    context: Context, tiny: TorchModel, cache: Cache | None, passes: int, monkeypatch: pytest.MonkeyPatch
+    context: Context, counting: TorchModel, cache: Cache | None, passes: int
 ) -> None:
-    network = Counting()
-    monkeypatch.setattr(Context, "teacher", lambda self, stage_id: network)
-    stage = Distill(teacher="any", model="resnet", arguments=TINY, epochs=5, cache=cache)
-    stage.run(None, context)
-    probed = 2  # for the memory layout it can take
-    assert network.images == passes * len(context.data.train) + probed
+    stage = Distill(teacher="teacher", model="resnet", arguments=TINY, epochs=5, cache=cache)
+    stage.run(None, with_teacher(context, counting))
+    assert Counting.images == passes * len(context.data.train) + PROBED
+
+
+def test_stored_outputs_serve_every_later_stage_and_run(
+    context: Context, counting: TorchModel, tiny: TorchModel, tmp_path: Path
+) -> None:
+    keeping = replace(with_teacher(context, counting), soft_labels=tmp_path / "soft_labels")
+    Distill(teacher="teacher", model="resnet", arguments=TINY, epochs=1, cache=Cache(views=2)).run(None, keeping)
+    files = sorted(keeping.soft_labels.iterdir()) if keeping.soft_labels else []
+    assert [file.suffix for file in files] == [".safetensors"] * 2
+    seen = Counting.images
+    Quantize(mode="qat", epochs=1, teacher="teacher", cache=Cache(views=3)).run(tiny, keeping)
+    assert Counting.images - seen == len(context.data.train) + PROBED  # for the third view
+
+
+@pytest.mark.parametrize("changed", ["teacher", "data", "augment", "seed"])
+def test_outputs_of_another_teacher_or_of_other_images_are_not_taken(
+    context: Context, counting: TorchModel, tmp_path: Path, changed: str
+) -> None:
+    keeping = replace(context, soft_labels=tmp_path)
+    data = context.data
+    Teacher(counting, keeping, Cache(views=1))
+    match changed:
+        case "teacher":
+            other = counting.copy_network()
+            other.get_parameter("fc.bias").data += 1
+            counting = counting.with_network(other, details={})
+        case "data":
+            keeping = replace(keeping, data=replace(data, train=data.train.take(torch.arange(len(data.train)).flip(0))))
+        case "augment":
+            keeping = replace(keeping, data=replace(data, augment=Augment(crop=1)))
+        case "seed":
+            keeping = replace(keeping, seed=1)
+    seen = Counting.images
+    Teacher(counting, keeping, Cache(views=1))
+    assert Counting.images - seen == len(data.train) + PROBED
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors", safetensors.torch.save({"other": torch.zeros(2)})])
+def test_damaged_outputs_are_made_again(context: Context, counting: TorchModel, tmp_path: Path, content: bytes) -> None:
+    keeping = replace(context, soft_labels=tmp_path)
+    whole = Teacher(counting, keeping, Cache(views=1)).stored
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(content)
+    again = Teacher(counting, keeping, Cache(views=1)).stored
+    assert whole is not None
+    assert again is not None
+    assert torch.equal(whole[0], again[0])
+    assert torch.equal(safetensors.torch.load_file(file)["logits"], whole[0])
 
 
 def with_teacher(context: Context, teacher: TorchModel) -> Context:

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ValidationError
 from compressor import Augment, Data, Measure, Pipeline
 from compressor.errors import SpecError
 from compressor_command import main
-from stages import Distill, Export, Prune, Quantize, Target, Train
-from stages.distill import Cache
+from stages import Cache, Distill, Export, Prune, Quantize, Target, Train
 from tests.test_pipeline import GOOD
 
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]

@@ -9,9 +9,9 @@ from torch import nn
 
 from compressor import Context, TorchModel, load
 from compressor.artifact import count_macs
+from compressor.batch_norm import match_batch_norm
 from compressor.errors import ArchitectureError, StageError
 from stages import Prune, Target
-from stages.prune import estimate_batch_norm
 from tests.conftest import accuracy
 
 
@@ -101,31 +101,9 @@ def test_the_important_channels_stay(tiny: TorchModel, context: Context) -> None
     network.get_parameter("layer1.0.conv2.weight").data[:, doomed] = 1e-4
     marked = tiny.with_network(network, details={})
     pruned = Prune(target=Target(ratio=0.5), round_to=1).run(marked, context)
+    match_batch_norm(network, context)
     left = pruned.network.get_parameter("layer1.0.bn1.weight")
-    expected = network.get_parameter("layer1.0.bn1.weight")[[0, 3, 4, 7]]
-    assert torch.equal(left, expected)
-
-
-def test_batch_norm_is_estimated_on_the_calibration_images(tiny: TorchModel, context: Context) -> None:
-    network = tiny.copy_network()
-    network.get_buffer("bn1.running_mean").fill_(100)
-    estimate_batch_norm(network, context)
-    inputs = context.data.preprocess.normalise(context.data.calibration.images)
-    with torch.no_grad():
-        expected = network.get_submodule("conv1")(inputs).mean((0, 2, 3))
-    assert torch.allclose(network.get_buffer("bn1.running_mean"), expected, atol=1e-4)
-    assert not network.training
-
-
-def test_dropout_stays_off_while_statistics_are_estimated(context: Context) -> None:
-    name = "tests.networks:Dropping"
-    own = Context(data=context.data, factories=frozenset({name}))
-    network = own.new_model(name, {}).copy_network()
-    estimate_batch_norm(network, own)
-    inputs = context.data.preprocess.normalise(context.data.calibration.images)
-    with torch.no_grad():
-        expected = network.get_submodule("conv")(inputs).mean((0, 2, 3))
-    assert torch.allclose(network.get_buffer("bn.running_mean"), expected, atol=1e-4)
+    assert torch.equal(left, network.get_parameter("layer1.0.bn1.weight")[[0, 3, 4, 7]])
 
 
 def test_it_is_rebuilt_without_torch_pruning(tiny: TorchModel, context: Context, tmp_path: Any) -> None:
