@@ -50,18 +50,20 @@ class Data(Spec):
         channels: 1 (gray) or 3 (RGB); the data set's own by default, 3 for a folder.
         mean: of each channel, for pixels in 0..1; the data set's own by default, ImageNet's for a folder in RGB.
         std: as `mean`.
+        train: images that are trained on, drawn by the seed; all by default.
         validation: images carved from the training images; a tenth by default.
         test: images set apart where the data has no test split of its own; a fifth by default.
         calibration: training images that ranges and BatchNorm statistics are estimated on.
         augment: what training does to images; the data set's own by default, nothing for a folder.
     """
 
-    name: Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder"]
+    name: Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "emnist", "glyphs", "image_folder"]
     root: Path = Path("data")
     size: tuple[Side, Side] | None = None
     channels: Literal[1, 3] | None = None
     mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
     std: tuple[Annotated[float, Field(ge=1e-3, le=1)], ...] | None = None
+    train: Count | None = None
     validation: Count | None = None
     test: Count | None = None
     calibration: Count = 512
@@ -92,10 +94,12 @@ class Data(Spec):
         """
         source, preprocess = SOURCES[self.name], self.preprocess()
         self._check_test()
-        train, test, labels, notes = source.read(self.root, preprocess)
+        train, test, labels, notes = source.read(self.root, preprocess, seed)
         if test is None:
-            train, test = _split(train, self.test or max(len(train.labels) // 5, 1), seed, "test")
+            train, test = _split(train, self.test or source.test or max(len(train.labels) // 5, 1), seed, "test")
         train, validation = _split(train, self.validation or max(len(train.labels) // 10, 1), seed, "validation")
+        if self.train is not None:
+            train = _drawn(train, self.train, seed)
         chosen = np.random.default_rng(seed).permutation(len(train.labels))[: self.calibration]
         augment = self.augment or Augment(crop=source.crop, flip=source.flip)
         return Dataset(
@@ -223,6 +227,15 @@ def _split(images: Images, count: int, seed: int, purpose: str) -> tuple[Images,
     stratify = images.labels if enough else None
     rest, chosen = train_test_split(everything, test_size=count, random_state=seed, stratify=stratify)
     return _at(images, np.sort(rest)), _at(images, np.sort(chosen))
+
+
+def _drawn(images: Images, count: int, seed: int) -> Images:
+    """`count` images, in the proportions of the classes where it can hold one of each."""
+    if count > len(images.labels):
+        raise DataError(f"data.train: {count} images are asked for, and {len(images.labels)} are left to train on")
+    if count == len(images.labels):
+        return images
+    return _split(images, len(images.labels) - count, seed, "training")[0]
 
 
 def _at(images: Images, indices: NDArray[np.int64] | Sequence[int]) -> Images:

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.numpy
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 
+from compressor import files, glyphs
 from compressor.errors import DataError, first_line, pass_on_out_of_memory
 from compressor.preprocess import Preprocess
 
@@ -23,6 +26,7 @@ DIGITS = [str(digit) for digit in range(10)]
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
 ENLARGED = 4
+GLYPHS = 24_000  # images
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -42,11 +46,14 @@ class Read(NamedTuple):
     notes: Sequence[str] = ()
 
 
+Reader = Callable[[Path, Preprocess, int], Read]  # root, the shape wanted, the seed of what is rendered
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set: how to read it, and what its images are like unless the pipeline says otherwise."""
 
-    read: Callable[[Path, Preprocess], Read]
+    read: Reader
     labels: Callable[[Path], Sequence[str]]  # without reading an image
     has_test: Callable[[Path], bool]  # whether the test split is the data's own
     size: tuple[int, int]
@@ -55,9 +62,10 @@ class Source:
     std: tuple[float, ...]
     crop: int = 0
     flip: bool = False
+    test: int | None = None  # images set apart where the data has no test split; a fifth by default
 
 
-def _digits(root: Path, preprocess: Preprocess) -> Read:
+def _digits(root: Path, preprocess: Preprocess, seed: int) -> Read:
     """Scikit-learn's 1,797 scans of handwritten digits (8 x 8, 0..16), which ship with it."""
     from sklearn.datasets import load_digits
 
@@ -67,25 +75,55 @@ def _digits(root: Path, preprocess: Preprocess) -> Read:
     return Read(images, None, DIGITS)
 
 
-def _mnist(name: str) -> Callable[[Path, Preprocess], Read]:
-    def read(root: Path, preprocess: Preprocess) -> Read:
-        from torchvision import datasets
+def _glyphs(root: Path, preprocess: Preprocess, seed: int) -> Read:
+    """Characters rendered here, which takes seconds, and kept."""
+    kept = root / "glyphs" / f"seed-{seed}-{glyphs.VERSION}.safetensors"
+    try:
+        if not kept.exists():
+            pixels, labels = glyphs.render(GLYPHS, seed)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(kept, safetensors.numpy.save({"pixels": pixels, "labels": labels}))
+        arrays = safetensors.numpy.load_file(kept)
+        images = Images(_resized(arrays["pixels"], preprocess), arrays["labels"])
+    except (SafetensorError, KeyError) as error:
+        raise DataError(f"{kept} is damaged ({first_line(error)}); delete it and run again") from error
+    except OSError as error:
+        raise DataError(
+            f"{kept} cannot be kept or read ({first_line(error)}); set data.root to another folder"
+        ) from error
+    return Read(images, None, list(glyphs.CHARACTERS))
 
-        dataset_type = getattr(datasets, name)
-        parts = []
-        for train in (True, False):
-            try:
-                dataset = dataset_type(root, train=train, download=True)
-            except (OSError, RuntimeError) as error:
-                raise DataError(
-                    f"{name} is not in {root / name / 'raw'} and cannot be downloaded ({first_line(error)}); "
-                    "put its four *-ubyte.gz files there"
-                ) from error
-            labels = dataset.targets.numpy().astype(np.int64)
-            parts.append(Images(_resized(dataset.data.numpy(), preprocess), labels))
+
+def _emnist(root: Path, preprocess: Preprocess, seed: int) -> Read:
+    """EMNIST by class: 62 handwritten characters (Cohen et al. 2017). Its files hold every image transposed."""
+    parts = [
+        Images(_resized(d.data.numpy().transpose(0, 2, 1), preprocess), d.targets.numpy().astype(np.int64))
+        for d in _idx("EMNIST", root, split="byclass")
+    ]
+    return Read(parts[0], parts[1], list(glyphs.CHARACTERS))
+
+
+def _mnist(name: str) -> Reader:
+    def read(root: Path, preprocess: Preprocess, seed: int) -> Read:
+        parts = [
+            Images(_resized(d.data.numpy(), preprocess), d.targets.numpy().astype(np.int64)) for d in _idx(name, root)
+        ]
         return Read(parts[0], parts[1], _mnist_labels(name))
 
     return read
+
+
+def _idx(name: str, root: Path, **settings: str) -> list[Any]:
+    """Torchvision's data sets in the format of MNIST: training and test images."""
+    from torchvision import datasets
+
+    try:
+        return [getattr(datasets, name)(root, train=train, download=True, **settings) for train in (True, False)]
+    except (OSError, RuntimeError) as error:
+        which = f"gzip.zip (from {datasets.EMNIST.url})" if name == "EMNIST" else "its four *-ubyte.gz files"
+        raise DataError(
+            f"{name} is not in {root / name / 'raw'} and cannot be downloaded ({first_line(error)}); put {which} there"
+        ) from error
 
 
 def _mnist_labels(name: str) -> list[str]:
@@ -94,12 +132,10 @@ def _mnist_labels(name: str) -> list[str]:
     return [label.replace("/", " or ") for label in getattr(datasets, name).classes]
 
 
-def _cifar(
-    archive: str, md5: str, folder: str, train: Sequence[str], label_bytes: int, test: str
-) -> Callable[[Path, Preprocess], Read]:
+def _cifar(archive: str, md5: str, folder: str, train: Sequence[str], label_bytes: int, test: str) -> Reader:
     """The binary version of CIFAR: records of label bytes and 3,072 pixels. (The Python version is a pickle.)"""
 
-    def read(root: Path, preprocess: Preprocess) -> Read:
+    def read(root: Path, preprocess: Preprocess, seed: int) -> Read:
         from torchvision.datasets.utils import check_integrity, download_url
 
         if not (root / folder / test).is_file():
@@ -142,7 +178,7 @@ class _Folder(NamedTuple):
     classes: Sequence[int]
 
 
-def _image_folder(root: Path, preprocess: Preprocess) -> Read:
+def _image_folder(root: Path, preprocess: Preprocess, seed: int) -> Read:
     """`root/train/<class>/*` and `root/test/<class>/*`, or `root/<class>/*` alone."""
     train, test, labels = _listed(root)
     notes: Counter[str] = Counter()
@@ -245,6 +281,8 @@ SOURCES: dict[str, Source] = {
         crop=2,
         flip=True,
     ),
+    "emnist": Source(_emnist, lambda _: glyphs.CHARACTERS, _always, (28, 28), 1, (0.1307,), (0.3081,), crop=2),
+    "glyphs": Source(_glyphs, lambda _: glyphs.CHARACTERS, _never, (32, 32), 1, (0.141,), (0.262,), crop=2, test=4000),
     "cifar10": Source(
         _cifar(
             "cifar-10-binary.tar.gz",

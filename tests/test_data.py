@@ -1,18 +1,20 @@
 """Images, splits and augmentation."""
 
 import io
+import struct
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from PIL import Image
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
-from compressor import Augment, Data, Dataset
+from compressor import Augment, Data, Dataset, glyphs
 from compressor.data import View
 from compressor.errors import DataError
 from compressor.preprocess import Preprocess
@@ -127,7 +129,7 @@ def test_a_missing_folder_is_said(tmp_path: Path) -> None:
         Data(name="image_folder", root=tmp_path / "none").load(0)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist", "emnist"])
 def test_without_a_network_one_sentence_says_where_files_go(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +161,69 @@ def test_cifars_binary_records_are_read(tmp_path: Path, monkeypatch: pytest.Monk
     expected = records["test_batch.bin"][:, 1:].reshape(20, 3, 32, 32)
     assert np.array_equal(data.test.images.numpy(), expected)
     assert data.test.labels.tolist() == [index % 10 for index in range(20)]
+
+
+def test_emnists_images_are_turned_upright(tmp_path: Path) -> None:
+    raw = tmp_path / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (124, 28, 28), dtype=np.uint8)
+    labels = np.arange(124, dtype=np.uint8) % 62
+    for split in ("train", "test"):
+        header = struct.pack(">4i", 0x0803, *pixels.shape)
+        (raw / f"emnist-byclass-{split}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        header = struct.pack(">2i", 0x0801, len(labels))
+        (raw / f"emnist-byclass-{split}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    data = Data(name="emnist", root=tmp_path, validation=62).load(0)
+    assert np.array_equal(data.test.images.numpy()[:, 0], pixels.transpose(0, 2, 1))
+    assert [data.labels[index] for index in (0, 9, 10, 35, 36, 61)] == ["0", "9", "A", "Z", "a", "z"]
+    assert data.test.labels.tolist() == labels.tolist()
+
+
+def test_glyphs_are_rendered_by_seed_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.sources.GLYPHS", 1240)
+    settings = Data(name="glyphs", root=tmp_path, test=310)
+    data = settings.load(0)
+    assert data.train.images.shape[1:] == (1, 32, 32)
+    assert torch.bincount(data.test.labels).tolist() == [5] * 62
+    assert len(data.labels) == 62
+    assert settings.load(1).fingerprint != data.fingerprint
+    monkeypatch.setattr("compressor.glyphs.render", lambda count, seed: pytest.fail("rendered again"))
+    assert settings.load(0).fingerprint == data.fingerprint
+
+
+def test_glyphs_stand_on_one_baseline_at_one_scale() -> None:
+    """`o` is smaller than `O`, and `p` goes below the line; noise is darker than half of what is drawn."""
+    pixels, labels = glyphs.render(62 * 40, seed=3)
+    rows = {}
+    for character in "oOp":
+        drawn = pixels[labels == glyphs.CHARACTERS.index(character)].astype(float).mean(0).mean(1)
+        rows[character] = np.flatnonzero(drawn > drawn.max() / 2)
+    assert len(rows["o"]) + 3 < len(rows["O"])
+    assert abs(int(rows["o"][-1]) - int(rows["O"][-1])) <= 1
+    assert rows["p"][-1] > rows["o"][-1] + 1
+    assert np.bincount(labels).tolist() == [40] * 62
+
+
+@pytest.mark.parametrize("content", [b"", safetensors.numpy.save({"pixels": np.zeros((1, 32, 32), np.uint8)})])
+def test_damaged_glyphs_are_said(tmp_path: Path, content: bytes) -> None:
+    kept = tmp_path / "glyphs" / f"seed-0-{glyphs.VERSION}.safetensors"
+    kept.parent.mkdir()
+    kept.write_bytes(content)
+    with pytest.raises(DataError, match=r"seed-0-1\.safetensors is damaged .*delete it and run again"):
+        Data(name="glyphs", root=tmp_path).load(0)
+
+
+def test_training_images_are_drawn_by_the_seed() -> None:
+    few = Data(name="digits", train=200).load(0)
+    assert len(few.train) == 200
+    assert torch.bincount(few.train.labels).min() >= 18  # in the proportions of the classes
+    whole = Data(name="digits").load(0)
+    assert whole.test.fingerprint == few.test.fingerprint
+    known = {image.numpy().tobytes() for image in whole.train.images}
+    assert all(image.numpy().tobytes() in known for image in few.train.images)
+    assert Data(name="digits", train=len(whole.train)).load(0).fingerprint == whole.fingerprint
+    with pytest.raises(DataError, match=r"data\.train: 5000 images are asked for, and 1295 are left"):
+        Data(name="digits", train=5000).load(0)
 
 
 def test_a_view_is_the_crop_and_mirror_it_says() -> None:
