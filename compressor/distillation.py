@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Self
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
 from compressor import files
 from compressor.artifact import TorchModel
-from compressor.fit import Batch, Loss, autocast, layout_of, training_views
+from compressor.fit import Batch, Loss, autocast, evaluate, layout_of, training_views
 from compressor.spec import Spec
 
 if TYPE_CHECKING:
@@ -86,6 +86,11 @@ class Teacher:
         if reused:
             context.console.say(f"  {reused} of {views} views have the teacher's outputs stored already")
 
+    def accuracy(self, context: "Context") -> float:
+        """On the validation images."""
+        validation = context.data.validation.to(self.device)
+        return evaluate(self.network, validation, context.data, "auto", self.layout) / len(validation)
+
     @torch.no_grad()
     def _run(self, inputs: Tensor) -> Tensor:
         with autocast(self.device, "auto"):
@@ -125,10 +130,61 @@ def _write(path: Path | None, logits: Tensor) -> None:
         files.write_bytes(path, safetensors.torch.save({"logits": logits.cpu().contiguous()}))
 
 
-def loss_from(teacher: Teacher, temperature: float, alpha: float) -> Loss:
-    """`distillation_loss` against `teacher`, as the loss of a training."""
+class Taught(Spec):
+    """Settings of a stage that learns from one or several teachers.
 
-    def loss(logits: Tensor, batch: Batch) -> Tensor:
-        return distillation_loss(logits, teacher(batch), batch.labels, temperature=temperature, alpha=alpha)
+    Attributes:
+        teacher: id of an earlier stage.
+        teachers: ids of earlier stages, in place of one `teacher`.
+        weighting: of several teachers: all alike, or by their accuracy on the validation images.
+        temperature: T, which both networks' logits are divided by.
+        alpha: the teachers' share of the loss.
+        cache: store the teachers' outputs, rather than run them at every step.
+    """
 
-    return loss
+    teacher: str | None = None
+    teachers: tuple[str, ...] = ()
+    weighting: Literal["equal", "accuracy"] = "equal"
+    temperature: float = Field(4.0, ge=0.1, le=100)
+    alpha: float = Field(0.9, ge=0, le=1)
+    cache: Cache | None = None
+
+    @model_validator(mode="after")
+    def _teachers_are_one_or_several(self) -> Self:
+        if self.teacher is not None and self.teachers:
+            raise ValueError("`teacher` names one, `teachers` several; leave one of the two out")
+        if self.teachers and len(set(self.teachers)) < max(len(self.teachers), 2):
+            raise ValueError("`teachers` are at least two, each named once; one is named with `teacher:`")
+        default = Taught.model_fields
+        for name in ("temperature", "alpha", "cache"):
+            if self.teacher is None and not self.teachers and getattr(self, name) != default[name].default:
+                raise ValueError(
+                    f"{name} is for learning from a teacher; name one with `teacher:`, or leave {name} out"
+                )
+        if not self.teachers and self.weighting != default["weighting"].default:
+            raise ValueError("weighting is of several teachers; name them with `teachers:`, or leave weighting out")
+        return self
+
+    @property
+    def views(self) -> int | None:
+        """How many views training cycles through; None for another in every epoch."""
+        return self.cache.views if self.cache is not None else None
+
+    def lesson(self, context: "Context") -> tuple[Loss, dict[str, float]]:
+        """What is minimised, and the weight of each teacher by id; the weights sum to 1.
+
+        Raises:
+            UserError: there is no such teacher.
+        """
+        ids = self.teachers if self.teacher is None else (self.teacher,)
+        teachers = [Teacher(context.teacher(stage_id), context, self.cache) for stage_id in ids]
+        by_accuracy = self.weighting == "accuracy"
+        worth = [teacher.accuracy(context) if by_accuracy else 1.0 for teacher in teachers]
+        weights = [each / sum(worth) for each in worth]
+
+        def loss(logits: Tensor, batch: Batch) -> Tensor:
+            settings = {"temperature": self.temperature, "alpha": self.alpha}
+            losses = [distillation_loss(logits, teacher(batch), batch.labels, **settings) for teacher in teachers]
+            return torch.stack([weight * each for weight, each in zip(weights, losses, strict=True)]).sum()
+
+        return loss, dict(zip(ids, weights, strict=True))

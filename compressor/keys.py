@@ -9,21 +9,20 @@ from compressor import files
 from compressor.artifact import Artifact, OnnxModel, TorchModel
 from compressor.errors import UserError
 from compressor.pipeline import AnyStage, Pipeline
-from compressor.stage import Context, discover, makes
+from compressor.stage import Context, discover, makes, named_teachers
 
 
 def stage_key(
     stage: AnyStage, before: Artifact | None, teachers: Mapping[str, TorchModel], context: Context, sources: str
 ) -> str:
     """SHA-256 over all that a stage's artifact depends on, but no folder name or time."""
-    teacher = getattr(stage, "teacher", None)
     weights = getattr(stage, "weights", None)
     return files.digest_json(
         {
-            "settings": stage.model_dump(mode="json", exclude={"id", "teacher", "weights"}),
+            "settings": stage.model_dump(mode="json", exclude={"id", "teacher", "teachers", "weights"}),
             "weights": _digest_of(weights) if weights is not None else None,
             "before": before.digest if before is not None else None,
-            "teacher": teachers[teacher].digest if teacher is not None else None,
+            "teachers": [teachers[stage_id].digest for _, stage_id in named_teachers(vars(stage))],
             "data": context.data.fingerprint,
             "seed": context.seed,
             "device": context.device.type,

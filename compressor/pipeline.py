@@ -14,7 +14,7 @@ from compressor.artifact import TorchModel
 from compressor.data import Data
 from compressor.errors import SpecError
 from compressor.spec import Spec, did_you_mean, problems_of
-from compressor.stage import ID_PATTERN, LONGEST_ID, Stage, discover, makes, takes
+from compressor.stage import ID_PATTERN, LONGEST_ID, Stage, discover, makes, named_teachers, takes
 from compressor.yaml_source import Key, Source, dotted
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class _Link:
 
     id: str | None
     kind: type[Stage[Any, Any]] | None
-    teacher: str | None
+    teachers: Sequence[tuple[Key, str]]  # each with its key in the stage
     needs_model: bool  # it could start anew, but names no model
 
     @classmethod
@@ -187,7 +187,7 @@ class _Link:
     def read(cls, content: Any) -> "_Link":
         """A stage as the file has it, right or wrong."""
         if not isinstance(content, dict):
-            return cls(None, None, None, False)
+            return cls(None, None, (), False)
         tag = content.get("stage")
         return cls._with(discover().get(tag) if isinstance(tag, str) else None, {"id": tag, **content})
 
@@ -196,7 +196,8 @@ class _Link:
         words = {name: value for name, value in settings.items() if isinstance(value, str)}
         fields = kind.model_fields if kind is not None else {}
         needs_model = "model" in fields and settings.get("model") is None
-        return cls(words.get("id"), kind, words.get("teacher") if "teacher" in fields else None, needs_model)
+        teachers = named_teachers({name: value for name, value in settings.items() if name in fields})
+        return cls(words.get("id"), kind, teachers, needs_model)
 
 
 def _disconnected(links: Sequence[_Link], baseline: Any) -> Iterator[tuple[Key, str]]:
@@ -211,15 +212,13 @@ def _disconnected(links: Sequence[_Link], baseline: Any) -> Iterator[tuple[Key, 
             yield (*key, "id"), f"two stages have the id {link.id!r}; give each its own"
         if link.kind is not None and made is not None and not set(made) <= set(takes(link.kind)):
             yield key, f"stage {link.id!r} takes {_words(takes(link.kind))}, but there is {before}"
-        if link.teacher is not None and link.teacher not in earlier:
-            hint = did_you_mean(link.teacher, [i for i in earlier if i]) or f"; earlier are: {known}"
-            yield (*key, "teacher"), f"{link.teacher!r} is not the id of an earlier stage{hint}"
-        elif link.teacher is not None and TorchModel not in (earlier[link.teacher] or (TorchModel,)):
-            kinds = _words(earlier[link.teacher] or ())
-            yield (
-                (*key, "teacher"),
-                f"{link.teacher!r} makes {kinds}, which cannot teach; name a stage before the export",
-            )
+        for where, teacher in link.teachers:
+            if teacher not in earlier:
+                hint = did_you_mean(teacher, [i for i in earlier if i]) or f"; earlier are: {known}"
+                yield (*key, *where), f"{teacher!r} is not the id of an earlier stage{hint}"
+            elif TorchModel not in (earlier[teacher] or (TorchModel,)):
+                kinds = _words(earlier[teacher] or ())
+                yield (*key, *where), f"{teacher!r} makes {kinds}, which cannot teach; name a stage before the export"
         if index == 0 and link.needs_model:
             yield key, f"stage {link.id!r} comes first, so it needs a model; expected `model:`, as in `model: resnet20`"
         made = makes(link.kind) if link.kind is not None else None

@@ -172,6 +172,14 @@ class Start(Spec):
         return incoming
 
 
+def named_teachers(settings: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
+    """The ids of the stages that settings name as `teacher` or `teachers`, each with its key."""
+    several = settings.get("teachers")
+    named: list[tuple[tuple[str | int, ...], Any]] = [(("teacher",), settings.get("teacher"))]
+    named += [(("teachers", i), each) for i, each in enumerate(several if isinstance(several, list | tuple) else ())]
+    return [(key, stage_id) for key, stage_id in named if isinstance(stage_id, str)]
+
+
 def takes(stage: type[Stage[Any, Any]]) -> tuple[type, ...]:
     """The artifact types that `stage.run` takes; `NoneType` among them if it can come first."""
     return _alternatives(typing.get_type_hints(stage.run)["model"])

@@ -1,24 +1,21 @@
 """Train a student to give its teacher's answers (Hinton, Vinyals and Dean 2015)."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import model_validator
 
 from compressor.artifact import TorchModel
-from compressor.distillation import Cache, Teacher, loss_from
+from compressor.distillation import Taught
 from compressor.fit import fit
 from compressor.stage import Context, Stage, Start
 from compressor.training import Training
 
 
-class Distill(Start, Training, Stage[TorchModel | None, TorchModel]):
+class Distill(Start, Taught, Training, Stage[TorchModel | None, TorchModel]):
     """Minimise α · T² · KL(teacher ‖ student) + (1 − α) · cross-entropy, at temperature T.
 
-    Attributes:
-        teacher: id of an earlier stage.
-        temperature: T, which both networks' logits are divided by.
-        alpha: the teacher's share of the loss.
-        cache: store the teacher's outputs, rather than run it at every step.
+    Of several teachers (You et al. 2017) the loss is the weighted mean, which has the gradient of learning from the
+    mean of their softened probabilities.
     """
 
     recovers: ClassVar[bool] = True
@@ -27,10 +24,12 @@ class Distill(Start, Training, Stage[TorchModel | None, TorchModel]):
     }  # fmt: skip
 
     stage: Literal["distill"] = "distill"
-    teacher: str
-    temperature: float = Field(4.0, ge=0.1, le=100)
-    alpha: float = Field(0.9, ge=0, le=1)
-    cache: Cache | None = None
+
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> Self:
+        if self.teacher is None and not self.teachers:
+            raise ValueError("expected `teacher:`, the id of an earlier stage, or `teachers:`, a list of them")
+        return self
 
     def run(self, model: TorchModel | None, context: Context) -> TorchModel:
         """The trained student.
@@ -41,7 +40,6 @@ class Distill(Start, Training, Stage[TorchModel | None, TorchModel]):
         """
         student = self.start(model, context)
         network = student.copy_network()
-        teacher = Teacher(context.teacher(self.teacher), context, self.cache)
-        loss = loss_from(teacher, self.temperature, self.alpha)
-        details = fit(network, loss, self, context, label=self.id, views=self.cache.views if self.cache else None)
-        return student.with_network(network, details=details)
+        loss, weights = self.lesson(context)
+        details = fit(network, loss, self, context, label=self.id, views=self.views)
+        return student.with_network(network, details={**details, "teachers": weights})

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from compressor.artifact import TorchModel
 from compressor.changes import Int8
-from compressor.distillation import Cache, Teacher, loss_from
+from compressor.distillation import Taught
 from compressor.errors import ArchitectureError
 from compressor.fit import Batch, Loss, fit
 from compressor.placement import quantize_network
@@ -30,7 +30,7 @@ CALIBRATION_BATCH = 64
 Observer = Literal["min_max", "moving_average", "histogram", "percentile"]
 
 
-class Quantize(Training, Stage[TorchModel, TorchModel]):
+class Quantize(Taught, Training, Stage[TorchModel, TorchModel]):
     """Round weights to int8 and activations to uint8, as ONNX Runtime executes them.
 
     Attributes:
@@ -40,10 +40,8 @@ class Quantize(Training, Stage[TorchModel, TorchModel]):
         percentile: share of values inside the range of the percentile observer.
         skip: layers (names as in `layer1.0.conv1`, or modules that hold them) that stay in float.
         weight_bits: 7 for x86 processors without VNNI, whose 8-bit products saturate.
-        teacher: qat: id of an earlier stage to distil from; absent, training is on labels.
-        temperature: of distillation.
-        alpha: the teacher's share of the loss.
-        cache: store the teacher's outputs, rather than run it at every step.
+
+    With a teacher, qat distils from it; without one, it learns from labels.
     """
 
     example: ClassVar[dict[str, Any]] = {"stage": "quantize", "mode": "qat", "epochs": 1}
@@ -54,10 +52,6 @@ class Quantize(Training, Stage[TorchModel, TorchModel]):
     percentile: float = Field(0.9999, gt=0.5, le=1)
     skip: tuple[str, ...] = ()
     weight_bits: Literal[7, 8] = 8
-    teacher: str | None = None
-    temperature: float = Field(4.0, ge=0.1, le=100)
-    alpha: float = Field(0.9, ge=0, le=1)
-    cache: Cache | None = None
     epochs: int = Field(0, ge=0, le=100_000)
     optimizer: Literal["sgd", "adamw"] = "adamw"  # steps that do not depend on the scale of folded weights
     learning_rate: float | None = Field(1e-4, gt=0, le=10)
@@ -68,16 +62,11 @@ class Quantize(Training, Stage[TorchModel, TorchModel]):
     def _settings_have_an_effect(self) -> "Quantize":
         if self.mode == "qat" and self.epochs == 0:
             raise ValueError("mode qat trains, so it needs epochs; without training, say mode: ptq")
-        if self.mode == "ptq" and (self.epochs or self.teacher):
+        if self.mode == "ptq" and (self.epochs or self.teacher or self.teachers):
             raise ValueError("mode ptq does not train, so it takes no epochs and no teacher; to train, say mode: qat")
         default = type(self).model_fields
         if self.observer != "percentile" and self.percentile != default["percentile"].default:
             raise ValueError("percentile is for observer: percentile; name that observer, or leave percentile out")
-        for name in ("temperature", "alpha", "cache"):
-            if self.teacher is None and getattr(self, name) != default[name].default:
-                raise ValueError(
-                    f"{name} is for learning from a teacher; name one with `teacher:`, or leave {name} out"
-                )
         return self
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
@@ -96,16 +85,14 @@ class Quantize(Training, Stage[TorchModel, TorchModel]):
             weight_bits=self.weight_bits,
         )
         calibrate(network, context, self.observer, self.percentile)
-        views = self.cache.views if self.cache else None
-        details = fit(network, self._loss(context), self, context, label=self.id, views=views)
+        details = fit(network, self._loss(context), self, context, label=self.id, views=self.views)
         change = Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
         details["signal_to_noise_db"] = signal_to_noise(network, context)
         return model.with_network(network, change, details=details)
 
     def _loss(self, context: Context) -> Loss:
-        if self.teacher is not None:
-            teacher = Teacher(context.teacher(self.teacher), context, self.cache)
-            return loss_from(teacher, self.temperature, self.alpha)
+        if self.teacher is not None or self.teachers:
+            return self.lesson(context)[0]
 
         def loss(logits: Tensor, batch: Batch) -> Tensor:
             return F.cross_entropy(logits, batch.labels)

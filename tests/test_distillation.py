@@ -2,18 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
 from compressor import Augment, Context, TorchModel
 from compressor.distillation import Cache, Teacher, distillation_loss
 from compressor.errors import UserError
-from compressor.fit import training_views
+from compressor.fit import Batch, training_views
 from stages import Distill, Quantize
 from tests.conftest import TINY, accuracy, equal_states
 
@@ -160,3 +162,57 @@ def test_without_a_model_the_incoming_network_learns_on(context: Context, tiny: 
 def test_a_teacher_that_is_not_there_is_said(context: Context) -> None:
     with pytest.raises(UserError, match="teacher 'nobody' is not an earlier stage"):
         Distill(teacher="nobody", model="resnet8", epochs=1).run(None, context)
+
+
+@pytest.fixture
+def two(context: Context, tiny: TorchModel, counting: TorchModel) -> Context:
+    """A context with a teacher that knows most digits, and one that knows nothing."""
+    return replace(context, teachers={"good": tiny, "bad": counting})
+
+
+def batch_of(context: Context, count: int = 9) -> Batch:
+    split = context.data.train.take(torch.arange(count))
+    return Batch(context.data.preprocess.normalise(split.images), split.labels, torch.arange(count), 0)
+
+
+@pytest.mark.parametrize("weighting", ["equal", "accuracy"])
+@pytest.mark.parametrize("cache", [None, Cache(views=1)])
+def test_of_several_teachers_the_loss_is_the_weighted_mean(
+    two: Context, weighting: Literal["equal", "accuracy"], cache: Cache | None
+) -> None:
+    stage = Distill(teachers=("good", "bad"), weighting=weighting, temperature=3, alpha=0.7, epochs=1, cache=cache)
+    loss, weights = stage.lesson(replace(two, data=replace(two.data, augment=Augment())))
+    good = 0.5
+    if weighting == "accuracy":
+        right, wrong = (accuracy(model, two.data) for model in two.teachers.values())
+        good = right / (right + wrong)
+        assert good > 0.8
+    assert weights == pytest.approx({"good": good, "bad": 1 - good}, abs=0.01)  # a teacher may run in bf16
+    batch = batch_of(two)
+    student = np.random.default_rng(0).normal(0, 3, (9, 10))
+    answers = [model.predict(batch.inputs).double().numpy() for model in two.teachers.values()]
+    expected = sum(
+        share * by_numpy(student, z, batch.labels.numpy(), 3, 0.7)
+        for share, z in zip((good, 1 - good), answers, strict=True)
+    )
+    assert float(loss(torch.from_numpy(student), batch)) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_student_learns_from_two_teachers_and_says_so(two: Context) -> None:
+    stage = Distill(teachers=("good", "bad"), weighting="accuracy", model="resnet", arguments=TINY, epochs=1)
+    assert list(stage.run(None, two).details["teachers"]) == ["good", "bad"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "expected `teacher:`, the id of an earlier stage, or `teachers:`"),
+        ({"teacher": "a", "teachers": ("b", "c")}, "leave one of the two out"),
+        ({"teachers": ("a",)}, "at least two"),
+        ({"teachers": ("a", "a")}, "each named once"),
+        ({"teacher": "a", "weighting": "accuracy"}, "weighting is of several teachers"),
+    ],
+)
+def test_teachers_are_one_or_several(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Distill(model="resnet8", epochs=1, **settings)

@@ -78,6 +78,7 @@ def test_every_shipped_pipeline_is_valid(path: Path) -> None:
         (("name: digits", "name: digit"), "p.yaml:2:8: data.name: got \"digit\"; expected 'digits', 'cifar10'"),
         (("name: good", "name: Good"), "p.yaml:1:1: name: got \"Good\"; expected lower-case letters, digits, `-` and `_`"),
         (("id: student", "id: teacher"), "p.yaml:6:5: stages.1.id: two stages have the id 'teacher'; give each its own"),
+        (("teacher: teacher", "teachers: [teacher, tutor]"), "p.yaml:8:25: stages.1.teachers.1: 'tutor' is not the id of an earlier stage; earlier are: `teacher`"),
         (("teacher: teacher", "teacher: tutor"), "p.yaml:8:5: stages.1.teacher: 'tutor' is not the id of an earlier stage; earlier are: `teacher`"),
         (("name: good", "name: good\nbaseline: none"), "p.yaml:2:1: baseline: 'none' is not the id of a stage; expected one of `teacher`, `student`"),
         (("  - {stage: prune", "  - {stage: export, id: x}\n  - {stage: prune"), "p.yaml:12:5: stages.3: stage 'prune' takes a torch network, but there is an ONNX file before it, from stage 'x'"),
