@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor import files, onnx_file
 from compressor.architectures import Architecture
-from compressor.changes import Change, Int8
+from compressor.changes import Change, Int8, Masked
 from compressor.errors import ArtifactError, pass_on_out_of_memory
 from compressor.preprocess import Preprocess
 
@@ -97,6 +97,11 @@ class TorchModel:
     def quantized(self) -> bool:
         """Whether the network fakes integers."""
         return any(isinstance(change, Int8) for change in self.changes)
+
+    @property
+    def masked(self) -> frozenset[str]:
+        """The parameters whose zeros stay zero in training."""
+        return frozenset(name for change in self.changes if isinstance(change, Masked) for name in change.parameters)
 
     @property
     def counts(self) -> Counts:

@@ -57,6 +57,19 @@ class Removed(BaseModel):
         return network
 
 
+class Masked(BaseModel):
+    """Weights of the named parameters that are zero stay zero (unstructured pruning)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["masked"] = "masked"
+    parameters: tuple[str, ...]
+
+    def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
+        """The zeros come with the weights."""
+        return network
+
+
 class Int8(BaseModel):
     """The network is quantized: BatchNorm folded, every point of `activations` and all weights on an integer grid."""
 
@@ -74,7 +87,7 @@ class Int8(BaseModel):
         return quantized
 
 
-Change = Annotated[Widths | Removed | Int8, Field(discriminator="kind")]
+Change = Annotated[Widths | Removed | Masked | Int8, Field(discriminator="kind")]
 
 
 def widths_of(network: nn.Module) -> dict[str, Width]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,11 +47,13 @@ def fit(
     *,
     label: str,
     views: int | None = None,
+    masked: Set[str] = frozenset(),
 ) -> dict[str, Any]:
     """Train `network` in place on the training images; give its `curve`, one entry an epoch, and the `kept_epoch`.
 
-    Every epoch sees another random view of every image; with `views`, it cycles through that many.
-    With `keep: best` the network as it came counts too, as epoch 0; of equals the last is kept.
+    Every epoch sees another random view of every image; with `views`, it cycles through that many. Zeros of the
+    `masked` parameters stay zero. With `keep: best` the network as it came counts too, as epoch 0; of equals the last
+    is kept.
     Where the context keeps checkpoints, an interrupted training goes on after its last one, to the same bits.
 
     Raises:
@@ -63,7 +65,7 @@ def fit(
     start = digest(network.state_dict())
     layout = layout_of(network.to(device), data)
     network.train().requires_grad_(True).to(memory_format=layout)
-    trainee = Trainee(network, training, steps=math.ceil(len(data.train) / training.batch_size))
+    trainee = Trainee(network, training, math.ceil(len(data.train) / training.batch_size), masked)
     train, validation = data.train.to(device), data.validation.to(device)
     judged: Precision = "fp32" if training.keep == "best" else training.precision  # choose on what will ship
     if training.keep == "best":

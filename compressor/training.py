@@ -1,7 +1,7 @@
 """The settings of a training, and a network in training: its optimizer, schedule and moving average."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
@@ -81,6 +81,7 @@ class Trainee:
     network: nn.Module
     training: Training
     steps: int  # an epoch
+    masked: Set[str] = frozenset()  # parameters whose zeros stay zero
     curve: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)  # weights of the epoch best on validation, with keep: best
     best_epoch: int = 0
@@ -92,6 +93,7 @@ class Trainee:
         self.model, self.optimizer = self.accelerator.prepare(self.network, self.raw_optimizer)
         self.schedule = _schedule(self.optimizer, self.training, self.steps)
         self.average = _average(self.network, self.training)
+        self.masks = {p: p.detach() != 0 for name, p in self.network.named_parameters() if name in self.masked}
 
     @property
     def kept(self) -> nn.Module:
@@ -114,6 +116,9 @@ class Trainee:
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
+        with torch.no_grad():
+            for parameter, mask in self.masks.items():
+                parameter.mul_(mask)
         if self.average is not None:
             self.average.update_parameters(self.network)
 

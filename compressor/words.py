@@ -80,6 +80,11 @@ def _remarks(row: Row) -> Iterator[str]:
         yield f"Int8 {faster} than the same network's float ONNX on this machine ({row.id}, {where}: {interval})."
     if row.details.get("curve") and row.details.get("kept_epoch") == 0:
         yield f"{row.id}: no epoch of training was better on validation than what came in, which was kept."
+    if row.details.get("zeros"):
+        yield (
+            f"{row.id}: {row.parameters - row.nonzero_parameters:,} parameters are zero; zeros alone make nothing "
+            "faster, engines compute with them as with other numbers."
+        )
     if agreement := row.details.get("agreement"):
         yield (
             f"{row.id}: ONNX Runtime and torch agree on {agreement['same_top1']} of {agreement['images']} "

@@ -4,9 +4,10 @@ from compressor.distillation import Cache
 from compressor.size import Share
 from stages.distill import Distill
 from stages.export import Export
+from stages.mask import Mask
 from stages.prune import Prune, Target
 from stages.prune_blocks import PruneBlocks
 from stages.quantize import Quantize
 from stages.train import Train
 
-__all__ = ["Cache", "Distill", "Export", "Prune", "PruneBlocks", "Quantize", "Share", "Target", "Train"]
+__all__ = ["Cache", "Distill", "Export", "Mask", "Prune", "PruneBlocks", "Quantize", "Share", "Target", "Train"]

@@ -41,5 +41,5 @@ class Distill(Start, Taught, Training, Stage[TorchModel | None, TorchModel]):
         student = self.start(model, context)
         network = student.copy_network()
         loss, weights = self.lesson(context)
-        details = fit(network, loss, self, context, label=self.id, views=self.views)
+        details = fit(network, loss, self, context, label=self.id, views=self.views, masked=student.masked)
         return student.with_network(network, details={**details, "teachers": weights})

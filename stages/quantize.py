@@ -85,7 +85,7 @@ class Quantize(Taught, Training, Stage[TorchModel, TorchModel]):
             weight_bits=self.weight_bits,
         )
         calibrate(network, context, self.observer, self.percentile)
-        details = fit(network, self._loss(context), self, context, label=self.id, views=self.views)
+        details = fit(network, self._loss(context), self, context, label=self.id, views=self.views, masked=model.masked)
         change = Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
         details["signal_to_noise_db"] = signal_to_noise(network, context)
         return model.with_network(network, change, details=details)

@@ -45,5 +45,5 @@ class Train(Start, Training, Stage[TorchModel | None, TorchModel]):
         def loss(logits: Tensor, batch: Batch) -> Tensor:
             return F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
 
-        details = fit(network, loss, self, context, label=self.id)
+        details = fit(network, loss, self, context, label=self.id, masked=start.masked)
         return start.with_network(network, details=details)
