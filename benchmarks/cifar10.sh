@@ -12,7 +12,7 @@ $compress run pipelines/cifar_resnet.yaml --out $main \
   --set data.name=image_folder --set data.root=data/cifar10-jpeg --set "data.size=[32, 32]" \
   --set stages.teacher.weights=weights/resnet56-cifar10-jpeg.safetensors --set stages.teacher.epochs=0 \
   --set stages.student.epochs=30 --set stages.student.cache.views=10 \
-  --set stages.recovered.epochs=12 --set stages.recovered.cache.views=10 \
+  --set stages.recovered.epochs=20 --set stages.recovered.cache.views=10 \
   --set stages.int8.epochs=4 --set stages.int8.cache.views=10 \
   --set "seeds=[0, 1]"
 

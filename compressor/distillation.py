@@ -136,7 +136,8 @@ class Taught(Spec):
     Attributes:
         teacher: id of an earlier stage.
         teachers: ids of earlier stages, in place of one `teacher`.
-        weighting: of several teachers: all alike, or by their accuracy on the validation images.
+        weighting: of several teachers: all alike, or by their accuracy on the validation images (if none is right on
+            any, all alike).
         temperature: T, which both networks' logits are divided by.
         alpha: the teachers' share of the loss.
         cache: store the teachers' outputs, rather than run them at every step.
@@ -178,9 +179,11 @@ class Taught(Spec):
         """
         ids = self.teachers if self.teacher is None else (self.teacher,)
         teachers = [Teacher(context.teacher(stage_id), context, self.cache) for stage_id in ids]
-        by_accuracy = self.weighting == "accuracy"
-        worth = [teacher.accuracy(context) if by_accuracy else 1.0 for teacher in teachers]
-        weights = [each / sum(worth) for each in worth]
+        weights = [1 / len(teachers)] * len(teachers)
+        if self.weighting == "accuracy":
+            accuracies = [teacher.accuracy(context) for teacher in teachers]
+            if any(accuracies):
+                weights = [accuracy / sum(accuracies) for accuracy in accuracies]
 
         def loss(logits: Tensor, batch: Batch) -> Tensor:
             settings = {"temperature": self.temperature, "alpha": self.alpha}

@@ -198,6 +198,16 @@ def test_of_several_teachers_the_loss_is_the_weighted_mean(
     assert float(loss(torch.from_numpy(student), batch)) == pytest.approx(expected, rel=0.02)
 
 
+def test_teachers_that_are_never_right_count_alike(two: Context, counting: TorchModel) -> None:
+    wrong = two.data.validation.take(two.data.validation.labels.eq(0).nonzero().flatten())
+    network = counting.copy_network()
+    network.get_parameter("fc.bias").data[0] = -1e3
+    never = counting.with_network(network, details={})
+    data = replace(two.data, validation=wrong)
+    stage = Distill(teachers=("a", "b"), weighting="accuracy", epochs=1)
+    assert stage.lesson(replace(two, data=data, teachers={"a": never, "b": never}))[1] == {"a": 0.5, "b": 0.5}
+
+
 def test_a_student_learns_from_two_teachers_and_says_so(two: Context) -> None:
     stage = Distill(teachers=("good", "bad"), weighting="accuracy", model="resnet", arguments=TINY, epochs=1)
     assert list(stage.run(None, two).details["teachers"]) == ["good", "bad"]
