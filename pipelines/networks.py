@@ -5,6 +5,7 @@ A factory is any callable that gives an `nn.Module`. It is called with the `argu
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class CharacterNet(nn.Module):
 def _connected(widths: Sequence[int]) -> nn.Sequential:
     """Linear layers with a ReLU between each two."""
     layers = nn.Sequential()
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         if len(layers):
             layers.append(nn.ReLU())
         layers.append(nn.Linear(before, after))
