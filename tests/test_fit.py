@@ -1,6 +1,7 @@
 """The training loop: schedules, weight decay, averages, what is kept, and what it says when it fails."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,9 +108,7 @@ class Drifts(nn.Module):
 
 def test_the_best_epoch_on_validation_is_kept_and_the_last_of_equals(context: Context) -> None:
     zeros = (context.data.validation.labels == 0).nonzero().flatten()
-    only_zeros = Context(
-        data=type(context.data)(**{**vars(context.data), "validation": context.data.validation.take(zeros)})
-    )
+    only_zeros = Context(data=replace(context.data, validation=context.data.validation.take(zeros)))
     network = Drifts(10)
     training = Training(epochs=4, learning_rate=0.1, keep="best", **PLAIN)
     details = fit(network, mean_logit, training, only_zeros, label="test")
