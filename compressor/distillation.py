@@ -158,13 +158,18 @@ class Taught(Spec):
             raise ValueError("`teachers` are at least two, each named once; one is named with `teacher:`")
         default = Taught.model_fields
         for name in ("temperature", "alpha", "cache"):
-            if self.teacher is None and not self.teachers and getattr(self, name) != default[name].default:
+            if not self.teacher_ids and getattr(self, name) != default[name].default:
                 raise ValueError(
                     f"{name} is for learning from a teacher; name one with `teacher:`, or leave {name} out"
                 )
         if not self.teachers and self.weighting != default["weighting"].default:
             raise ValueError("weighting is of several teachers; name them with `teachers:`, or leave weighting out")
         return self
+
+    @property
+    def teacher_ids(self) -> tuple[str, ...]:
+        """The stages that teach; none where the stage learns from labels."""
+        return self.teachers if self.teacher is None else (self.teacher,)
 
     @property
     def views(self) -> int | None:
@@ -177,8 +182,7 @@ class Taught(Spec):
         Raises:
             UserError: there is no such teacher.
         """
-        ids = self.teachers if self.teacher is None else (self.teacher,)
-        teachers = [Teacher(context.teacher(stage_id), context, self.cache) for stage_id in ids]
+        teachers = [Teacher(context.teacher(stage_id), context, self.cache) for stage_id in self.teacher_ids]
         weights = [1 / len(teachers)] * len(teachers)
         if self.weighting == "accuracy":
             accuracies = [teacher.accuracy(context) for teacher in teachers]
@@ -190,4 +194,4 @@ class Taught(Spec):
             losses = [distillation_loss(logits, teacher(batch), batch.labels, **settings) for teacher in teachers]
             return torch.stack([weight * each for weight, each in zip(weights, losses, strict=True)]).sum()
 
-        return loss, dict(zip(ids, weights, strict=True))
+        return loss, dict(zip(self.teacher_ids, weights, strict=True))

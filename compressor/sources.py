@@ -96,34 +96,35 @@ def _glyphs(root: Path, preprocess: Preprocess, seed: int) -> Read:
 
 def _emnist(root: Path, preprocess: Preprocess, seed: int) -> Read:
     """EMNIST by class: 62 handwritten characters (Cohen et al. 2017). Its files hold every image transposed."""
-    parts = [
-        Images(_resized(d.data.numpy().transpose(0, 2, 1), preprocess), d.targets.numpy().astype(np.int64))
-        for d in _idx("EMNIST", root, split="byclass")
-    ]
-    return Read(parts[0], parts[1], list(glyphs.CHARACTERS))
+    train, test = _idx("EMNIST", root, preprocess, axes=(0, 2, 1), split="byclass")
+    return Read(train, test, list(glyphs.CHARACTERS))
 
 
 def _mnist(name: str) -> Reader:
     def read(root: Path, preprocess: Preprocess, seed: int) -> Read:
-        parts = [
-            Images(_resized(d.data.numpy(), preprocess), d.targets.numpy().astype(np.int64)) for d in _idx(name, root)
-        ]
-        return Read(parts[0], parts[1], _mnist_labels(name))
+        return Read(*_idx(name, root, preprocess), _mnist_labels(name))
 
     return read
 
 
-def _idx(name: str, root: Path, **settings: str) -> list[Any]:
-    """Torchvision's data sets in the format of MNIST: training and test images."""
+def _idx(
+    name: str, root: Path, preprocess: Preprocess, *, axes: tuple[int, int, int] = (0, 1, 2), **settings: str
+) -> tuple[Images, Images]:
+    """Torchvision's data sets in the format of MNIST: training and test images, their axes in another order."""
     from torchvision import datasets
 
+    def images(dataset: Any) -> Images:
+        pixels = _resized(dataset.data.numpy().transpose(axes), preprocess)
+        return Images(pixels, dataset.targets.numpy().astype(np.int64))
+
     try:
-        return [getattr(datasets, name)(root, train=train, download=True, **settings) for train in (True, False)]
+        train, test = (getattr(datasets, name)(root, train=part, download=True, **settings) for part in (True, False))
     except (OSError, RuntimeError) as error:
         which = f"gzip.zip (from {datasets.EMNIST.url})" if name == "EMNIST" else "its four *-ubyte.gz files"
         raise DataError(
             f"{name} is not in {root / name / 'raw'} and cannot be downloaded ({first_line(error)}); put {which} there"
         ) from error
+    return images(train), images(test)
 
 
 def _mnist_labels(name: str) -> list[str]:

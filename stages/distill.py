@@ -27,7 +27,7 @@ class Distill(Start, Taught, Training, Stage[TorchModel | None, TorchModel]):
 
     @model_validator(mode="after")
     def _has_a_teacher(self) -> Self:
-        if self.teacher is None and not self.teachers:
+        if not self.teacher_ids:
             raise ValueError("expected `teacher:`, the id of an earlier stage, or `teachers:`, a list of them")
         return self
 

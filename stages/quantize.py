@@ -62,7 +62,7 @@ class Quantize(Taught, Training, Stage[TorchModel, TorchModel]):
     def _settings_have_an_effect(self) -> "Quantize":
         if self.mode == "qat" and self.epochs == 0:
             raise ValueError("mode qat trains, so it needs epochs; without training, say mode: ptq")
-        if self.mode == "ptq" and (self.epochs or self.teacher or self.teachers):
+        if self.mode == "ptq" and (self.epochs or self.teacher_ids):
             raise ValueError("mode ptq does not train, so it takes no epochs and no teacher; to train, say mode: qat")
         default = type(self).model_fields
         if self.observer != "percentile" and self.percentile != default["percentile"].default:
@@ -91,7 +91,7 @@ class Quantize(Taught, Training, Stage[TorchModel, TorchModel]):
         return model.with_network(network, change, details=details)
 
     def _loss(self, context: Context) -> Loss:
-        if self.teacher is not None or self.teachers:
+        if self.teacher_ids:
             return self.lesson(context)[0]
 
         def loss(logits: Tensor, batch: Batch) -> Tensor:
