@@ -116,7 +116,8 @@ def _import(factory: str) -> Any:
         ) from error
     except (ImportError, AttributeError) as error:
         raise ArchitectureError(
-            f"model {factory!r} cannot be imported ({error}); expected package.module:Factory, importable from here"
+            f"model {factory!r} cannot be imported ({error}); expected package.module:Factory, in a file "
+            "beside the pipeline or where you are, or installed"
         ) from error
 
 

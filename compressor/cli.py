@@ -74,16 +74,23 @@ def _in_words(error: Exception) -> tuple[str, int]:
 
 def _run(options: argparse.Namespace) -> None:
     console = Console.terminal()
-    pipeline = Pipeline.load(options.pipeline, options.set)
+    pipeline = _pipeline(options)
     out = options.out or Path("runs") / pipeline.name
     result = run(pipeline, out, device=options.device, fresh=options.fresh, console=console)
     _show(result, console)
     console.say(f"{out / 'model.onnx'} is the result; {out / 'report.html'} says what it is worth.")
 
 
+def _pipeline(options: argparse.Namespace) -> Pipeline:
+    """The pipeline that is named; what it imports may lie beside it."""
+    pipeline = Pipeline.load(options.pipeline, options.set)
+    sys.path.append(str(options.pipeline.resolve().parent))
+    return pipeline
+
+
 def _validate(options: argparse.Namespace) -> None:
     console = Console.terminal()
-    pipeline = Pipeline.load(options.pipeline, options.set)
+    pipeline = _pipeline(options)
     labels, preprocess = pipeline.data.labels(), pipeline.data.preprocess()
     shape = " x ".join(str(length) for length in preprocess.input_shape(1)[1:])
     console.say(f"{pipeline.name}: {len(pipeline.stages)} stages, {len(labels)} classes, images {shape}", style="bold")

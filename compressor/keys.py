@@ -59,7 +59,10 @@ def _sources(module: str) -> Iterator[tuple[str, Path]]:
     except (ImportError, ValueError):
         spec = None
     if spec is None or not (spec.has_location or spec.submodule_search_locations):
-        raise UserError(f"{module} is no Python file or package that can be imported from here")
+        raise UserError(
+            f"{module} is no Python file or package that can be imported; it is looked for beside the pipeline, "
+            "where you are, and among what is installed"
+        )
     if spec.submodule_search_locations is None:
         yield from _with_neighbours(Path(str(spec.origin)), {})
         return

@@ -39,7 +39,7 @@ class Context:
         seed: what every random choice derives from.
         device: where networks are trained.
         teachers: the artifacts of earlier stages, by id.
-        factories: factories of one's own (`package.module:Factory`) that may be imported.
+        factories: factories of one's own (`package.module:Factory`) that loaded artifacts may import.
         pipeline: digest of the pipeline, which goes into the metadata of ONNX files.
         console: where progress is shown.
         checkpoints: where unfinished trainings are kept; none are by default.
@@ -75,7 +75,7 @@ class Context:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_for("initial weights"))
-            network = architecture.build(factories=self.factories)
+            network = architecture.build(factories=self.factories | {model})  # who makes the stage names its model
         check_fits(network, architecture, preprocess.input_shape(2))
         return TorchModel(network, architecture, preprocess, self.data.labels)
 

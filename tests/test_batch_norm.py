@@ -44,9 +44,8 @@ def test_statistics_are_estimated_on_the_calibration_images(tiny: TorchModel, co
 
 def test_dropout_stays_off_while_statistics_are_estimated(context: Context, inputs: Tensor) -> None:
     name = "tests.networks:Dropping"
-    own = Context(data=context.data, factories=frozenset({name}))
-    network = own.new_model(name, {}).copy_network()
-    estimate_batch_norm(network, own)
+    network = context.new_model(name, {}).copy_network()
+    estimate_batch_norm(network, context)
     with torch.no_grad():
         expected = network.get_submodule("conv")(inputs).mean((0, 2, 3))
     assert torch.allclose(network.get_buffer("bn.running_mean"), expected, atol=1e-4)
@@ -80,11 +79,10 @@ def test_after_matching_the_statistics_of_the_batch_give_the_same(
 @torch.no_grad()
 def test_a_norm_without_scale_is_left_as_it_is(context: Context, inputs: Tensor) -> None:
     name = "tests.networks:Odd"
-    own = Context(data=context.data, factories=frozenset({name}))
-    network = own.new_model(name, {}).copy_network()
+    network = context.new_model(name, {}).copy_network()
     plain = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and not m.affine]
     before, statistics = network(inputs), [norm.running_mean for norm in plain]
-    match_batch_norm(network, own)
+    match_batch_norm(network, context)
     assert plain
     assert torch.allclose(network(inputs), before, atol=1e-4)
     assert all(norm.running_mean is statistic for norm, statistic in zip(plain, statistics, strict=True))

@@ -1,5 +1,6 @@
 """The command line: what it prints, and with which code it ends."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,28 @@ def test_run_and_report(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (folder / "report.md").unlink()
     assert main(["report", str(folder)]) == 0
     assert (folder / "report.md").read_text() == written
+
+
+def test_a_network_in_a_file_beside_the_pipeline_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, elsewhere = tmp_path / "mine", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (folder / "network_beside.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes: int) -> nn.Module:\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, num_classes))\n"
+    )
+    (folder / "tiny.yaml").write_text(
+        TINY.replace("model: resnet, arguments: {blocks: [1], widths: [4]}", 'model: "network_beside:make"')
+    )
+    assert main(["validate", "../mine/tiny.yaml"]) == 0
+    assert "It can run" in capsys.readouterr().out
+    assert main(["validate", "../mine/tiny.yaml", "--set", "stages.teacher.model=network_above:make"]) == 2
+    assert "in a file beside the pipeline" in capsys.readouterr().err
 
 
 def test_quantize_only_takes_weights_and_a_folder_of_images(

@@ -122,18 +122,16 @@ def test_it_is_rebuilt_without_torch_pruning(tiny: TorchModel, context: Context,
 
 def test_a_network_of_ones_own_is_pruned(context: Context) -> None:
     name = "tests.networks:LeNet"
-    own = Context(data=context.data, factories=frozenset({name}))
-    lenet = own.new_model(name, {})
-    pruned = Prune(target=Target(macs=0.5), round_to=1).run(lenet, own)
+    lenet = context.new_model(name, {})
+    pruned = Prune(target=Target(macs=0.5), round_to=1).run(lenet, context)
     assert pruned.network.get_submodule("fc2").out_features == 10
     assert pruned.counts.macs / lenet.counts.macs <= 0.5
 
 
 def test_a_width_written_into_forward_is_named(context: Context) -> None:
     name = "tests.networks:PaddedShortcut"
-    own = Context(data=context.data, factories=frozenset({name}))
     with pytest.raises(ArchitectureError, match="PaddedShortcut does not work with channels removed"):
-        Prune(target=Target(macs=0.5), round_to=1).run(own.new_model(name, {}), own)
+        Prune(target=Target(macs=0.5), round_to=1).run(context.new_model(name, {}), context)
 
 
 def test_a_quantized_network_is_refused(int8: TorchModel, context: Context) -> None:

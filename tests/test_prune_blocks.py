@@ -69,9 +69,8 @@ def test_a_target_out_of_reach_says_how_far_it_came(deep: TorchModel, context: C
 
 def test_a_network_without_such_blocks_is_refused(context: Context) -> None:
     name = "tests.networks:LeNet"
-    own = Context(data=context.data, factories=frozenset({name}))
     with pytest.raises(ArchitectureError, match="no block whose output has the shape of its input"):
-        PruneBlocks(target=Share(macs=0.5)).run(own.new_model(name, {}), own)
+        PruneBlocks(target=Share(macs=0.5)).run(context.new_model(name, {}), context)
 
 
 def test_a_quantized_network_is_refused(int8: TorchModel, context: Context) -> None:

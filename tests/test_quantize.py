@@ -79,19 +79,18 @@ def test_the_network_is_folded_and_left_as_it_was(tiny: TorchModel, context: Con
 
 def test_odd_networks_are_folded_right(context: Context, tmp_path: Path) -> None:
     name = "tests.networks:Odd"
-    own = Context(data=context.data, factories=frozenset({name}))
-    model = own.new_model(name, {})
+    model = context.new_model(name, {})
     network = quantize_network(model.network, (2, 1, 8, 8))
     switch_rounding_off(network)
     inputs = context.data.preprocess.normalise(context.data.validation.images)
     with torch.no_grad():
         assert torch.allclose(network(inputs), model.network(inputs), atol=1e-4)
-    quantized = Quantize(mode="ptq").run(model, own)
+    quantized = Quantize(mode="ptq").run(model, context)
     operators = executed(quantized.to_onnx("test").content, tmp_path)
     assert (operators["QLinearConv"], operators["QGemm"]) == (4, 1)
     assert not FLOAT_COMPUTE & set(operators)
     quantized.save(tmp_path)
-    loaded = load(tmp_path, factories=own.factories)
+    loaded = load(tmp_path, factories=frozenset({name}))
     assert isinstance(loaded, TorchModel)
     assert torch.equal(loaded.predict(inputs), quantized.predict(inputs))
 

@@ -180,8 +180,7 @@ def test_a_damaged_checkpoint_is_said_and_not_used(
 
 
 def test_a_network_that_needs_plain_strides_trains(context: Context) -> None:
-    own = Context(data=context.data, factories=frozenset({"tests.networks:LeNet"}))
-    trained = Train(model="tests.networks:LeNet", epochs=2, batch_size=64).run(None, own)
+    trained = Train(model="tests.networks:LeNet", epochs=2, batch_size=64).run(None, context)
     assert accuracy(trained, context.data) > 0.5
 
 
@@ -200,10 +199,9 @@ def test_the_last_good_weights_of_a_training_that_diverged_are_kept(context: Con
 
 
 def test_a_training_that_diverges_in_its_last_step_is_told(context: Context) -> None:
-    own = Context(data=context.data, factories=frozenset({"tests.networks:Exploding"}))
     stage = Train(model="tests.networks:Exploding", epochs=1, batch_size=65536, schedule="constant")
     with pytest.raises(StageError, match="a logit is not finite in epoch 1 at learning rate"):
-        stage.model_copy(update={"learning_rate": 1e30}).run(None, own)  # one step, whose loss is still finite
+        stage.model_copy(update={"learning_rate": 1e30}).run(None, context)  # one step, whose loss is still finite
 
 
 @pytest.mark.parametrize(("old", "new"), [(b"best_epoch", b"best_epocX"), (b'"loss": ', b'"loss": 1'), (b"{", b"[")])
