@@ -191,7 +191,9 @@ def _image_folder(root: Path, preprocess: Preprocess, seed: int) -> Read:
 def _listed(root: Path) -> tuple[_Folder, _Folder | None, list[str]]:
     """The images of the training and test split, and their classes."""
     if not root.is_dir():
-        raise DataError(f"data.root: there is no folder {root}; give one with a sub-folder of images for each class")
+        raise DataError(
+            f"data.root: there is no folder {root.absolute()}; give one with a sub-folder of images for each class"
+        )
     if not (root / "train").is_dir():
         images, labels = _listed_classes(root)
         return images, None, labels
@@ -248,7 +250,7 @@ def _notes(image: Image.Image, preprocess: Preprocess) -> Iterator[str]:
     if "A" in image.getbands() or "transparency" in image.info:
         yield "transparent; transparency was dropped"
     if preprocess.channels == 3 and image.mode in {"1", "L", "LA"}:
-        yield "gray; they were made RGB"
+        yield "gray; they were made RGB; with data.channels: 1 all stay or become gray"
     if image.width * ENLARGED < width or image.height * ENLARGED < height:
         yield f"enlarged more than {ENLARGED} times to {height} x {width}"
 

@@ -15,6 +15,10 @@ def verdict(report: Report) -> str:
     base, shipped = report.baseline_row, report.shipped_row
     if base.id == shipped.id:
         return f"Nothing to compare: {base.id} is both the baseline and what ships."
+    if guess := _guessing(report, base):
+        return f"No verdict: {base.id} itself {guess}."
+    if guess := _guessing(report, shipped):
+        return f"Not worth it: {shipped.id} {guess}."
     gains = [gain for gain in (_faster(report), _smaller(base, shipped)) if gain]
     paired = shipped.versus_baseline
     assert paired is not None
@@ -149,6 +153,18 @@ def setting_name(setting: Setting) -> str:
     engine = {"torch": "torch", "onnxruntime": "ONNX Runtime"}[setting.engine]
     where = "GPU" if setting.device == "cuda" else threads(setting)
     return f"{engine}, {where}, batch {setting.batch}"
+
+
+def _guessing(report: Report, row: Row) -> str | None:
+    """What is wrong with a network that knows no more than which class is the most frequent."""
+    images, index = max((score.images, -index) for index, score in enumerate(report.harm.baseline_classes))
+    share = images / row.accuracy.total
+    if row.accuracy.low > share:
+        return None
+    return (
+        f"cannot be told from answering {report.labels[-index]!r} to every image: {percent(row.accuracy)} right, "
+        f"against {100 * share:.2f}%"
+    )
 
 
 def _faster(report: Report) -> str | None:

@@ -104,7 +104,7 @@ def test_stages_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "missing.yaml"], 2, "missing.yaml: cannot be read"),
         (["run", "tiny.yaml", "--set", "stages.teacher.epochs=x"], 2, "--set stages.teacher.epochs=x: stages.0.epochs"),
         (["run", "tiny.yaml", "--set", "stages.teacher.model=resnet21"], 2, "6 n + 2"),
-        (["run", "tiny.yaml", "--set", "data={name: image_folder, root: nowhere}"], 2, "there is no folder nowhere"),
+        (["run", "tiny.yaml", "--set", "data={name: image_folder, root: nowhere}"], 2, "/nowhere; give one with a sub-folder"),
         (["run", "tiny.yaml", "--set", "stages.teacher.weights=none.pt"], 2, "there is no file none.pt"),
         (["run", "tiny.yaml", "--device", "tpu"], 2, "there is no device 'tpu'"),
         (["run", "tiny.yaml", "--set", "stages.teacher.learning_rate=10", "--set", "stages.teacher.model=tests.networks:Exploding", "--set", "stages.teacher.arguments={}"], 1, "loss is nan"),

@@ -214,11 +214,11 @@ def test_what_is_said(case: str, tmp_path: Path, monkeypatch: Patch, capsys: pyt
 @pytest.mark.parametrize(
     ("mode", "note"),
     [
-        ("L", "1 images are gray; they were made RGB"),
+        ("L", "1 images are gray; they were made RGB; with data.channels: 1 all stay or become gray"),
         ("RGBA", "1 images are transparent; transparency was dropped"),
         ("LA", "1 images are transparent; transparency was dropped"),
         ("P", None),
-        ("1", "1 images are gray; they were made RGB"),
+        ("1", "1 images are gray; they were made RGB; with data.channels: 1 all stay or become gray"),
         ("CMYK", None),
     ],
 )

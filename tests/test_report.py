@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from compressor.accuracy import Paired
+from compressor.accuracy import Accuracy, Paired
 from compressor.report import Report
 from compressor.usage import TEN_LINES
 from compressor.words import change, verdict
@@ -133,6 +133,42 @@ def test_is_it_worth_it(
     }
     rows = (*report.rows[:-1], report.shipped_row.model_copy(update=update))
     assert verdict(report.model_copy(update={"rows": rows})).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "shipped", "expected"),
+    [
+        (
+            65,
+            90,
+            "No verdict: teacher itself cannot be told from answering 'class 1' to every image: 65.00% right, against",
+        ),
+        (
+            90,
+            65,
+            "Not worth it: shipped cannot be told from answering 'class 1' to every image: 65.00% right, against 60.00%.",
+        ),
+        (90, 90, "A trade: "),
+    ],
+)
+def test_a_network_that_answers_one_class_is_not_worth_it(
+    report: Report, teacher: int, shipped: int, expected: str
+) -> None:
+    scores = [
+        score.model_copy(update={"images": n})
+        for score, n in zip(report.harm.baseline_classes[:3], (20, 60, 20), strict=True)
+    ]
+    accuracies = {report.baseline: teacher, report.shipped: shipped}
+    rows = tuple(
+        row.model_copy(update={"accuracy": Accuracy.of(accuracies.get(row.id, 90), 100, split="test")})
+        for row in report.rows
+    )
+    update = {
+        "rows": rows,
+        "labels": ("class 0", "class 1", "class 2"),
+        "harm": report.harm.model_copy(update={"baseline_classes": tuple(scores)}),
+    }
+    assert verdict(report.model_copy(update=update)).startswith(expected)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""The systems this project grew from: each of their pipelines runs, with a small budget, to an integer file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from compressor import Pipeline, run
+from tests.conftest import executed
+
+PIPELINES = Path(__file__).parent.parent / "pipelines"
+FLOAT = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+SYSTEMS: Mapping[str, tuple[dict[str, int], dict[str, int], float]] = {  # epochs, integer operators, accuracy
+    "s1_soft_labels": ({"teacher": 15, "student": 20}, {"QGemm": 2}, 0.7),
+    "s2_temperature": ({"convolutional": 15, "connected": 5, "student": 20, "int8": 1}, {"QGemm": 2}, 0.7),
+    "s3_characters": ({"teacher": 3, "student": 3, "recovered": 2}, {"QLinearConv": 2, "QGemm": 2}, 0.3),
+    "s4_lenet": ({"teacher": 2, "student": 10, "recovered": 2, "int8": 1}, {"QLinearConv": 2, "QGemm": 3}, 0.5),
+    "s5_perceptron": ({"teacher": 6, "student": 6, "recovered": 3, "int8": 1}, {"QGemm": 3}, 0.7),
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_it_runs_to_an_integer_file(name: str, tmp_path: Path) -> None:
+    epochs, integer, least = SYSTEMS[name]
+    options = [f"data.root={tmp_path}", "measure.engines=[onnxruntime]"]
+    options += [f"stages.{stage}.epochs={count}" for stage, count in epochs.items()]
+    options += ["data.train=3000", "data.test=620"] if name == "s3_characters" else []
+    options += ["stages.student.milestones=[8]"] if name == "s4_lenet" else []
+    pipeline = Pipeline.load(PIPELINES / f"{name}.yaml", options)
+    report = run(pipeline, tmp_path / "run", device="cpu")
+
+    content = (tmp_path / "run" / "model.onnx").read_bytes()
+    operators = executed(content, tmp_path)
+    assert {kind: operators[kind] for kind in integer} == integer
+    assert not FLOAT & set(operators)
+    data = pipeline.data.load(pipeline.seed)
+    images = data.preprocess.normalise(data.test.images).numpy()
+    logits = onnxruntime.InferenceSession(content).run(["logits"], {"input": images})[0]
+    correct = int((logits.argmax(1) == data.test.labels.numpy()).sum())
+    accuracy = report.shipped_row.accuracy
+    assert (accuracy.correct, accuracy.total) == (correct, len(images))
+    assert accuracy.value > least
+    assert report.shipped_row.size_bytes == len(content) < 0.5 * report.baseline_row.size_bytes
+    assert np.isfinite(logits).all()
