@@ -24,7 +24,7 @@ def verdict(report: Report) -> str:
     assert paired is not None
     if not gains:
         return f"Not worth it: neither faster nor smaller than {base.id}; accuracy is {difference(paired, base.id)}."
-    gained = " and ".join(gains)
+    gained = " and ".join(gains) + _but_slower(report)
     if paired.high < 0:
         return f"A trade: {gained}, for {_points(-paired.high)} to {_points(-paired.low)} points of accuracy."
     return f"Worth it: {gained}; on {paired.total:,} test images {difference(paired, base.id)}."
@@ -39,8 +39,8 @@ def headline(report: Report) -> str:
         f"{base.size_bytes / 1e3:.1f} kB -> {shipped.size_bytes / 1e3:.1f} kB "
         f"({change(base.size_bytes, shipped.size_bytes, 'smaller', 'larger')})",
     ]
-    if (setting := report.headline_setting) is not None:
-        words.append(f"speed {speedup(shipped.timed[setting])} in {setting_name(setting)}")
+    if (entry := _shipped_latency(report)) is not None:
+        words.append(f"speed {speedup(entry)} in {setting_name(entry)}")
     return ", ".join(words) + "."
 
 
@@ -168,9 +168,18 @@ def _guessing(report: Report, row: Row) -> str | None:
 
 
 def _faster(report: Report) -> str | None:
-    setting = report.headline_setting
-    entry = report.shipped_row.timed[setting] if setting is not None else None
+    entry = _shipped_latency(report)
     return f"{times(entry.speedup)} faster" if entry is not None and entry.speedup_low > 1 else None
+
+
+def _but_slower(report: Report) -> str:
+    entry = _shipped_latency(report)
+    return f", though {times(1 / entry.speedup)} slower" if entry is not None and entry.speedup_high < 1 else ""
+
+
+def _shipped_latency(report: Report) -> Latency | None:
+    setting = report.headline_setting
+    return None if setting is None else report.shipped_row.timed[setting]
 
 
 def _smaller(base: Row, shipped: Row) -> str | None:

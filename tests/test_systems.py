@@ -26,7 +26,7 @@ def test_it_runs_to_an_integer_file(name: str, tmp_path: Path) -> None:
     epochs, integer, least = SYSTEMS[name]
     options = [f"data.root={tmp_path}", "measure.engines=[onnxruntime]"]
     options += [f"stages.{stage}.epochs={count}" for stage, count in epochs.items()]
-    options += ["data.train=3000", "data.test=620"] if name == "s3_characters" else []
+    options += ["data.train=2000", "data.test=310"] if name == "s3_characters" else []
     options += ["stages.student.milestones=[8]"] if name == "s4_lenet" else []
     pipeline = Pipeline.load(PIPELINES / f"{name}.yaml", options)
     report = run(pipeline, tmp_path / "run", device="cpu")
