@@ -1,8 +1,12 @@
 """Tiny networks on real digits; everything runs on the CPU in seconds."""
 
 import collections
+import os
 import sys
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker, and for what it starts; read when torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import onnx
 import onnxruntime
