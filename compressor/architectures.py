@@ -117,7 +117,7 @@ def _import(factory: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise ArchitectureError(
             f"model {factory!r} cannot be imported ({error}); expected package.module:Factory, in a file "
-            "beside the pipeline or where you are, or installed"
+            "beside the pipeline that `compress run` is given or where you are, or installed"
         ) from error
 
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from compressor import files
+from compressor import tensors as stored
 from compressor.errors import ArtifactError
 
 LAST_GOOD = "last_good"
@@ -37,11 +35,7 @@ class Checkpoints:
             tensors: its state, by names of its own choice.
             notes: what else it needs, as JSON.
         """
-        written = json.dumps(notes)
-        seal = files.digest((digest(tensors) + written).encode())
-        metadata = {"key": self.key, "start": start, "seal": seal, "notes": written}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(self._path(label), _serialized(tensors, metadata))
+        stored.write(self._path(label), tensors, {"key": self.key, "start": start, "notes": json.dumps(notes)})
 
     def load(self, label: str, start: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What `save` kept of this training; None if there is nothing.
@@ -53,35 +47,19 @@ class Checkpoints:
         if not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-        except SafetensorError as error:
-            raise ArtifactError(f"the checkpoint {path} is damaged") from error
+            tensors, metadata = stored.read(path)
+        except ArtifactError as error:
+            raise ArtifactError(f"the checkpoint {error}") from error
         if (metadata.get("key"), metadata.get("start")) != (self.key, start):
             return None
-        notes = metadata.get("notes", "")
-        if files.digest((digest(tensors) + notes).encode()) != metadata.get("seal"):
-            raise ArtifactError(f"the checkpoint {path} is damaged")
-        return tensors, json.loads(notes)
+        return tensors, json.loads(metadata["notes"])
 
     def keep_last_good(self, weights: Mapping[str, Tensor]) -> Path:
         """Keep the weights from before a training diverged; gives the file, which the stage's `weights:` can name."""
         kept = self.folder.parent.with_name(LAST_GOOD)  # which no run removes
         path = kept / f"{self.folder.name}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, _serialized(weights))
+        stored.write(path, weights)
         return path
 
     def _path(self, label: str) -> Path:
         return self.folder / f"{label}.training.safetensors"
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and values."""
-    return files.digest(_serialized(tensors))
-
-
-def _serialized(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Safetensors of tensors on any device, in any memory format."""
-    return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)

@@ -42,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without box characters shows the rest
     options = _parser().parse_args(arguments, argparse.Namespace(debug=False))
-    sys.path.append(str(Path.cwd()))  # package.module:Factory is found where one stands
     try:
         with warnings.catch_warnings():
             if not options.debug:
@@ -82,9 +81,9 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _pipeline(options: argparse.Namespace) -> Pipeline:
-    """The pipeline that is named; what it imports may lie beside it."""
+    """The pipeline that is named; what it imports may lie beside it, or where one stands."""
     pipeline = Pipeline.load(options.pipeline, options.set)
-    sys.path.append(str(options.pipeline.resolve().parent))
+    sys.path += [str(options.pipeline.absolute().parent), str(Path.cwd())]
     return pipeline
 
 
@@ -190,6 +189,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     console = Console.terminal()
     recorded = comparison.load(options.run)
+    sys.path.append(str(Path.cwd()))  # for networks of one's own
     pipeline = Pipeline.parse(yaml_source.parse(recorded[1].spec, str(options.run / JSON)))
     out = options.out or options.run.with_name(f"{options.run.name}-again")
     again = out, run(pipeline, out, device=options.device, console=console)

@@ -233,6 +233,8 @@ def _drawn(images: Images, count: int, seed: int) -> Images:
     """`count` images, in the proportions of the classes where it can hold one of each."""
     if count > len(images.labels):
         raise DataError(f"data.train: {count} images are asked for, and {len(images.labels)} are left to train on")
+    if count < (classes := len(np.unique(images.labels))):
+        raise DataError(f"data.train: {count} images cannot hold one of each of {classes} classes")
     if count == len(images.labels):
         return images
     return _split(images, len(images.labels) - count, seed, "training")[0]

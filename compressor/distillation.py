@@ -1,20 +1,22 @@
 """Learning from a teacher: Hinton's loss, and the teacher's outputs, asked for or stored."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from safetensors import SafetensorError
 from torch import Tensor
 
-from compressor import files
+from compressor import files, tensors
 from compressor.artifact import TorchModel
+from compressor.code import code_digest
+from compressor.errors import ArtifactError
 from compressor.fit import Batch, Loss, autocast, evaluate, layout_of, training_views
 from compressor.spec import Spec
+from compressor.training import Training
 
 if TYPE_CHECKING:
     from compressor.stage import Context
@@ -53,18 +55,18 @@ class Cache(Spec):
 class Teacher:
     """A teacher's logits for training batches.
 
-    With a cache, its outputs for that many augmented views of all training images are computed once; training then
+    With `views`, its outputs for that many augmented views of all training images are computed once; training then
     cycles through these views, and the teacher is not run again. Where the context keeps soft labels, every later
-    stage and run with the same teacher, images, augmentation and seed takes them from there.
+    stage and run with the same teacher, images, augmentation, seed and code takes them from there.
     """
 
-    def __init__(self, teacher: TorchModel, context: "Context", cache: Cache | None) -> None:
+    def __init__(self, teacher: TorchModel, context: "Context", views: int | None) -> None:
         self.device = context.device
         self.network = teacher.copy_network().eval().requires_grad_(False).to(self.device)
         self.layout = layout_of(self.network, context.data)
         self.stored: list[Tensor] | None = None  # for each view, [N, classes]
-        if cache is not None:
-            self.stored = list(self._soft_labels(teacher, context, cache.views))
+        if views is not None:
+            self.stored = list(self._soft_labels(teacher, context, views))
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits `[B, classes]` for this batch."""
@@ -73,13 +75,14 @@ class Teacher:
         return self.stored[batch.view][batch.indices.to(self.device)]
 
     def _soft_labels(self, teacher: TorchModel, context: "Context", views: int) -> Iterator[Tensor]:
+        paths = _paths(teacher, context, views)
         reused = 0
-        for view, inputs in enumerate(training_views(context, views, self.layout)):
-            path = _path(teacher, context, view)
-            stored = _read(path)
+        for path, inputs in zip(paths, training_views(context, views, self.layout), strict=True):
+            stored = _read(path, context)
             if stored is None:
                 stored = torch.cat([self._run(x.to(self.device)) for x in inputs])
-                _write(path, stored)
+                if path is not None:
+                    tensors.write(path, {"logits": stored})
             else:
                 reused += 1
             yield stored.to(self.device)
@@ -89,7 +92,7 @@ class Teacher:
     def accuracy(self, context: "Context") -> float:
         """On the validation images."""
         validation = context.data.validation.to(self.device)
-        return evaluate(self.network, validation, context.data, "auto", self.layout) / len(validation)
+        return evaluate(self.network, validation, context.data, "fp32", self.layout) / len(validation)
 
     @torch.no_grad()
     def _run(self, inputs: Tensor) -> Tensor:
@@ -98,40 +101,36 @@ class Teacher:
         return logits.float()
 
 
-def _path(teacher: TorchModel, context: "Context", view: int) -> Path | None:
-    """Where the soft labels of one view are kept, named by all that they depend on."""
-    if context.soft_labels is None:
-        return None
-    key = files.digest_json(
-        {
-            "teacher": teacher.digest,
-            "data": context.data.fingerprint,
-            "augment": context.data.augment.model_dump(mode="json"),
-            "seed": context.seed,
-            "view": view,
-            "device": context.device.type,
-        }
-    )
-    return context.soft_labels / f"{key}.safetensors"
+def _paths(teacher: TorchModel, context: "Context", views: int) -> list[Path | None]:
+    """Where the soft labels of each view are kept, named by all that they depend on."""
+    folder = context.soft_labels
+    if folder is None:
+        return [None] * views
+    factory = teacher.architecture.factory
+    depends_on = {
+        "teacher": teacher.digest,
+        "images": context.data.train.fingerprint,
+        "preprocess": context.data.preprocess.model_dump(mode="json"),
+        "augment": context.data.augment.model_dump(mode="json"),
+        "seed": context.seed,
+        "device": context.device.type,
+        "code": code_digest([] if factory is None else [factory.partition(":")[0]]),
+    }
+    return [folder / f"{files.digest_json({**depends_on, 'view': view})}.safetensors" for view in range(views)]
 
 
-def _read(path: Path | None) -> Tensor | None:
+def _read(path: Path | None, context: "Context") -> Tensor | None:
     if path is None or not path.exists():
         return None
     try:
-        return safetensors.torch.load_file(path)["logits"]
-    except (SafetensorError, KeyError):
-        return None  # damaged: made again
+        return tensors.read(path)[0]["logits"]
+    except ArtifactError as error:
+        context.console.say(f"  soft labels: {error}; they are made again")
+        return None
 
 
-def _write(path: Path | None, logits: Tensor) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, safetensors.torch.save({"logits": logits.cpu().contiguous()}))
-
-
-class Taught(Spec):
-    """Settings of a stage that learns from one or several teachers.
+class Taught(Training):
+    """Settings of a training from one or several teachers.
 
     Attributes:
         teacher: id of an earlier stage.
@@ -174,24 +173,24 @@ class Taught(Spec):
     @property
     def views(self) -> int | None:
         """How many views training cycles through; None for another in every epoch."""
-        return self.cache.views if self.cache is not None else None
+        return min(self.cache.views, self.epochs) if self.cache is not None else None
 
-    def lesson(self, context: "Context") -> tuple[Loss, dict[str, float]]:
-        """What is minimised, and the weight of each teacher by id; the weights sum to 1.
+    def lesson(self, context: "Context") -> tuple[Loss, list[float]]:
+        """What is minimised, and the weight of each teacher, in their order; the weights sum to 1.
 
         Raises:
             UserError: there is no such teacher.
         """
-        teachers = [Teacher(context.teacher(stage_id), context, self.cache) for stage_id in self.teacher_ids]
+        teachers = [Teacher(context.teacher(stage_id), context, self.views) for stage_id in self.teacher_ids]
         weights = [1 / len(teachers)] * len(teachers)
         if self.weighting == "accuracy":
             accuracies = [teacher.accuracy(context) for teacher in teachers]
             if any(accuracies):
                 weights = [accuracy / sum(accuracies) for accuracy in accuracies]
+        given = partial(distillation_loss, temperature=self.temperature, alpha=self.alpha)
 
         def loss(logits: Tensor, batch: Batch) -> Tensor:
-            settings = {"temperature": self.temperature, "alpha": self.alpha}
-            losses = [distillation_loss(logits, teacher(batch), batch.labels, **settings) for teacher in teachers]
+            losses = [given(logits, teacher(batch), batch.labels) for teacher in teachers]
             return torch.stack([weight * each for weight, each in zip(weights, losses, strict=True)]).sum()
 
-        return loss, dict(zip(self.teacher_ids, weights, strict=True))
+        return loss, weights

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compressor.checkpoint import digest
+from compressor import tensors
 from compressor.data import Dataset, Split, View
 from compressor.environment import has_fast_bf16
 from compressor.errors import ArchitectureError, ArtifactError, StageError, first_line, pass_on_out_of_memory
@@ -62,7 +62,7 @@ def fit(
     if training.epochs == 0:
         return {"curve": [], "kept_epoch": 0}
     data, device = context.data, context.device
-    start = digest(network.state_dict())
+    start = tensors.digest(network.state_dict())
     layout = layout_of(network.to(device), data)
     network.train().requires_grad_(True).to(memory_format=layout)
     trainee = Trainee(network, training, math.ceil(len(data.train) / training.batch_size), masked)

@@ -1,13 +1,11 @@
 """What a stage's artifact depends on, as one digest: what decides whether it is made again."""
 
-import ast
-from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
+from collections.abc import Mapping
 from pathlib import Path
 
 from compressor import files
 from compressor.artifact import Artifact, OnnxModel, TorchModel
-from compressor.errors import UserError
+from compressor.code import code_digest
 from compressor.pipeline import AnyStage, Pipeline
 from compressor.stage import Context, discover, makes, named_teachers
 
@@ -42,47 +40,5 @@ def _digest_of(path: Path) -> str | None:
 def source_digest(pipeline: Pipeline) -> str:
     """The digest of the code: the packages of this project, of the pipeline's stages, and of its factories."""
     catalogue = discover()
-    modules = {__name__, *(catalogue[stage.stage].__module__ for stage in pipeline.stages)}
-    modules |= {factory.partition(":")[0] for factory in pipeline.factories}
-    sources = {path for module in modules for path in _sources(module)}
-    return files.digest_json(sorted([name, files.digest(path.read_bytes())] for name, path in sources))
-
-
-def _sources(module: str) -> Iterator[tuple[str, Path]]:
-    """The Python files of the top-level package that holds `module`, by their names in it.
-
-    A module that is one file is taken with those beside it that it imports.
-    """
-    package = module.partition(".")[0]
-    try:
-        spec = find_spec(package)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not (spec.has_location or spec.submodule_search_locations):
-        raise UserError(
-            f"{module} is no Python file or package that can be imported; it is looked for beside the pipeline, "
-            "where you are, and among what is installed"
-        )
-    if spec.submodule_search_locations is None:
-        yield from _with_neighbours(Path(str(spec.origin)), {})
-        return
-    for folder in spec.submodule_search_locations:
-        for path in Path(folder).rglob("*.py"):
-            yield f"{package}/{path.relative_to(folder).as_posix()}", path
-
-
-def _with_neighbours(path: Path, known: dict[str, Path]) -> Iterator[tuple[str, Path]]:
-    """A file, and those of its folder that it imports, and so on; each by its name, once."""
-    if path.stem in known or not path.is_file():
-        return
-    known[path.stem] = path
-    yield path.stem, path
-    try:
-        tree = ast.parse(path.read_bytes())
-    except SyntaxError:
-        return  # importing it says what is wrong
-    for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        for name in names:
-            yield from _with_neighbours(path.with_name(f"{name.partition('.')[0]}.py"), known)
+    stages = {catalogue[stage.stage].__module__ for stage in pipeline.stages}
+    return code_digest(stages | {factory.partition(":")[0] for factory in pipeline.factories})

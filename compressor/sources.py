@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
@@ -26,7 +27,7 @@ DIGITS = [str(digit) for digit in range(10)]
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
 ENLARGED = 4
-GLYPHS = 24_000  # images
+GLYPHS_TRAIN, GLYPHS_TEST = 20_000, 4_000
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -77,20 +78,18 @@ def _digits(root: Path, preprocess: Preprocess, seed: int) -> Read:
 
 def _glyphs(root: Path, preprocess: Preprocess, seed: int) -> Read:
     """Characters rendered here, which takes seconds, and kept."""
-    kept = root / "glyphs" / f"seed-{seed}-{glyphs.VERSION}.safetensors"
-    try:
+    count = GLYPHS_TRAIN + GLYPHS_TEST
+    kept = root / "glyphs" / f"{count}-seed-{seed}-version-{glyphs.VERSION}.safetensors"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept.with_suffix(".lock")):  # another run may be at it
         if not kept.exists():
-            pixels, labels = glyphs.render(GLYPHS, seed)
-            kept.parent.mkdir(parents=True, exist_ok=True)
+            pixels, labels = glyphs.render(count, seed)
             files.write_bytes(kept, safetensors.numpy.save({"pixels": pixels, "labels": labels}))
+    try:
         arrays = safetensors.numpy.load_file(kept)
         images = Images(_resized(arrays["pixels"], preprocess), arrays["labels"])
     except (SafetensorError, KeyError) as error:
         raise DataError(f"{kept} is damaged ({first_line(error)}); delete it and run again") from error
-    except OSError as error:
-        raise DataError(
-            f"{kept} cannot be kept or read ({first_line(error)}); set data.root to another folder"
-        ) from error
     return Read(images, None, list(glyphs.CHARACTERS))
 
 
@@ -119,10 +118,11 @@ def _idx(
 
     try:
         train, test = (getattr(datasets, name)(root, train=part, download=True, **settings) for part in (True, False))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:  # what torchvision raises
         which = f"gzip.zip (from {datasets.EMNIST.url})" if name == "EMNIST" else "its four *-ubyte.gz files"
         raise DataError(
-            f"{name} is not in {root / name / 'raw'} and cannot be downloaded ({first_line(error)}); put {which} there"
+            f"{name} is missing or damaged in {root / name / 'raw'}, and cannot be downloaded ({first_line(error)}); "
+            f"put {which} there"
         ) from error
     return images(train), images(test)
 
@@ -285,7 +285,9 @@ SOURCES: dict[str, Source] = {
         flip=True,
     ),
     "emnist": Source(_emnist, lambda _: glyphs.CHARACTERS, _always, (28, 28), 1, (0.1307,), (0.3081,), crop=2),
-    "glyphs": Source(_glyphs, lambda _: glyphs.CHARACTERS, _never, (32, 32), 1, (0.141,), (0.262,), crop=2, test=4000),
+    "glyphs": Source(
+        _glyphs, lambda _: glyphs.CHARACTERS, _never, (32, 32), 1, (0.097,), (0.21,), crop=2, test=GLYPHS_TEST
+    ),
     "cifar10": Source(
         _cifar(
             "cifar-10-binary.tar.gz",

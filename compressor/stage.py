@@ -75,7 +75,7 @@ class Context:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_for("initial weights"))
-            network = architecture.build(factories=self.factories | {model})  # who makes the stage names its model
+            network = architecture.build(factories=frozenset({model}))  # who makes the stage names its model
         check_fits(network, architecture, preprocess.input_shape(2))
         return TorchModel(network, architecture, preprocess, self.data.labels)
 

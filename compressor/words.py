@@ -15,16 +15,18 @@ def verdict(report: Report) -> str:
     base, shipped = report.baseline_row, report.shipped_row
     if base.id == shipped.id:
         return f"Nothing to compare: {base.id} is both the baseline and what ships."
-    if guess := _guessing(report, base):
-        return f"No verdict: {base.id} itself {guess}."
-    if guess := _guessing(report, shipped):
-        return f"Not worth it: {shipped.id} {guess}."
+    if guessing := _guessing(report, base):
+        return f"No verdict: {base.id} itself {guessing}."
+    if guessing := _guessing(report, shipped):
+        return f"Not worth it: {shipped.id} {guessing}."
     gains = [gain for gain in (_faster(report), _smaller(base, shipped)) if gain]
     paired = shipped.versus_baseline
     assert paired is not None
     if not gains:
         return f"Not worth it: neither faster nor smaller than {base.id}; accuracy is {difference(paired, base.id)}."
-    gained = " and ".join(gains) + _but_slower(report)
+    gained = " and ".join(gains)
+    if slower := _slower(report):
+        gained += f", though {slower}"
     if paired.high < 0:
         return f"A trade: {gained}, for {_points(-paired.high)} to {_points(-paired.low)} points of accuracy."
     return f"Worth it: {gained}; on {paired.total:,} test images {difference(paired, base.id)}."
@@ -84,6 +86,9 @@ def _remarks(row: Row) -> Iterator[str]:
         yield f"Int8 {faster} than the same network's float ONNX on this machine ({row.id}, {where}: {interval})."
     if row.details.get("curve") and row.details.get("kept_epoch") == 0:
         yield f"{row.id}: no epoch of training was better on validation than what came in, which was kept."
+    if len(weights := row.details.get("teacher_weights", [])) > 1:
+        shares = ", ".join(f"{weight:.3f}" for weight in weights)
+        yield f"{row.id}: its teachers' shares in the loss are {shares}, in their order."
     if row.details.get("zeros"):
         yield (
             f"{row.id}: {row.parameters - row.nonzero_parameters:,} parameters are zero; zeros alone make nothing "
@@ -157,14 +162,13 @@ def setting_name(setting: Setting) -> str:
 
 def _guessing(report: Report, row: Row) -> str | None:
     """What is wrong with a network that knows no more than which class is the most frequent."""
-    images, index = max((score.images, -index) for index, score in enumerate(report.harm.baseline_classes))
-    share = images / row.accuracy.total
+    images = [score.images for score in report.harm.baseline_classes]
+    share = max(images) / row.accuracy.total
     if row.accuracy.low > share:
         return None
-    return (
-        f"cannot be told from answering {report.labels[-index]!r} to every image: {percent(row.accuracy)} right, "
-        f"against {100 * share:.2f}%"
-    )
+    how = "is worse than" if row.accuracy.high < share else "cannot be told from"
+    label = report.labels[images.index(max(images))]
+    return f"{how} answering {label!r} to every image: {percent(row.accuracy)} right, against {100 * share:.2f}%"
 
 
 def _faster(report: Report) -> str | None:
@@ -172,9 +176,9 @@ def _faster(report: Report) -> str | None:
     return f"{times(entry.speedup)} faster" if entry is not None and entry.speedup_low > 1 else None
 
 
-def _but_slower(report: Report) -> str:
+def _slower(report: Report) -> str | None:
     entry = _shipped_latency(report)
-    return f", though {times(1 / entry.speedup)} slower" if entry is not None and entry.speedup_high < 1 else ""
+    return f"{times(1 / entry.speedup)} slower" if entry is not None and entry.speedup_high < 1 else None
 
 
 def _shipped_latency(report: Report) -> Latency | None:

@@ -1,4 +1,4 @@
-"""Networks of one's own, as a pipeline names them: `model: "pipelines.networks:LeNet"`.
+"""Networks of one's own, as a pipeline names them: `model: "networks:LeNet"` of the file beside them.
 
 A factory is any callable that gives an `nn.Module`. It is called with the `arguments` of the stage, and with
 `num_classes` and `in_channels` of the data where it takes parameters of these names.

@@ -8,10 +8,9 @@ from compressor.artifact import TorchModel
 from compressor.distillation import Taught
 from compressor.fit import fit
 from compressor.stage import Context, Stage, Start
-from compressor.training import Training
 
 
-class Distill(Start, Taught, Training, Stage[TorchModel | None, TorchModel]):
+class Distill(Start, Taught, Stage[TorchModel | None, TorchModel]):
     """Minimise α · T² · KL(teacher ‖ student) + (1 − α) · cross-entropy, at temperature T.
 
     Of several teachers (You et al. 2017) the loss is the weighted mean, which has the gradient of learning from the
@@ -42,4 +41,4 @@ class Distill(Start, Taught, Training, Stage[TorchModel | None, TorchModel]):
         network = student.copy_network()
         loss, weights = self.lesson(context)
         details = fit(network, loss, self, context, label=self.id, views=self.views, masked=student.masked)
-        return student.with_network(network, details={**details, "teachers": weights})
+        return student.with_network(network, details={**details, "teacher_weights": weights})

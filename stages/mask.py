@@ -47,19 +47,20 @@ class Mask(Stage[TorchModel, TorchModel]):
         if not weights:
             raise ArchitectureError("the network has no nn.Conv2d or nn.Linear to mask")
         if self.scope == "global":
-            together = smallest(torch.cat([weight.flatten() for weight in weights.values()]), self.sparsity)
+            together = _smallest(torch.cat([weight.flatten() for weight in weights.values()]), self.sparsity)
             parts = together.split([weight.numel() for weight in weights.values()])
         else:
-            parts = tuple(smallest(weight.flatten(), self.sparsity) for weight in weights.values())
+            parts = tuple(_smallest(weight.flatten(), self.sparsity) for weight in weights.values())
         for (name, weight), zero in zip(weights.items(), parts, strict=True):
             weight[zero.view_as(weight)] = 0
             if not weight.any():
-                raise StageError(f"{name} would be left without any weight; lower sparsity, or say scope: local")
+                advice = "lower sparsity" + (", or say scope: local" if self.scope == "global" else "")
+                raise StageError(f"{name} would be left without any weight; {advice}")
         zeros = {name: float((weight == 0).float().mean()) for name, weight in weights.items()}
         return model.with_network(network, Masked(parameters=tuple(weights)), details={"zeros": zeros})
 
 
-def smallest(values: Tensor, share: float) -> Tensor:
+def _smallest(values: Tensor, share: float) -> Tensor:
     """Which of `values` `[N]` are the `share` of least magnitude, to the nearest whole number: bool `[N]`."""
     chosen = torch.zeros(len(values), dtype=torch.bool)
     chosen[values.abs().argsort(stable=True)[: round(share * len(values))]] = True

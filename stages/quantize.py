@@ -19,18 +19,17 @@ from compressor.artifact import TorchModel
 from compressor.changes import Int8
 from compressor.distillation import Taught
 from compressor.errors import ArchitectureError
-from compressor.fit import Batch, Loss, fit
+from compressor.fit import Batch, fit
 from compressor.placement import quantize_network
 from compressor.quantized import QuantizedNetwork
 from compressor.stage import Context, Stage
-from compressor.training import Training
 
 CALIBRATION_BATCH = 64
 
 Observer = Literal["min_max", "moving_average", "histogram", "percentile"]
 
 
-class Quantize(Taught, Training, Stage[TorchModel, TorchModel]):
+class Quantize(Taught, Stage[TorchModel, TorchModel]):
     """Round weights to int8 and activations to uint8, as ONNX Runtime executes them.
 
     Attributes:
@@ -85,19 +84,15 @@ class Quantize(Taught, Training, Stage[TorchModel, TorchModel]):
             weight_bits=self.weight_bits,
         )
         calibrate(network, context, self.observer, self.percentile)
-        details = fit(network, self._loss(context), self, context, label=self.id, views=self.views, masked=model.masked)
+        loss, weights = self.lesson(context) if self.teacher_ids else (_on_labels, [])
+        details = fit(network, loss, self, context, label=self.id, views=self.views, masked=model.masked)
         change = Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
-        details["signal_to_noise_db"] = signal_to_noise(network, context)
+        details |= {"signal_to_noise_db": signal_to_noise(network, context), "teacher_weights": weights}
         return model.with_network(network, change, details=details)
 
-    def _loss(self, context: Context) -> Loss:
-        if self.teacher_ids:
-            return self.lesson(context)[0]
 
-        def loss(logits: Tensor, batch: Batch) -> Tensor:
-            return F.cross_entropy(logits, batch.labels)
-
-        return loss
+def _on_labels(logits: Tensor, batch: Batch) -> Tensor:
+    return F.cross_entropy(logits, batch.labels)
 
 
 @torch.no_grad()

@@ -173,14 +173,20 @@ def test_emnists_images_are_turned_upright(tmp_path: Path) -> None:
         (raw / f"emnist-byclass-{split}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         header = struct.pack(">2i", 0x0801, len(labels))
         (raw / f"emnist-byclass-{split}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
-    data = Data(name="emnist", root=tmp_path, validation=62).load(0)
+    settings = Data(name="emnist", root=tmp_path, validation=62)
+    data = settings.load(0)
     assert np.array_equal(data.test.images.numpy()[:, 0], pixels.transpose(0, 2, 1))
     assert [data.labels[index] for index in (0, 9, 10, 35, 36, 61)] == ["0", "9", "A", "Z", "a", "z"]
     assert data.test.labels.tolist() == labels.tolist()
+    for damage in (b"", header + labels.tobytes()[:-1]):
+        (raw / "emnist-byclass-train-labels-idx1-ubyte").write_bytes(damage)
+        with pytest.raises(DataError, match="EMNIST is missing or damaged in"):
+            settings.load(0)
 
 
 def test_glyphs_are_rendered_by_seed_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.sources.GLYPHS", 1240)
+    monkeypatch.setattr("compressor.sources.GLYPHS_TRAIN", 930)
+    monkeypatch.setattr("compressor.sources.GLYPHS_TEST", 310)
     settings = Data(name="glyphs", root=tmp_path, test=310)
     data = settings.load(0)
     assert data.train.images.shape[1:] == (1, 32, 32)
@@ -191,14 +197,19 @@ def test_glyphs_are_rendered_by_seed_and_kept(tmp_path: Path, monkeypatch: pytes
     assert settings.load(0).fingerprint == data.fingerprint
 
 
+def test_glyphs_are_20000_to_train_and_4000_to_test(tmp_path: Path) -> None:
+    data = Data(name="glyphs", root=tmp_path).load(0)
+    assert (len(data.train) + len(data.validation), len(data.test)) == (20_000, 4_000)
+
+
 def test_glyphs_stand_on_one_baseline_at_one_scale() -> None:
-    """`o` is smaller than `O`, and `p` goes below the line; noise is darker than half of what is drawn."""
+    """`o` is smaller than `O`, and `p` goes below the line; noise is darker than what is drawn."""
     pixels, labels = glyphs.render(62 * 40, seed=3)
     rows = {}
     for character in "oOp":
         drawn = pixels[labels == glyphs.CHARACTERS.index(character)].astype(float).mean(0).mean(1)
-        rows[character] = np.flatnonzero(drawn > drawn.max() / 2)
-    assert len(rows["o"]) + 3 < len(rows["O"])
+        rows[character] = np.flatnonzero(drawn - drawn.min() > drawn.max() / 4)
+    assert len(rows["o"]) + 2 < len(rows["O"])
     assert abs(int(rows["o"][-1]) - int(rows["O"][-1])) <= 1
     assert rows["p"][-1] > rows["o"][-1] + 1
     assert np.bincount(labels).tolist() == [40] * 62
@@ -206,10 +217,10 @@ def test_glyphs_stand_on_one_baseline_at_one_scale() -> None:
 
 @pytest.mark.parametrize("content", [b"", safetensors.numpy.save({"pixels": np.zeros((1, 32, 32), np.uint8)})])
 def test_damaged_glyphs_are_said(tmp_path: Path, content: bytes) -> None:
-    kept = tmp_path / "glyphs" / f"seed-0-{glyphs.VERSION}.safetensors"
+    kept = tmp_path / "glyphs" / f"24000-seed-0-version-{glyphs.VERSION}.safetensors"
     kept.parent.mkdir()
     kept.write_bytes(content)
-    with pytest.raises(DataError, match=r"seed-0-1\.safetensors is damaged .*delete it and run again"):
+    with pytest.raises(DataError, match=r"seed-0-version-\d+\.safetensors is damaged .*delete it and run again"):
         Data(name="glyphs", root=tmp_path).load(0)
 
 
@@ -224,6 +235,8 @@ def test_training_images_are_drawn_by_the_seed() -> None:
     assert Data(name="digits", train=len(whole.train)).load(0).fingerprint == whole.fingerprint
     with pytest.raises(DataError, match=r"data\.train: 5000 images are asked for, and 1295 are left"):
         Data(name="digits", train=5000).load(0)
+    with pytest.raises(DataError, match=r"data\.train: 9 images cannot hold one of each of 10 classes"):
+        Data(name="digits", train=9).load(0)
 
 
 def test_a_view_is_the_crop_and_mirror_it_says() -> None:

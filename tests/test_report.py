@@ -149,6 +149,11 @@ def test_is_it_worth_it(
             65,
             "Not worth it: shipped cannot be told from answering 'class 1' to every image: 65.00% right, against 60.00%.",
         ),
+        (
+            90,
+            20,
+            "Not worth it: shipped is worse than answering 'class 1' to every image: 20.00% right, against 60.00%.",
+        ),
         (90, 90, "A trade: "),
     ],
 )

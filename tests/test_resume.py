@@ -19,7 +19,7 @@ from compressor.console import Console, TrainingProgress
 from compressor.errors import ArtifactError, StageError, UserError
 from compressor.files import SEAL, damaged, seal, write_bytes
 from compressor.keys import source_digest
-from stages import Export, Quantize, Train
+from stages import Export, Mask, Quantize, Train
 from tests.conftest import TINY, accuracy, equal_states
 from tests.test_runner import SHORT, stage_runs
 
@@ -142,22 +142,29 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["sgd, ema, best", "adamw, dropout", "multi_step"],
 )
 def test_a_training_goes_on_to_the_same_bits(stage: Train, context: Context, tmp_path: Path) -> None:
-    factories = frozenset({"tests.networks:Dropping"})
-    alone = stage.run(None, Context(data=context.data, factories=factories))
+    alone = stage.run(None, Context(data=context.data))
     steps = -(-len(context.data.train) // stage.batch_size)
     for interrupted in (steps // 2, 2 * steps + 3, steps + 1):
         console = Interrupting(interrupted)
         with pytest.raises(KeyboardInterrupt):
-            stage.run(
-                None,
-                Context(
-                    data=context.data, factories=factories, console=console, checkpoints=Checkpoints(tmp_path, "key")
-                ),
-            )
-    resumed = Context(data=context.data, factories=factories, checkpoints=Checkpoints(tmp_path, "key"))
+            stage.run(None, Context(data=context.data, console=console, checkpoints=Checkpoints(tmp_path, "key")))
+    resumed = Context(data=context.data, checkpoints=Checkpoints(tmp_path, "key"))
     assert equal_states(stage.run(None, resumed).network, alone.network)
-    anew = stage.run(None, Context(data=context.data, factories=factories, checkpoints=Checkpoints(tmp_path, "other")))
+    anew = stage.run(None, Context(data=context.data, checkpoints=Checkpoints(tmp_path, "other")))
     assert equal_states(anew.network, alone.network)
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_a_masked_training_goes_on_to_the_same_bits(context: Context, tiny: TorchModel, tmp_path: Path) -> None:
+    masked = Mask(sparsity=0.6).run(tiny, context)
+    stage = Train(epochs=3, learning_rate=0.01)
+    checkpoints = Checkpoints(tmp_path, "key")
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(masked, Context(data=context.data, console=Interrupting(15), checkpoints=checkpoints))
+    assert len(list(tmp_path.iterdir())) == 1
+    resumed = stage.run(masked, Context(data=context.data, checkpoints=checkpoints))
+    assert equal_states(resumed.network, stage.run(masked, Context(data=context.data)).network)
+    assert resumed.counts.nonzero_parameters == masked.counts.nonzero_parameters
 
 
 @pytest.mark.usefixtures("interrupting")

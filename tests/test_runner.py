@@ -18,6 +18,7 @@ import torch
 
 from compressor import Data, Measure, Pipeline, run
 from compressor.data import Dataset
+from compressor.distillation import Cache
 from compressor.errors import StageError, UserError
 from compressor.report import Report
 from compressor.resnet import ResNet
@@ -225,6 +226,25 @@ def test_what_learns_from_other_weights_runs_again(tmp_path: Path, monkeypatch: 
     ran = stage_runs(monkeypatch)
     run(moved, tmp_path / "out", device="cpu")
     assert "teacher" not in ran
+
+
+def test_stored_soft_labels_serve_a_student_that_is_made_again(tmp_path: Path) -> None:
+    student = Distill(
+        id="student", model="resnet", arguments=STUDENT, teacher="teacher", epochs=2, cache=Cache(views=2)
+    )
+    kept: list[dict[str, int]] = []
+    for learning_rate, seed in ((0.1, 0), (0.05, 0), (0.05, 1)):
+        taught = student.model_copy(update={"learning_rate": learning_rate})
+        stages = (SHORT.stages[0], taught, SHORT.stages[-1])
+        run(
+            SHORT.model_copy(update={"stages": stages, "seed": seed, "measure": Measure(engines=())}),
+            tmp_path,
+            device="cpu",
+        )
+        kept.append({path.name: path.stat().st_mtime_ns for path in (tmp_path / "soft_labels").iterdir()})
+    assert len(kept[0]) == 2
+    assert kept[1] == kept[0]
+    assert len(kept[2]) == 4
 
 
 def test_fresh_removes_what_a_run_made_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ SYSTEMS: Mapping[str, tuple[dict[str, int], dict[str, int], float]] = {  # epoch
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_it_runs_to_an_integer_file(name: str, tmp_path: Path) -> None:
+def test_it_runs_to_an_integer_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(PIPELINES)  # the networks lie beside the pipelines
     epochs, integer, least = SYSTEMS[name]
     options = [f"data.root={tmp_path}", "measure.engines=[]"]
     options += [f"stages.{stage}.epochs={count}" for stage, count in epochs.items()]
@@ -44,3 +45,7 @@ def test_it_runs_to_an_integer_file(name: str, tmp_path: Path) -> None:
     assert accuracy.value > least
     assert report.shipped_row.size_bytes == len(content) < 0.5 * report.baseline_row.size_bytes
     assert np.isfinite(logits).all()
+    if name == "s4_lenet":
+        masked = report.row("masked").nonzero_parameters
+        assert masked < 0.35 * report.shipped_row.parameters
+        assert report.shipped_row.nonzero_parameters == masked
