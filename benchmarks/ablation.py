@@ -106,31 +106,35 @@ def main() -> None:
 
 
 def draw(lines: list[Line], path: Path) -> None:
-    """Accuracy against speed-up, with 95% intervals."""
+    """A line each, as in the table: accuracy, and speed-up, with 95% intervals."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.6), layout="constrained")
+    figure, (accuracy, speed) = pyplot.subplots(
+        1, 2, sharey=True, figsize=(9, 1.1 + 0.34 * len(lines)), layout="constrained"
+    )
     for number, line in enumerate(lines):
-        accuracy, latency = line.accuracy, line.latency
-        y = 100 * accuracy.value
-        axes.errorbar(
-            latency.speedup,
-            y,
-            xerr=[[latency.speedup - latency.speedup_low], [latency.speedup_high - latency.speedup]],
-            yerr=[[y - 100 * accuracy.low], [100 * accuracy.high - y]],
-            fmt="o" if number else "s",
-            capsize=3,
-            color=_colour(number, line),
-        )
-        axes.annotate(line.name, (latency.speedup, y), (7, 5), textcoords="offset points", fontsize=8)
-    axes.set_xlabel("times as fast as the teacher's float file (ONNX Runtime, 1 thread, batch 1)")
-    axes.set_ylabel("test accuracy of the shipped file, %")
-    axes.grid(alpha=0.25)
-    axes.margins(0.15, 0.12)
-    axes.spines[["top", "right"]].set_visible(False)
+        shown = {"fmt": "o" if number else "s", "capsize": 3, "color": _colour(number, line)}
+        values = [100 * value for value in (line.accuracy.value, line.accuracy.low, line.accuracy.high)]
+        _mark(accuracy, number, values, shown)
+        _mark(speed, number, [line.latency.speedup, line.latency.speedup_low, line.latency.speedup_high], shown)
+    accuracy.set_yticks(range(len(lines)), [line.name for line in lines])
+    accuracy.set_ylim(len(lines) - 0.5, -0.5)
+    accuracy.set_xlabel("test accuracy of the file, %")
+    speed.set_xlabel("times as fast as the teacher's float file\n(ONNX Runtime, 1 thread, batch 1)")
+    speed.set_xlim(left=0)
+    for axes in (accuracy, speed):
+        axes.grid(axis="x", alpha=0.25)
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
     options: dict[str, Any] = {"metadata": {"Date": None}, "facecolor": "white"}
     with matplotlib.rc_context({"svg.hashsalt": "ablation"}):
         figure.savefig(path, **options)
+
+
+def _mark(axes: Any, number: int, values: list[float], shown: dict[str, Any]) -> None:
+    """A value with its interval, `[value, low, high]`, on a line of its own."""
+    value, low, high = values
+    axes.errorbar(value, number, xerr=[[value - low], [high - value]], **shown)
 
 
 def _colour(number: int, line: Line) -> str:
