@@ -21,6 +21,7 @@ from compressor.console import Console
 from compressor.data import Dataset
 from compressor.errors import CompressorError, StageError, UserError, first_line, is_out_of_memory
 from compressor.spec import Arguments, Spec
+from compressor.yaml_source import Key
 
 GROUP = "compressor.stages"
 ID_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
@@ -172,10 +173,10 @@ class Start(Spec):
         return incoming
 
 
-def named_teachers(settings: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
+def named_teachers(settings: Mapping[str, Any]) -> list[tuple[Key, str]]:
     """The ids of the stages that settings name as `teacher` or `teachers`, each with its key."""
     several = settings.get("teachers")
-    named: list[tuple[tuple[str | int, ...], Any]] = [(("teacher",), settings.get("teacher"))]
+    named: list[tuple[Key, Any]] = [(("teacher",), settings.get("teacher"))]
     named += [(("teachers", i), each) for i, each in enumerate(several if isinstance(several, list | tuple) else ())]
     return [(key, stage_id) for key, stage_id in named if isinstance(stage_id, str)]
 

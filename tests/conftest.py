@@ -20,6 +20,15 @@ PLUGIN = Path(__file__).parent / "plugin"  # a third party's package, installed 
 sys.path.append(str(PLUGIN))
 
 TINY = {"blocks": [1, 1], "widths": [8, 16]}
+LAYERS = (  # of TINY
+    "conv1",
+    "layer1.0.conv1",
+    "layer1.0.conv2",
+    "layer2.0.conv1",
+    "layer2.0.conv2",
+    "layer2.0.downsample.0",
+    "fc",
+)
 TEACHER = {"blocks": [1, 1], "widths": [16, 32]}
 STUDENT = {"blocks": [1, 1], "widths": [8, 16]}
 PIPELINE = Pipeline(

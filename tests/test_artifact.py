@@ -30,17 +30,7 @@ def test_a_quantized_network_is_saved_by_names_of_its_own(int8: TorchModel, tmp_
     assert change["kind"] == "int8"
     assert {"input", "relu:relu", "layer1.0.conv2:conv2d", "layer2.0.downsample.0:conv2d"} <= set(change["activations"])
     assert set(safetensors.torch.load_file(tmp_path / "weights.safetensors")) == {
-        f"{layer}.{kind}"
-        for kind in ("weight", "bias")
-        for layer in (
-            "conv1",
-            "layer1.0.conv1",
-            "layer1.0.conv2",
-            "layer2.0.conv1",
-            "layer2.0.conv2",
-            "layer2.0.downsample.0",
-            "fc",
-        )
+        f"{layer}.{kind}" for kind in ("weight", "bias") for layer in LAYERS
     }
 
 

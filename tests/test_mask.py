@@ -13,21 +13,11 @@ from compressor.errors import ArchitectureError, StageError
 from compressor.report import Report
 from compressor.words import remarks
 from stages import Distill, Mask, Prune, Quantize, Target, Train
-from tests.conftest import accuracy
-
-WEIGHTS = [
-    "conv1",
-    "layer1.0.conv1",
-    "layer1.0.conv2",
-    "layer2.0.conv1",
-    "layer2.0.conv2",
-    "layer2.0.downsample.0",
-    "fc",
-]
+from tests.conftest import LAYERS, accuracy
 
 
 def weights(model: TorchModel) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-    return {name: model.network.get_parameter(f"{name}.weight").detach().numpy().copy() for name in WEIGHTS}
+    return {name: model.network.get_parameter(f"{name}.weight").detach().numpy().copy() for name in LAYERS}
 
 
 def zeros(model: TorchModel) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
