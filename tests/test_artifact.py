@@ -14,6 +14,7 @@ import torch
 from compressor import Context, TorchModel, files, load
 from compressor.artifact import load_weights, read_weights
 from compressor.errors import ArchitectureError, ArtifactError
+from tests.conftest import LAYERS
 
 
 def test_a_folder_holds_a_manifest_and_safetensors(tiny: TorchModel, tmp_path: Path) -> None:
