@@ -75,15 +75,18 @@ def speed(entry: Latency) -> str:
 
 def remarks(report: Report) -> list[str]:
     """What a reader should know of the rows."""
-    return [remark for row in report.rows for remark in _remarks(row)]
+    before = (None, *report.rows)
+    return [remark for row, came in zip(report.rows, before, strict=False) for remark in _remarks(row, came)]
 
 
-def _remarks(row: Row) -> Iterator[str]:
+def _remarks(row: Row, before: Row | None) -> Iterator[str]:
     for entry in row.versus_float:
         where = f"{threads(entry)}, batch {entry.batch}"
         interval = f"{entry.speedup:.2f}x, {entry.speedup_low:.2f} to {entry.speedup_high:.2f}"
         faster = "is faster" if entry.speedup_low > 1 else "is not faster"
         yield f"Int8 {faster} than the same network's float ONNX on this machine ({row.id}, {where}: {interval})."
+    if before is not None and any(entry.speedup_high < 1 for entry in row.versus_float):
+        yield f"Where speed counts more than size, {before.artifact}/model.onnx is the file to take."
     if row.details.get("curve") and row.details.get("kept_epoch") == 0:
         yield f"{row.id}: no epoch of training was better on validation than what came in, which was kept."
     if len(weights := row.details.get("teacher_weights", [])) > 1:
