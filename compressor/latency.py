@@ -4,7 +4,7 @@ Nothing here knows of stages: it times saved artifacts, loaded back.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +22,10 @@ from compressor.preprocess import Preprocess
 WINDOW = 10  # rounds; warm-up ends when the medians of two windows in a row agree
 STEADY = 0.02  # to this share
 LONGEST_WARMUP_SECONDS = 3.0
-LEAST_ROUNDS = 100
-LEAST_SECONDS = 1.0
-BLOCKS = 50
+MOMENTS = 3  # what follows is for each of them
+LEAST_ROUNDS = 40
+LEAST_SECONDS = 0.4
+BLOCKS = 20
 RESAMPLES = 2000
 
 Timed = Callable[[], float]  # runs a network once, and says how many seconds that took
@@ -45,7 +46,8 @@ class Latency(Setting):
     """Time for one batch and, with its interval, how many times faster that is than the baseline's.
 
     `warmup_runs` came before, until times were `steady` (or for 3 seconds); `other_load` is how many cores other
-    programs kept busy meanwhile; `on_cpu` the operators that a GPU's engine left to the CPU.
+    programs kept busy meanwhile; `on_cpu` the operators that a GPU's engine left to the CPU; `moments` the speed-up at
+    each moment, where there were several.
     """
 
     median_ms: float
@@ -58,6 +60,7 @@ class Latency(Setting):
     steady: bool
     other_load: float
     on_cpu: tuple[str, ...] = ()
+    moments: tuple[float, ...] = ()
 
 
 class NotMeasured(Setting):
@@ -118,7 +121,7 @@ def _timed_on_gpu(run: Callable[[], object]) -> Timed:
 
 
 def compare(candidate: Timed, baseline: Timed, setting: Setting, on_cpu: tuple[str, ...] = ()) -> Latency:
-    """Time both in turn (A B B A …), at least 100 rounds and a second each; the interval is a block bootstrap.
+    """Time both in turn (A B B A …), at least 40 rounds and 0.4 seconds each; the interval is a block bootstrap.
 
     The speed-up is the ratio of medians. Rounds are cut into contiguous blocks, whose medians are resampled in pairs,
     so that a disturbance that lasts is counted as one.
@@ -144,6 +147,28 @@ def compare(candidate: Timed, baseline: Timed, setting: Setting, on_cpu: tuple[s
         steady=steady,
         other_load=load.cores,
         on_cpu=on_cpu,
+    )
+
+
+def over_moments(entries: Sequence[Latency]) -> Latency:
+    """One figure of what the same comparison gave at several moments.
+
+    Times and speed-up are the medians; the interval covers those of all moments, since what a moment does to a ratio (a
+    neighbour on the machine, how memory came to lie) cannot be seen from within it.
+    """
+    return entries[0].model_copy(
+        update={
+            "median_ms": float(np.median([entry.median_ms for entry in entries])),
+            "p95_ms": float(np.median([entry.p95_ms for entry in entries])),
+            "runs": sum(entry.runs for entry in entries),
+            "speedup": float(np.median([entry.speedup for entry in entries])),
+            "speedup_low": min(entry.speedup_low for entry in entries),
+            "speedup_high": max(entry.speedup_high for entry in entries),
+            "warmup_runs": sum(entry.warmup_runs for entry in entries),
+            "steady": all(entry.steady for entry in entries),
+            "other_load": max(entry.other_load for entry in entries),
+            "moments": tuple(entry.speedup for entry in entries),
+        }
     )
 
 

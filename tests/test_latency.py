@@ -23,6 +23,7 @@ from compressor.latency import (
     compare,
     left_to_cpu,
     onnx_runner,
+    over_moments,
     timed,
     torch_runner,
 )
@@ -82,6 +83,20 @@ def test_faster_is_never_said_when_the_interval_holds_1(low: float, high: float,
         warmup_runs=20, steady=True, other_load=0,
     )  # fmt: skip
     assert speed(entry) == expected
+
+
+def test_an_interval_covers_every_moment() -> None:
+    entries = [
+        Latency(
+            **CPU.model_dump(), median_ms=median, p95_ms=median + 1, runs=40, speedup=speedup, speedup_low=speedup - 0.1,
+            speedup_high=speedup + 0.1, warmup_runs=20, steady=steady, other_load=load,
+        )
+        for median, speedup, steady, load in [(5.0, 9.5, True, 0.0), (8.0, 6.0, False, 0.5), (6.0, 9.0, True, 0.25)]
+    ]  # fmt: skip
+    assert over_moments(entries) == Latency(
+        **CPU.model_dump(), median_ms=6, p95_ms=7, runs=120, speedup=9, speedup_low=5.9, speedup_high=9.6,
+        warmup_runs=60, steady=False, other_load=0.5, moments=(9.5, 6, 9),
+    )  # fmt: skip
 
 
 def test_other_load_is_what_the_machine_does_without_us(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from compressor import Data, Measure, Pipeline, run
 from compressor.data import Dataset
 from compressor.distillation import Cache
 from compressor.errors import StageError, UserError
+from compressor.latency import Setting, Timed
 from compressor.report import Report
 from compressor.resnet import ResNet
 from compressor.words import remarks
@@ -173,6 +174,19 @@ def test_a_renamed_stage_is_reported_by_its_new_name(tmp_path: Path) -> None:
     report = run(renamed, tmp_path / "out", device="cpu")
     assert [row.artifact for row in report.rows] == ["stages/teacher", "stages/deliverable"]
     assert report.shipped == "deliverable"
+
+
+def test_every_row_is_timed_once_before_any_is_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+
+    def runner(model: Path, setting: Setting) -> Timed:
+        timed.append(model.parent.name)
+        return lambda: 0.01
+
+    monkeypatch.setattr("compressor.latency.onnx_runner", runner)
+    report = run(SHORT, tmp_path / "out", device="cpu")
+    assert timed == ["teacher", "teacher", "shipped", "teacher"] * 3
+    assert [entry.moments for row in report.rows for entry in row.timed.values()] == [(1.0, 1.0, 1.0)] * 2
 
 
 def test_other_measurements_are_made_even_after_an_interruption(
