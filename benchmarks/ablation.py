@@ -2,10 +2,12 @@
 
     python benchmarks/ablation.py RESULT_FOLDER "first run=RUN_FOLDER" "second run=RUN_FOLDER" ...
 
-The first run is the main one. Figures are read from the runs' reports; nothing is measured here.
+The first run is the main one. Accuracy, MACs and size are read from the runs' reports. The files are timed here, each
+in turn with the teacher's, all of them once before any is a second time: the reports' speeds are of different moments.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,73 +15,84 @@ import matplotlib
 
 from compressor import files
 from compressor.accuracy import Accuracy
-from compressor.latency import Latency
+from compressor.environment import environment
+from compressor.latency import Latency, Setting, compare, onnx_runner, over_moments
 from compressor.report import Report, Row
 from compressor.tables import markdown_table
-from compressor.words import measured_on
+from compressor.words import machine
 
 matplotlib.use("agg")
 
+MOMENTS = 5
+SETTING = Setting(engine="onnxruntime", device="cpu", threads=1, batch=1)
 COLUMNS = ["", "test accuracy", "against the teacher, points", "MMACs", "file kB", "smaller", "ONNX Runtime", "faster"]
 
 
 class Line(NamedTuple):
-    """One point of the picture and line of the table."""
+    """One line of the table and point of the picture: a row of a report, and its file."""
 
     name: str
     row: Row
-    latency: Latency
-    of_baseline: float  # size of the baseline's file
-
-    @property
-    def accuracy(self) -> Accuracy:
-        return self.row.accuracy
-
-    @property
-    def cells(self) -> list[str]:
-        versus, latency = self.row.versus_baseline, self.latency
-        assert versus is not None
-        difference = f"{100 * versus.difference:+.2f} ({100 * versus.low:+.2f} to {100 * versus.high:+.2f})"
-        return [
-            self.name,
-            f"{100 * self.accuracy.value:.2f}%",
-            "" if self.name == "teacher" else difference,
-            f"{self.row.macs / 1e6:.2f}",
-            f"{self.row.size_bytes / 1e3:.1f}",
-            f"{self.of_baseline / self.row.size_bytes:.1f}x",
-            f"{latency.median_ms:.3f} ms",
-            f"{latency.speedup:.2f}x ({latency.speedup_low:.2f} to {latency.speedup_high:.2f})",
-        ]
+    onnx: Path
 
 
-def lines_of(name: str, report: Report) -> Line:
-    """What a run ships."""
-    return _line(name, report, report.shipped_row)
+def lines_of(runs: dict[str, Path]) -> Iterator[Line]:
+    """The teacher of the first run, and what each run ships, its other seeds included."""
+    first = next(iter(runs.values()))
+    yield _line("teacher", first, Report.load(first).baseline_row)
+    for name, folder in runs.items():
+        yield _line(name, folder, Report.load(folder).shipped_row)
+        for seed in sorted((folder / "seeds").glob("*")):
+            yield _line(f"{name}, seed {seed.name}", seed, Report.load(seed).shipped_row)
 
 
-def _line(name: str, report: Report, row: Row) -> Line:
-    assert report.headline_setting is not None
-    return Line(name, row, row.timed[report.headline_setting], report.baseline_row.size_bytes)
+def _line(name: str, folder: Path, row: Row) -> Line:
+    onnx = folder / row.artifact / "model.onnx"
+    if files.digest(onnx.read_bytes()) != row.sha256:
+        sys.exit(f"{onnx} is not the file that {folder} reports on")
+    return Line(name, row, onnx)
+
+
+def times_of(lines: list[Line]) -> list[Latency]:
+    """Every line's file in turn with the teacher's, which is the first line's."""
+    moments = [[_time(line, lines[0]) for line in lines] for _ in range(MOMENTS)]
+    return [over_moments(of_line) for of_line in zip(*moments, strict=True)]
+
+
+def _time(line: Line, teacher: Line) -> Latency:
+    return compare(onnx_runner(line.onnx, SETTING), onnx_runner(teacher.onnx, SETTING), SETTING)
+
+
+def cells(line: Line, latency: Latency, teacher: Row) -> list[str]:
+    """A line as the table has it."""
+    accuracy, versus = line.row.accuracy, line.row.versus_baseline
+    assert versus is not None
+    difference = f"{100 * versus.difference:+.2f} ({100 * versus.low:+.2f} to {100 * versus.high:+.2f})"
+    return [
+        line.name,
+        f"{100 * accuracy.value:.2f}%",
+        "" if line.row is teacher else difference,
+        f"{line.row.macs / 1e6:.2f}",
+        f"{line.row.size_bytes / 1e3:.1f}",
+        f"{teacher.size_bytes / line.row.size_bytes:.1f}x",
+        f"{latency.median_ms:.3f} ms",
+        f"{latency.speedup:.2f}x ({latency.speedup_low:.2f} to {latency.speedup_high:.2f})",
+    ]
 
 
 def main() -> None:
     target, *named = sys.argv[1:]
-    runs = dict(each.split("=", 1) for each in named)
-    lines: list[Line] = []
-    reports = {name: Report.load(Path(folder)) for name, folder in runs.items()}
-    first = next(iter(reports.values()))
-    lines.append(_line("teacher", first, first.baseline_row))
-    for name, report in reports.items():
-        lines.append(lines_of(name, report))
-        seeds = Path(runs[name]) / "seeds"
-        for other in sorted(seeds.iterdir()) if seeds.exists() else ():
-            lines.append(lines_of(f"{name}, seed {other.name}", Report.load(other)))
+    lines = list(lines_of({name: Path(folder) for name, folder in (each.split("=", 1) for each in named)}))
+    times = times_of(lines)
     folder = Path(target)
+    here = environment()
     text = "\n".join(
         [
-            *markdown_table(COLUMNS, [line.cells for line in lines]),
+            *markdown_table(COLUMNS, [cells(*each, lines[0].row) for each in zip(lines, times, strict=True)]),
             "",
-            f"One thread, batch 1, each timed in turn with the teacher. Measured on {measured_on(first)}.",
+            "Accuracy, MACs and size are those of each run's report. Speed: ONNX Runtime, one thread, batch 1, each "
+            f"file in turn with the teacher's at {MOMENTS} moments, all of them once before any is a second time; the "
+            f"interval covers every moment. Timed on {machine(here)}; commit {here.commit}.",
             "",
         ]
     )
@@ -87,36 +100,36 @@ def main() -> None:
     files.write_json(
         folder / "ablation.json",
         {
-            "environment": first.environment.model_dump(mode="json"),
+            "environment": here.model_dump(mode="json"),
             "rows": [
                 {
                     "name": line.name,
-                    "latency": line.latency.model_dump(mode="json"),
+                    "latency": latency.model_dump(mode="json"),
                     **line.row.model_dump(
                         mode="json",
                         include={"accuracy", "versus_baseline", "parameters", "macs", "size_bytes", "sha256"},
                     ),
                 }
-                for line in lines
+                for line, latency in zip(lines, times, strict=True)
             ],
         },
     )
-    draw(lines, folder / "ablation.svg")
+    draw(lines, times, folder / "ablation.svg")
     print(text)
 
 
-def draw(lines: list[Line], path: Path) -> None:
+def draw(lines: list[Line], times: list[Latency], path: Path) -> None:
     """A line each, as in the table: accuracy, and speed-up, with 95% intervals."""
     from matplotlib import pyplot
 
     figure, (accuracy, speed) = pyplot.subplots(
         1, 2, sharey=True, figsize=(9, 1.1 + 0.34 * len(lines)), layout="constrained"
     )
-    for number, line in enumerate(lines):
+    for number, (line, latency) in enumerate(zip(lines, times, strict=True)):
+        score: Accuracy = line.row.accuracy
         shown = {"fmt": "o" if number else "s", "capsize": 3, "color": _colour(number, line)}
-        values = [100 * value for value in (line.accuracy.value, line.accuracy.low, line.accuracy.high)]
-        _mark(accuracy, number, values, shown)
-        _mark(speed, number, [line.latency.speedup, line.latency.speedup_low, line.latency.speedup_high], shown)
+        _mark(accuracy, number, [100 * value for value in (score.value, score.low, score.high)], shown)
+        _mark(speed, number, [latency.speedup, latency.speedup_low, latency.speedup_high], shown)
     accuracy.set_yticks(range(len(lines)), [line.name for line in lines])
     accuracy.set_ylim(len(lines) - 0.5, -0.5)
     accuracy.set_xlabel("test accuracy of the file, %")

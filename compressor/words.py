@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from compressor.accuracy import Accuracy, Paired
+from compressor.environment import Environment
 from compressor.latency import Latency, Setting
 from compressor.report import Report, Row
 
@@ -120,12 +121,18 @@ def load(report: Report) -> str:
 
 def measured_on(report: Report) -> str:
     """The machine, the versions, the seed."""
-    machine = report.environment
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     return (
-        f"{machine.cpu} ({machine.cores} cores; {', '.join(machine.isa) or 'no extensions'}), "
-        f"{machine.gpu or 'no GPU'}, {machine.platform}; {versions}; seed {report.seed}; "
-        f"commit {machine.commit or 'unknown'}; pipeline {report.digest[:12]}; {load(report)}"
+        f"{machine(report.environment)}; seed {report.seed}; commit {report.environment.commit or 'unknown'}; "
+        f"pipeline {report.digest[:12]}; {load(report)}"
+    )
+
+
+def machine(environment: Environment) -> str:
+    """The hardware and the versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
+    return (
+        f"{environment.cpu} ({environment.cores} cores; {', '.join(environment.isa) or 'no extensions'}), "
+        f"{environment.gpu or 'no GPU'}, {environment.platform}; {versions}"
     )
 
 
