@@ -8,22 +8,22 @@ in turn with the teacher's, all of them once before any is a second time: the re
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 
 from compressor import files
-from compressor.accuracy import Accuracy
 from compressor.environment import environment
-from compressor.latency import Latency, Setting, compare, onnx_runner, over_moments
+from compressor.latency import Latency, Setting, at_moments, compare, onnx_runner
 from compressor.report import Report, Row
 from compressor.tables import markdown_table
 from compressor.words import machine
 
 matplotlib.use("agg")
 
-MOMENTS = 5
+MOMENTS = 5  # more than in a run: differences between lines are small
 SETTING = Setting(engine="onnxruntime", device="cpu", threads=1, batch=1)
 COLUMNS = ["", "test accuracy", "against the teacher, points", "MMACs", "file kB", "smaller", "ONNX Runtime", "faster"]
 
@@ -53,10 +53,17 @@ def _line(name: str, folder: Path, row: Row) -> Line:
     return Line(name, row, onnx)
 
 
+def check_teachers(folders: list[Path]) -> None:
+    """What a line is compared with is the same in all of them."""
+    teachers = [Report.load(folder).baseline_row for folder in folders]
+    figures = {(row.accuracy.correct, row.parameters, row.macs, row.size_bytes) for row in teachers}
+    if len(figures) > 1:
+        sys.exit(f"the runs start from different teachers: {figures}")
+
+
 def times_of(lines: list[Line]) -> list[Latency]:
     """Every line's file in turn with the teacher's, which is the first line's."""
-    moments = [[_time(line, lines[0]) for line in lines] for _ in range(MOMENTS)]
-    return [over_moments(of_line) for of_line in zip(*moments, strict=True)]
+    return at_moments([partial(_time, line, lines[0]) for line in lines], MOMENTS)
 
 
 def _time(line: Line, teacher: Line) -> Latency:
@@ -82,7 +89,9 @@ def cells(line: Line, latency: Latency, teacher: Row) -> list[str]:
 
 def main() -> None:
     target, *named = sys.argv[1:]
-    lines = list(lines_of({name: Path(folder) for name, folder in (each.split("=", 1) for each in named)}))
+    runs = {name: Path(folder) for name, folder in (each.split("=", 1) for each in named)}
+    check_teachers(list(runs.values()))
+    lines = list(lines_of(runs))
     times = times_of(lines)
     folder = Path(target)
     here = environment()
@@ -92,7 +101,8 @@ def main() -> None:
             "",
             "Accuracy, MACs and size are those of each run's report. Speed: ONNX Runtime, one thread, batch 1, each "
             f"file in turn with the teacher's at {MOMENTS} moments, all of them once before any is a second time; the "
-            f"interval covers every moment. Timed on {machine(here)}; commit {here.commit}.",
+            f"interval spans those of every moment. Timed on {machine(here)}; commit {here.commit or 'unknown'}; other "
+            f"programs kept {max(latency.other_load for latency in times):.1f} cores busy at most.",
             "",
         ]
     )
@@ -126,7 +136,7 @@ def draw(lines: list[Line], times: list[Latency], path: Path) -> None:
         1, 2, sharey=True, figsize=(9, 1.1 + 0.34 * len(lines)), layout="constrained"
     )
     for number, (line, latency) in enumerate(zip(lines, times, strict=True)):
-        score: Accuracy = line.row.accuracy
+        score = line.row.accuracy
         shown = {"fmt": "o" if number else "s", "capsize": 3, "color": _colour(number, line)}
         _mark(accuracy, number, [100 * value for value in (score.value, score.low, score.high)], shown)
         _mark(speed, number, [latency.speedup, latency.speedup_low, latency.speedup_high], shown)

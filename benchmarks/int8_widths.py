@@ -1,6 +1,7 @@
 """One 3x3 convolution, c channels in and out on 16x16 images: int8 against float in ONNX Runtime, 1 thread, batch 1."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from compressor import Context, Dataset, Preprocess, TorchModel, files
 from compressor.architectures import Architecture
 from compressor.data import Split
 from compressor.environment import environment
-from compressor.latency import Setting, compare, onnx_runner
+from compressor.latency import Latency, Setting, at_moments, compare, onnx_runner
 from stages import Quantize
 
 CHANNELS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128)
@@ -36,21 +37,25 @@ def main() -> None:
     labels = tuple("0123456789")
     context = Context(data=Dataset(split, split, split, split, labels, preprocess))
     name = "benchmarks.int8_widths:Convolutions"
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
+        paths: dict[int, list[Path]] = {channels: [] for channels in CHANNELS}  # int8, float
         for channels in CHANNELS:
             architecture = Architecture(model=name, arguments={"channels": channels}, num_classes=10, in_channels=3)
             model = TorchModel(Convolutions(channels), architecture, preprocess, labels)
-            paths = []
             for kind, each in (("int8", Quantize(mode="ptq").run(model, context)), ("float", model)):
-                paths.append(Path(folder) / f"{kind}.onnx")
-                files.write_bytes(paths[-1], export(each))
-            int8, float_ = (onnx_runner(path, SETTING) for path in paths)
-            latency = compare(int8, float_, SETTING)
-            rows.append({"channels": channels, "macs": channels**2 * 9 * 256 * DEPTH, **latency.model_dump()})
-            print(f"{channels:4d} channels: int8 {latency.median_ms:.3f} ms, {latency.speedup:.2f}x faster than float")
+                paths[channels].append(Path(folder) / f"{channels}-{kind}.onnx")
+                files.write_bytes(paths[channels][-1], export(each))
+        times = at_moments([partial(int8_against_float, *paths[channels]) for channels in CHANNELS])
+    rows = []
+    for channels, latency in zip(CHANNELS, times, strict=True):
+        rows.append({"channels": channels, "macs": channels**2 * 9 * 256 * DEPTH, **latency.model_dump()})
+        print(f"{channels:4d} channels: int8 {latency.median_ms:.3f} ms, {latency.speedup:.2f}x faster than float")
     RESULT.parent.mkdir(exist_ok=True)
     files.write_json(RESULT, {"environment": environment().model_dump(mode="json"), "rows": rows})
+
+
+def int8_against_float(int8: Path, float_: Path) -> Latency:
+    return compare(onnx_runner(int8, SETTING), onnx_runner(float_, SETTING), SETTING)
 
 
 def export(model: TorchModel) -> bytes:

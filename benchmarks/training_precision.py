@@ -1,5 +1,6 @@
 """One training step of ResNet-20 at batch 128, bf16 autocast with channels_last against plain float32, in turn."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 
 from compressor import files
 from compressor.environment import environment
-from compressor.latency import Setting, Timed, compare, timed
+from compressor.latency import Setting, Timed, at_moments, compare, timed
 from compressor.resnet import ResNet
 
 BATCH = 128
@@ -34,14 +35,16 @@ def main() -> None:
     torch.manual_seed(0)
     setting = Setting(engine="torch", device="cpu", threads=torch.get_num_threads(), batch=BATCH)
     plain = step(torch.contiguous_format, bf16=False)
-    rows = {}
-    for name, candidate in {
+    candidates = {
         "fp32 channels_last": step(torch.channels_last, bf16=False),
         "bf16": step(torch.contiguous_format, bf16=True),
         "bf16 channels_last": step(torch.channels_last, bf16=True),
-    }.items():
-        rows[name] = compare(candidate, plain, setting).model_dump()
-        print(f"{name}: {rows[name]['median_ms']:.0f} ms a step, {rows[name]['speedup']:.2f}x faster than float32")
+    }
+    times = at_moments([partial(compare, candidate, plain, setting) for candidate in candidates.values()])
+    rows = {}
+    for name, latency in zip(candidates, times, strict=True):
+        rows[name] = latency.model_dump()
+        print(f"{name}: {latency.median_ms:.0f} ms a step, {latency.speedup:.2f}x faster than float32")
     RESULT.parent.mkdir(exist_ok=True)
     files.write_json(RESULT, {"environment": environment().model_dump(mode="json"), "rows": rows})
 

@@ -1,6 +1,7 @@
 """How fast an ONNX file is on this machine, alone or against another: `compress bench`."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from compressor import files, latency, onnx_file
 from compressor.environment import Environment, environment
 from compressor.errors import ArtifactError, UserError
-from compressor.latency import MOMENTS, Latency, Setting
+from compressor.latency import Latency, Setting
 
 
 class Bench(BaseModel):
@@ -48,14 +49,13 @@ def bench(
         for batch in batches
     ]
     digests = [_digest(path) for path in (model, other)]
-    moments = [[_timed(model, other, setting) for setting in settings] for _ in range(MOMENTS)]
     return Bench(
         model=str(model),
         sha256=digests[0],
         against=str(other),
         against_sha256=digests[1],
         environment=environment(),
-        latency=tuple(latency.over_moments(entries) for entries in zip(*moments, strict=True)),
+        latency=tuple(latency.at_moments([partial(_timed, model, other, setting) for setting in settings])),
     )
 
 

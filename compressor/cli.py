@@ -135,7 +135,7 @@ def _report(options: argparse.Namespace) -> None:
 def _show(result: Report, console: Console) -> None:
     console.say("")
     console.say(to_table(result))
-    console.say("  Each factor is over the baseline timed in turn with that row; rows were timed at different moments.")
+    console.say("  Each factor is over the baseline timed in turn with that row; other rows were timed between.")
     for remark in remarks(result):
         console.say(f"  {remark}")
     console.say(headline(result))

@@ -22,13 +22,15 @@ from compressor.preprocess import Preprocess
 WINDOW = 10  # rounds; warm-up ends when the medians of two windows in a row agree
 STEADY = 0.02  # to this share
 LONGEST_WARMUP_SECONDS = 3.0
-MOMENTS = 3  # what follows is for each of them
+MOMENTS = 3
 LEAST_ROUNDS = 40
 LEAST_SECONDS = 0.4
 BLOCKS = 20
+PROTOCOL = (MOMENTS, LEAST_ROUNDS, LEAST_SECONDS, BLOCKS)  # what a figure depends on, besides the files and the machine
 RESAMPLES = 2000
 
 Timed = Callable[[], float]  # runs a network once, and says how many seconds that took
+Comparison = Callable[[], "Latency"]  # times a network in turn with another, both loaded anew
 
 
 class Setting(BaseModel):
@@ -46,8 +48,9 @@ class Latency(Setting):
     """Time for one batch and, with its interval, how many times faster that is than the baseline's.
 
     `warmup_runs` came before, until times were `steady` (or for 3 seconds); `other_load` is how many cores other
-    programs kept busy meanwhile; `on_cpu` the operators that a GPU's engine left to the CPU; `moments` the speed-up at
-    each moment, where there were several.
+    programs kept busy meanwhile; `on_cpu` the operators that a GPU's engine left to the CPU. Where there were several
+    moments, `moments` holds the speed-up at each; runs are counted over all, and `steady` and `other_load` are of the
+    worst.
     """
 
     median_ms: float
@@ -150,12 +153,17 @@ def compare(candidate: Timed, baseline: Timed, setting: Setting, on_cpu: tuple[s
     )
 
 
-def over_moments(entries: Sequence[Latency]) -> Latency:
-    """One figure of what the same comparison gave at several moments.
+def at_moments(comparisons: Sequence[Comparison], moments: int = MOMENTS) -> list[Latency]:
+    """What each comparison gives, all of them made once before any is made again, so that moments lie far apart.
 
-    Times and speed-up are the medians; the interval covers those of all moments, since what a moment does to a ratio (a
-    neighbour on the machine, how memory came to lie) cannot be seen from within it.
+    What a moment does to a ratio (a neighbour on the machine, how memory came to lie) cannot be seen from within it.
     """
+    rounds = [[compare_now() for compare_now in comparisons] for _ in range(moments)]
+    return [_over_moments([each[index] for each in rounds]) for index in range(len(comparisons))]
+
+
+def _over_moments(entries: Sequence[Latency]) -> Latency:
+    """Times and speed-up are the medians; the interval spans those of all moments."""
     return entries[0].model_copy(
         update={
             "median_ms": float(np.median([entry.median_ms for entry in entries])),

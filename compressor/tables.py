@@ -44,8 +44,8 @@ def to_markdown(report: Report) -> str:
         "",
         "Accuracy is scored from each stage's ONNX file in ONNX Runtime on the whole test split (k/n, Wilson 95% "
         f"interval). Latency is the median for one batch; the factor is the speed-up over `{report.baseline}` in the "
-        "same setting, timed in turn; its interval (95%, bootstrap) covers every moment it was timed at. p is "
-        "McNemar's, exact. Parameters and MACs count BatchNorm unfolded.",
+        "same setting, timed in turn; its interval spans the 95% bootstrap intervals of all moments it was timed at. "
+        "p is McNemar's, exact. Parameters and MACs count BatchNorm unfolded.",
         "",
         *(f"- {remark}" for remark in remarks(report)),
         "",

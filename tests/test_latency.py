@@ -20,10 +20,10 @@ from compressor.latency import (
     _OtherLoad,
     _speedup,
     _warm_up,
+    at_moments,
     compare,
     left_to_cpu,
     onnx_runner,
-    over_moments,
     timed,
     torch_runner,
 )
@@ -93,10 +93,13 @@ def test_an_interval_covers_every_moment() -> None:
         )
         for median, speedup, steady, load in [(5.0, 9.5, True, 0.0), (8.0, 6.0, False, 0.5), (6.0, 9.0, True, 0.25)]
     ]  # fmt: skip
-    assert over_moments(entries) == Latency(
+    at_each, other = iter(entries), Latency(**{**entries[0].model_dump(), "speedup": 1.0})
+    first, second = at_moments([lambda: next(at_each), lambda: other])
+    assert first == Latency(
         **CPU.model_dump(), median_ms=6, p95_ms=7, runs=120, speedup=9, speedup_low=5.9, speedup_high=9.6,
         warmup_runs=60, steady=False, other_load=0.5, moments=(9.5, 6, 9),
     )  # fmt: skip
+    assert second.moments == (1, 1, 1)
 
 
 def test_other_load_is_what_the_machine_does_without_us(monkeypatch: pytest.MonkeyPatch) -> None:
