@@ -193,7 +193,8 @@ def layout_of(network: nn.Module, data: Dataset) -> torch.memory_format:
     """Channels last, where convolutions are fastest, unless the network needs plain strides.
 
     Its own code may (`x.view`); and on the CPU, in channels last, the gradient of a 1x1 convolution with a stride and
-    fewer than 16 channels going in writes past its memory, and the process dies (oneDNN; docs/findings.md).
+    fewer than 16 channels going in writes past its memory on several threads, and the process dies (oneDNN;
+    docs/findings.md).
     """
     example = torch.zeros(data.preprocess.input_shape(2), device=next(network.parameters()).device)
     try:
@@ -202,7 +203,8 @@ def layout_of(network: nn.Module, data: Dataset) -> torch.memory_format:
     except RuntimeError as error:
         pass_on_out_of_memory(error)
         return torch.contiguous_format
-    return torch.contiguous_format if narrow.found and example.device.type == "cpu" else torch.channels_last
+    dies = narrow.found and example.device.type == "cpu" and torch.get_num_threads() > 1
+    return torch.contiguous_format if dies else torch.channels_last
 
 
 class _NarrowStrides(TorchDispatchMode):
