@@ -48,6 +48,11 @@ def test_runs_alternate_until_both_have_enough() -> None:
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(0.25, 40), (2**-10, 410)])
+def test_rounds_go_on_until_the_faster_has_had_its_time(seconds: float, expected: int) -> None:
+    assert compare(lambda: seconds, lambda: 2 * seconds, CPU).runs == expected
+
+
 def test_warm_up_goes_on_until_times_are_steady() -> None:
     slow_start = itertools.chain([9.0] * 10, [5.0] * 10, itertools.repeat(1.0))
     assert _warm_up(lambda: next(slow_start), lambda: 1.0) == (40, True)

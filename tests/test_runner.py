@@ -96,7 +96,7 @@ def test_latency_has_figures_or_a_reason(finished: Path) -> None:
         assert set(entries) == expected
         onnx_entry = entries["onnxruntime", "cpu"]
         assert onnx_entry["runs"] >= 100
-        assert onnx_entry["runs"] * onnx_entry["median_ms"] > 500  # a second, by the mean
+        assert len(onnx_entry["moments"]) == 3
         assert 0 < onnx_entry["speedup_low"] <= onnx_entry["speedup_high"] < math.inf
         assert onnx_entry["median_ms"] <= onnx_entry["p95_ms"]
         timed_in_torch = "median_ms" in entries["torch", "cpu"]
