@@ -31,7 +31,7 @@ class Measure(Spec):
 
     Attributes:
         engines: eager torch, ONNX Runtime.
-        devices: of torch; ONNX Runtime is timed on the CPU.
+        devices: that networks are timed on; ONNX Runtime on a GPU where onnxruntime-gpu is installed.
         threads: that an engine computes with on the CPU.
         batches: images at once.
     """

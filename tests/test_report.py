@@ -217,6 +217,14 @@ def test_the_model_card_is_what_a_hub_reads(finished: Path, report: Report) -> N
     assert "not stated by whoever made them" in text
 
 
+def test_the_model_card_says_int8_of_what_was_quantized(report: Report, tmp_path: Path) -> None:
+    floats = [row.model_copy(update={"details": {}}) for row in report.rows]
+    for rows, expected in ((report.rows, True), (floats, False)):
+        write(report.model_copy(update={"rows": tuple(rows)}), tmp_path)
+        front = (tmp_path / "README.md").read_text().split("---\n", 2)[1]
+        assert ("int8" in yaml.safe_load(front)["tags"]) == expected
+
+
 def test_the_licence_is_given_as_it_was_given(report: Report, tmp_path: Path) -> None:
     write(report.model_copy(update={"license": 'cc: "by"'}), tmp_path)
     front = (tmp_path / "README.md").read_text().split("---\n", 2)[1]
