@@ -143,7 +143,7 @@ def draw(lines: list[Line], times: list[Latency], path: Path) -> None:
     accuracy.set_yticks(range(len(lines)), [line.name for line in lines])
     accuracy.set_ylim(len(lines) - 0.5, -0.5)
     accuracy.set_xlabel("test accuracy of the file, %")
-    speed.set_xlabel("times as fast as the teacher's float file\n(ONNX Runtime, 1 thread, batch 1)")
+    speed.set_xlabel("times as fast as the teacher\n(ONNX Runtime, 1 thread, batch 1)")
     speed.set_xlim(left=0)
     for axes in (accuracy, speed):
         axes.grid(axis="x", alpha=0.25)
