@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def draw(lines: list[Line], times: list[Latency], path: Path) -> None:
-    """A line each, as in the table: accuracy, and speed-up, with 95% intervals."""
+    """A line each, as in the table: accuracy with its 95% interval, and speed-up with its own over all moments."""
     from matplotlib import pyplot
 
     figure, (accuracy, speed) = pyplot.subplots(
