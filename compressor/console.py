@@ -2,11 +2,19 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 LINES_PER_TRAINING = 8
@@ -39,6 +47,15 @@ class Console:
             yield progress
         finally:
             progress.close()
+
+    @contextmanager
+    def timings(self, count: int) -> Iterator[Callable[[], None]]:
+        """Follow `count` timings: what it gives is called after each. A bar is drawn then, never while one goes on."""
+        columns = (TextColumn("  timed"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+        shown = self.rich.is_terminal and not self.quiet
+        with Progress(*columns, console=self.rich, transient=True, auto_refresh=False, disable=not shown) as bar:
+            task = bar.add_task("", total=count)
+            yield lambda: bar.update(task, advance=1, refresh=True)
 
 
 class TrainingProgress:

@@ -107,7 +107,8 @@ def _measured(
     baseline = next(done for done in finished if done.row.id == pipeline.baseline_id)
     shipped = finished[-1]
     console.say("Measuring latency, in turn with the baseline", style="bold")
-    rows = with_latency(pipeline, finished, {row.id: row for row in known.rows} if known is not None else {})
+    earlier = {row.id: row for row in known.rows} if known is not None else {}
+    rows = with_latency(pipeline, finished, earlier, console)
     before = baseline.answers
     paired = [done.answers.against(before) for done in finished]
     console.say("Looking at what was lost: classes, images, corrupted images", style="bold")

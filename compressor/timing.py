@@ -1,6 +1,6 @@
 """Latency: every row of a run timed in turn with the baseline, at several moments, once all stages have run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,9 +8,10 @@ import torch
 
 from compressor import files, latency, onnx_file
 from compressor.artifact import Artifact, OnnxModel, TorchModel
+from compressor.console import Console
 from compressor.environment import environment
 from compressor.finished import Finished
-from compressor.latency import Comparison, Latency, NotMeasured, Setting, Timed, at_moments
+from compressor.latency import MOMENTS, Comparison, Latency, NotMeasured, Setting, Timed, at_moments
 from compressor.pipeline import Pipeline
 from compressor.report import Row
 
@@ -65,7 +66,9 @@ class _Timing:
         return files.digest_json([identity, figures])
 
 
-def with_latency(pipeline: Pipeline, finished: Sequence[Finished], known: Mapping[str, Row]) -> list[Row]:
+def with_latency(
+    pipeline: Pipeline, finished: Sequence[Finished], known: Mapping[str, Row], console: Console
+) -> list[Row]:
     """The rows of the stages that are done, with latency.
 
     All are timed, or none: rows of one report are of the same moments.
@@ -74,6 +77,7 @@ def with_latency(pipeline: Pipeline, finished: Sequence[Finished], known: Mappin
         pipeline: says what to measure on, and what to compare with.
         finished: every stage.
         known: rows of an earlier report by id, whose figures stand if nothing that any of them depends on has changed.
+        console: where progress is shown.
     """
     baseline = next(done for done in finished if done.row.id == pipeline.baseline_id)
     timings = [
@@ -83,9 +87,17 @@ def with_latency(pipeline: Pipeline, finished: Sequence[Finished], known: Mappin
     if len(rows) == len(timings):
         return rows
     plans = [timing.plan() for timing in timings]
-    figures = iter(at_moments([each for plan in plans for each in plan if not isinstance(each, NotMeasured)]))
+    comparisons = [each for plan in plans for each in plan if not isinstance(each, NotMeasured)]
+    with console.timings(MOMENTS * len(comparisons)) as one_more:
+        figures = iter(at_moments([partial(_followed, each, one_more) for each in comparisons]))
     outcomes = [[each if isinstance(each, NotMeasured) else next(figures) for each in plan] for plan in plans]
     return [timing.row(outcome) for timing, outcome in zip(timings, outcomes, strict=True)]
+
+
+def _followed(compare_now: Comparison, one_more: Callable[[], None]) -> Latency:
+    figure = compare_now()
+    one_more()
+    return figure
 
 
 def _settings(pipeline: Pipeline) -> list[Setting]:
