@@ -16,8 +16,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from compressor.errors import ArtifactError, StageError, first_line, pass_on_out_of_memory
+from compressor.lowering import lower_to_onnx
 from compressor.preprocess import Preprocess
-from compressor.quantized import QuantizedNetwork, lower_to_onnx
+from compressor.quantized import QuantizedNetwork
 from compressor.tracing import layer_of, quiet, trace
 
 DEFAULT_OPSET = 18

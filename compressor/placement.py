@@ -22,6 +22,7 @@ from compressor.quantized import (
     ParameterQuantizer,
     QuantizedNetwork,
     attribute,
+    set_attribute,
 )
 from compressor.tracing import layer_of, trace
 
@@ -113,8 +114,8 @@ def _fold_batch_norm(graph_module: fx.GraphModule) -> None:
         )
         folded_weight, folded_bias = fuse(attribute(graph_module, weight), old_bias, mean, var, eps, gamma, beta)
         bias_target = str(bias.target) if bias is not None else _new_bias(graph_module, str(weight.target))
-        _set_parameter(graph_module, str(weight.target), folded_weight)
-        _set_parameter(graph_module, bias_target, folded_bias)
+        set_attribute(graph_module, str(weight.target), folded_weight)
+        set_attribute(graph_module, bias_target, folded_bias)
         with graph.inserting_before(layer):
             bias = graph.get_attr(bias_target)
         layer.args = (layer.args[0], weight, bias, *layer.args[3:])
@@ -129,11 +130,6 @@ def _new_bias(graph_module: fx.GraphModule, weight: str) -> str:
     taken = getattr(graph_module.get_submodule(owner), "bias", None) is not None
     bias = "bias" if name == "weight" and not taken else f"{name}_bias"
     return f"{owner}.{bias}" if owner else bias
-
-
-def _set_parameter(graph_module: fx.GraphModule, target: str, value: nn.Parameter) -> None:
-    owner, _, name = target.rpartition(".")
-    graph_module.get_submodule(owner).register_parameter(name, value)
 
 
 def _points(layers: Sequence[fx.Node]) -> list[fx.Node]:

@@ -8,13 +8,10 @@ The grids are those ONNX Runtime computes on (`placement` says where they lie):
 - the logits stay float.
 
 Rounding with straight-through gradients: Jacob et al., "Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference" (2018). For ONNX the quantizers become QuantizeLinear / DequantizeLinear pairs and
-integer constants.
+Integer-Arithmetic-Only Inference" (2018). `lowering` turns the quantizers into ONNX operators.
 """
 
-import copy
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -119,76 +116,7 @@ def attribute(module: nn.Module, node: fx.Node) -> Tensor:
     return value
 
 
-def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
-    """A copy whose quantizers are ONNX operators and integer constants; it can be exported, not run."""
-    lowered = copy.deepcopy(network)
-    for node in list(lowered.graph.nodes):
-        if node.op != "call_module":
-            continue
-        module = lowered.get_submodule(node.target)
-        if isinstance(module, ParameterQuantizer):
-            weight, bias, input_scale = node.args
-            constants = _IntegerParameters(
-                module,
-                attribute(lowered, weight),
-                None if bias is None else attribute(lowered, bias),
-                attribute(lowered, input_scale),
-            )
-            lowered.set_submodule(node.target, constants)
-            node.args = ()
-        elif isinstance(module, ActivationQuantizer):
-            lowered.set_submodule(node.target, _QuantizeDequantize(module))
-    lowered.graph.eliminate_dead_code()
-    lowered.delete_all_unused_submodules()
-    lowered.recompile()
-    return lowered
-
-
-class _QuantizeDequantize(nn.Module):
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
-        super().__init__()
-        self.register_buffer("scale", quantizer.scale.clone())
-        self.register_buffer("zero_point", quantizer.zero_point.to(torch.uint8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        grid = (self.scale, self.zero_point)
-        q = torch.onnx.ops.symbolic("QuantizeLinear", (x, *grid), dtype=torch.uint8, shape=x.shape)
-        return torch.onnx.ops.symbolic("DequantizeLinear", (q, *grid), dtype=torch.float32, shape=x.shape)
-
-
-class _IntegerParameters(nn.Module):
-    weight: Tensor
-    scale: Tensor
-    zero_point: Tensor
-    bias: Tensor
-    bias_scale: Tensor
-
-    def __init__(self, quantizer: ParameterQuantizer, weight: Tensor, bias: Tensor | None, input_scale: Tensor) -> None:
-        super().__init__()
-        scale = quantizer.scales(weight, bias, input_scale)
-        zeros = torch.zeros_like(scale, dtype=torch.int32)
-        rounded = torch.fake_quantize_per_channel_affine(
-            weight.detach(), scale, zeros, 0, -quantizer.limit, quantizer.limit
-        )
-        by_channel = scale.view(-1, *[1] * (weight.dim() - 1))
-        self.register_buffer("weight", torch.round(rounded / by_channel).to(torch.int8))
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", zeros.to(torch.int8))
-        self.has_bias = bias is not None
-        if bias is not None:
-            grid = scale * input_scale
-            self.register_buffer("bias", torch.round(bias.detach() / grid).to(torch.int32))
-            self.register_buffer("bias_scale", grid)
-
-    def forward(self) -> tuple[Tensor, Tensor | None]:
-        weight = self._dequantize(self.weight, self.scale, self.zero_point)
-        return weight, self._dequantize(self.bias, self.bias_scale) if self.has_bias else None
-
-    @staticmethod
-    def _dequantize(integers: Tensor, *grid: Any) -> Tensor:
-        return torch.onnx.ops.symbolic(
-            "DequantizeLinear", (integers, *grid), {"axis": 0}, dtype=torch.float32, shape=integers.shape
-        )
+def set_attribute(module: nn.Module, target: str, value: nn.Parameter) -> None:
+    """Have `get_attr` nodes of this target read `value`."""
+    owner, _, name = target.rpartition(".")
+    module.get_submodule(owner).register_parameter(name, value)

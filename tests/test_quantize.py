@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-from compressor import Context, Preprocess, TorchModel, load
+from compressor import Context, Preprocess, TorchModel, load, lowering
 from compressor.architectures import Architecture
+from compressor.changes import Int8
 from compressor.errors import ArchitectureError, ArtifactError
 from compressor.placement import quantize_network
 from compressor.quantized import ActivationQuantizer, ParameterQuantizer, QuantizedNetwork
@@ -137,8 +139,6 @@ def test_every_layer_executes_on_integers(
     images = type(context.data.train)((inputs * 64 + 128).clamp(0, 255).byte(), torch.arange(32) % 10)
     data = type(context.data)(images, images, images, images, model.labels, model.preprocess)
     calibrate(network, Context(data=data), "min_max", 1.0)
-    from compressor.changes import Int8
-
     quantized = model.with_network(network, Int8(activations=network.ranges()), details={})
     exported = quantized.to_onnx("test")
     operators = executed(exported.content, tmp_path)
@@ -147,6 +147,38 @@ def test_every_layer_executes_on_integers(
     x = model.preprocess.normalise(images.images)
     agreement = exported.predict(x.numpy()).argmax(1) == quantized.predict(x).argmax(1).numpy()
     assert agreement.mean() >= 30 / 32
+
+
+@pytest.mark.parametrize(("channels", "width", "given"), [(1, 16, 4), (3, 16, 4), (3, 24, 4), (4, 16, 4), (3, 8, 3)])
+def test_the_image_gets_channels_of_zeros(
+    channels: int, width: int, given: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(width * 64, 4))
+    model = model_of(network, "tests.networks:LeNet", 8, channels)
+    quantized = quantize_network(network, (2, channels, 8, 8))
+    image, *inner = quantized.activation_quantizers.values()
+    image.zero_point.fill_(120)
+    for quantizer in (image, *inner):
+        quantizer.scale.fill_(0.02)
+    weight = network[0].weight.detach().numpy()
+    scale = np.abs(weight).reshape(width, -1).max(1) / 127
+    expected = np.zeros((width, given, 3, 3), np.int8)
+    expected[:, :channels] = np.round(weight / scale[:, None, None, None])
+
+    int8 = model.with_network(quantized, Int8(activations=quantized.ranges()), details={})
+    padded = int8.to_onnx("test")
+    (stored,) = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load_model_from_string(padded.content).graph.initializer
+        if len(tensor.dims) == 4
+    ]
+    np.testing.assert_array_equal(stored, expected)
+    assert quantized.get_parameter("0.weight").shape[1] == channels  # the network is left as it was
+
+    monkeypatch.setattr(lowering, "IN_MULTIPLE", 1)
+    inputs = np.random.default_rng(0).uniform(-2, 2, (64, channels, 8, 8)).astype(np.float32)
+    np.testing.assert_array_equal(padded.predict(inputs), int8.to_onnx("test").predict(inputs))
 
 
 def ranges_of(
