@@ -17,9 +17,7 @@ def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
     """A copy whose quantizers are ONNX operators and integer constants; it can be exported, not run."""
     lowered = copy.deepcopy(network)
     _pad_image(lowered)
-    for node in list(lowered.graph.nodes):
-        if node.op != "call_module":
-            continue
+    for node in [node for node in lowered.graph.nodes if node.op == "call_module"]:
         module = lowered.get_submodule(node.target)
         if isinstance(module, ParameterQuantizer):
             weight, bias, input_scale = node.args
