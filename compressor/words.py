@@ -77,7 +77,8 @@ def speed(entry: Latency) -> str:
 def remarks(report: Report) -> list[str]:
     """What a reader should know of the rows."""
     before = (None, *report.rows)
-    return [remark for row, came in zip(report.rows, before, strict=False) for remark in _remarks(row, came)]
+    of_rows = [remark for row, came in zip(report.rows, before, strict=False) for remark in _remarks(row, came)]
+    return [*of_rows, *_unsettled(report)]
 
 
 def _remarks(row: Row, before: Row | None) -> Iterator[str]:
@@ -104,11 +105,20 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
             f"validation images; logits differ by {agreement['mean_logit_difference']:.2g} on average, "
             f"{agreement['largest_logit_difference']:.2g} at most."
         )
-    for setting, entry in row.timed.items():
-        if not entry.steady:
-            yield f"{row.id}: {setting_name(setting)} had not settled when it was timed; trust its latency less."
+    for entry in row.timed.values():
         if entry.on_cpu:
             yield f"{row.id}: ONNX Runtime's CUDA provider left to the CPU: {', '.join(entry.on_cpu)}."
+
+
+def _unsettled(report: Report) -> Iterator[str]:
+    """One remark for each setting in which rows were timed before their latencies had settled."""
+    rows: dict[Setting, list[str]] = {}
+    for row in report.rows:
+        for setting, entry in row.timed.items():
+            if not entry.steady:
+                rows.setdefault(setting, []).append(row.id)
+    for setting, names in rows.items():
+        yield f"{setting_name(setting)}: latency had not settled when it was timed; trust it less ({', '.join(names)})."
 
 
 def load(report: Report) -> str:

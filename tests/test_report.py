@@ -16,9 +16,10 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from compressor.accuracy import Accuracy, Paired
-from compressor.report import Report
+from compressor.latency import Latency
+from compressor.report import Report, Row
 from compressor.usage import TEN_LINES
-from compressor.words import change, verdict
+from compressor.words import change, remarks, verdict
 from compressor.writing import write
 from tests.conftest import IDS
 
@@ -183,6 +184,21 @@ def test_a_network_that_answers_one_class_is_not_worth_it(
 )
 def test_how_a_size_changed(before: float, after: float, expected: str) -> None:
     assert change(before, after, "smaller", "larger") == expected
+
+
+def test_what_had_not_settled_is_said_once_for_a_setting(report: Report) -> None:
+    def timed(row: Row) -> Row:
+        unsettled = {"onnxruntime"} if row.id in ("teacher", "recovered") else set()
+        latency = [
+            entry.model_copy(update={"steady": entry.engine not in unsettled}) if isinstance(entry, Latency) else entry
+            for entry in row.latency
+        ]
+        return row.model_copy(update={"latency": tuple(latency)})
+
+    said = remarks(report.model_copy(update={"rows": tuple(timed(row) for row in report.rows)}))
+    assert [remark for remark in said if "settled" in remark] == [
+        "ONNX Runtime, 1 thread, batch 1: latency had not settled when it was timed; trust it less (teacher, recovered)."
+    ]
 
 
 def test_harm_is_counted_image_by_image(report: Report) -> None:
