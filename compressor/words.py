@@ -112,13 +112,11 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
 
 def _unsettled(report: Report) -> Iterator[str]:
     """One remark for each setting in which rows were timed before their latencies had settled."""
-    rows: dict[Setting, list[str]] = {}
-    for row in report.rows:
-        for setting, entry in row.timed.items():
-            if not entry.steady:
-                rows.setdefault(setting, []).append(row.id)
-    for setting, names in rows.items():
-        yield f"{setting_name(setting)}: latency had not settled when it was timed; trust it less ({', '.join(names)})."
+    for setting in report.settings:
+        names = [row.id for row in report.rows if (entry := row.timed.get(setting)) and not entry.steady]
+        if names:
+            where = setting_name(setting)
+            yield f"{where}: latency had not settled when it was timed; trust it less ({', '.join(names)})."
 
 
 def load(report: Report) -> str:
