@@ -8,10 +8,10 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is that of `compressor.cli`, or 130 if it was interrupted, or told to end."""
+    """Run one command; the exit code is that of `compressor.commands`, or 130 if it was interrupted, or told to end."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        from compressor.cli import main as command
+        from compressor.commands.main import main as command
 
         return command(arguments)
     except KeyboardInterrupt:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import matplotlib
 
-from compressor import files
 from compressor.environment import environment
-from compressor.latency import Latency, Setting, at_moments, compare, onnx_runner
-from compressor.report import Report, Row
-from compressor.tables import markdown_table
-from compressor.words import machine
+from compressor.evaluation.latency import Latency, Setting, at_moments, compare, onnx_runner
+from compressor.report.report import Report, Row
+from compressor.report.tables import markdown_table
+from compressor.report.wording import machine
+from compressor.storage import files
 
 matplotlib.use("agg")
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compressor import Context, Data, files
-from compressor.batch_norm import batch_statistics, estimate_batch_norm, match_batch_norm
+from compressor import Context, Data
 from compressor.environment import environment
-from compressor.fit import evaluate
+from compressor.pruning.batch_norm import batch_statistics, estimate_batch_norm, match_batch_norm
+from compressor.storage import files
+from compressor.training.loop import evaluate
 from stages import Train
 
 IMAGES = 2000

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compressor import Context, Dataset, Preprocess, TorchModel, files
-from compressor.architectures import Architecture
-from compressor.data import Split
+from compressor import Context, Dataset, Preprocess, TorchModel
+from compressor.data.dataset import Split
 from compressor.environment import environment
-from compressor.latency import Latency, Setting, at_moments, compare, onnx_runner
+from compressor.evaluation.latency import Latency, Setting, at_moments, compare, onnx_runner
+from compressor.models.architectures import Architecture
+from compressor.storage import files
 from stages import Quantize
 
 CHANNELS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128)
@@ -59,7 +60,7 @@ def int8_against_float(int8: Path, float_: Path) -> Latency:
 
 
 def export(model: TorchModel) -> bytes:
-    from compressor.onnx_file import export_onnx
+    from compressor.export.onnx_file import export_onnx
 
     return export_onnx(model.network, model.preprocess, {})
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from compressor import Context, Preprocess, TorchModel, files
-from compressor.architectures import Architecture
-from compressor.bench import bench
-from compressor.data import Dataset, Split
+from compressor import Context, Preprocess, TorchModel
+from compressor.data.dataset import Dataset, Split
 from compressor.environment import environment
+from compressor.evaluation.bench import bench
+from compressor.models.architectures import Architecture
+from compressor.storage import files
 from stages import Quantize
 
 TRIES = 20

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from compressor import files
 from compressor.environment import environment
-from compressor.latency import Setting, Timed, at_moments, compare, timed
-from compressor.resnet import ResNet
+from compressor.evaluation.latency import Setting, Timed, at_moments, compare, timed
+from compressor.models.resnet import ResNet
+from compressor.storage import files
 
 BATCH = 128
 RESULT = Path(__file__).parent / "results" / "training_precision.json"

@@ -1,11 +1,11 @@
 """From a trained vision network to a small, fast int8 ONNX file, measured at every step."""
 
-from compressor.artifact import OnnxModel, TorchModel, load
-from compressor.data import Augment, Data, Dataset
-from compressor.pipeline import Measure, Pipeline
-from compressor.preprocess import Preprocess
-from compressor.runner import run
-from compressor.stage import Context, Stage
+from compressor.data.dataset import Augment, Data, Dataset
+from compressor.data.preprocess import Preprocess
+from compressor.models.artifact import OnnxModel, TorchModel, load
+from compressor.pipeline.pipeline import Measure, Pipeline
+from compressor.pipeline.stage import Context, Stage
+from compressor.runs.runner import run
 
 __all__ = [
     "Augment",

@@ -1,7 +1,7 @@
 """The stages that come with compressor, one module each."""
 
-from compressor.distillation import Cache
-from compressor.size import Share
+from compressor.distillation.distillation import Cache
+from compressor.models.size import Share
 from stages.distill import Distill
 from stages.export import Export
 from stages.mask import Mask

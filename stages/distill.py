@@ -4,10 +4,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from compressor.artifact import TorchModel
-from compressor.distillation import Taught
-from compressor.fit import fit
-from compressor.stage import Context, Stage, Start
+from compressor.distillation.distillation import Taught
+from compressor.models.artifact import TorchModel
+from compressor.pipeline.stage import Context, Stage, Start
+from compressor.training.loop import fit
 
 
 class Distill(Start, Taught, Stage[TorchModel | None, TorchModel]):

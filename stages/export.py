@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from compressor.artifact import PREDICT_BATCH, OnnxModel, TorchModel
 from compressor.errors import StageError
-from compressor.stage import Context, Stage
+from compressor.models.artifact import PREDICT_BATCH, OnnxModel, TorchModel
+from compressor.pipeline.stage import Context, Stage
 
 
 class Export(Stage[TorchModel, OnnxModel]):

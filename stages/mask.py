@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from compressor.artifact import TorchModel
-from compressor.changes import Masked
 from compressor.errors import ArchitectureError, StageError
-from compressor.stage import Context, Stage
+from compressor.models.artifact import TorchModel
+from compressor.models.changes import Masked
+from compressor.pipeline.stage import Context, Stage
 
 
 class Mask(Stage[TorchModel, TorchModel]):

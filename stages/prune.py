@@ -10,13 +10,13 @@ import torch_pruning
 from pydantic import Field
 from torch import Tensor, nn
 
-from compressor.architectures import check_fits
-from compressor.artifact import TorchModel
-from compressor.batch_norm import calibration_batches, estimate_batch_norm, match_batch_norm
-from compressor.changes import Widths, widths_of
 from compressor.errors import ArchitectureError, StageError, first_line, pass_on_out_of_memory
-from compressor.size import Share, Size
-from compressor.stage import Context, Stage
+from compressor.models.architectures import check_fits
+from compressor.models.artifact import TorchModel
+from compressor.models.changes import Widths, widths_of
+from compressor.models.size import Share, Size
+from compressor.pipeline.stage import Context, Stage
+from compressor.pruning.batch_norm import calibration_batches, estimate_batch_norm, match_batch_norm
 
 SEARCH_STEPS = 10  # of bisection: a thousandth of the channels
 LARGEST_RATIO = 0.99

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.artifact import TorchModel
-from compressor.batch_norm import batch_statistics, calibration_batches, estimate_batch_norm, match_batch_norm
-from compressor.changes import Removed
 from compressor.errors import ArchitectureError, StageError
-from compressor.fit import autocast, layout_of
-from compressor.size import Share, Size
-from compressor.stage import Context, Stage
+from compressor.models.artifact import TorchModel
+from compressor.models.changes import Removed
+from compressor.models.size import Share, Size
+from compressor.pipeline.stage import Context, Stage
+from compressor.pruning.batch_norm import batch_statistics, calibration_batches, estimate_batch_norm, match_batch_norm
+from compressor.training.loop import autocast, layout_of
 
 TEMPERATURE = 4.0  # that answers are compared at, as in distillation
 

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from compressor.artifact import TorchModel
-from compressor.changes import Int8
-from compressor.distillation import Taught
+from compressor.distillation.distillation import Taught
 from compressor.errors import ArchitectureError
-from compressor.fit import Batch, fit
-from compressor.placement import quantize_network
-from compressor.quantized import QuantizedNetwork
-from compressor.stage import Context, Stage
+from compressor.models.artifact import TorchModel
+from compressor.models.changes import Int8
+from compressor.pipeline.stage import Context, Stage
+from compressor.quantization.network import QuantizedNetwork
+from compressor.quantization.placement import quantize_network
+from compressor.training.loop import Batch, fit
 
 CALIBRATION_BATCH = 64
 
@@ -101,7 +101,9 @@ def calibrate(network: QuantizedNetwork, context: Context, observer: Observer, p
 
     Images pass in small batches and observers keep a few numbers each, so memory does not grow with their count.
     """
-    from stages.observers import observer_of  # torchao takes seconds, and a wrong pipeline is told before
+    from compressor.quantization.observers import (
+        observer_of,  # torchao takes seconds, and a wrong pipeline is told before
+    )
 
     observers = {point: observer_of(observer, percentile) for point in network.points}
     with _watched(network, {point: watching.forward for point, watching in observers.items()}):

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from compressor.artifact import TorchModel, load_weights, read_weights
-from compressor.fit import Batch, fit
-from compressor.stage import Context, Stage, Start
-from compressor.training import Training
+from compressor.models.artifact import TorchModel, load_weights, read_weights
+from compressor.pipeline.stage import Context, Stage, Start
+from compressor.training.loop import Batch, fit
+from compressor.training.settings import Training
 
 
 class Train(Start, Training, Stage[TorchModel | None, TorchModel]):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from compressor import Dataset, TorchModel
-from compressor.accuracy import Accuracy, Answers, Paired, class_scores, probabilities
 from compressor.errors import ArtifactError
-from compressor.words import difference
+from compressor.evaluation.accuracy import Accuracy, Answers, Paired, class_scores, probabilities
+from compressor.report.wording import difference
 
 
 def answers(classes: list[int], labels: list[int], confidence: list[float] | None = None) -> Answers:

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from compressor import Context
-from compressor.architectures import Architecture
-from compressor.artifact import count_macs
+from compressor.data.preprocess import Preprocess
 from compressor.errors import ArchitectureError
-from compressor.preprocess import Preprocess
-from compressor.resnet import ResNet
+from compressor.models.architectures import Architecture
+from compressor.models.artifact import count_macs
+from compressor.models.resnet import ResNet
 
 CIFAR = Preprocess(size=(32, 32), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 

@@ -11,9 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from compressor import Context, TorchModel, files, load
-from compressor.artifact import load_weights, read_weights
+from compressor import Context, TorchModel, load
 from compressor.errors import ArchitectureError, ArtifactError
+from compressor.models.artifact import load_weights, read_weights
+from compressor.storage import files
 from tests.conftest import LAYERS
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor import Context, TorchModel
-from compressor.batch_norm import batch_statistics, estimate_batch_norm, match_batch_norm
+from compressor.pruning.batch_norm import batch_statistics, estimate_batch_norm, match_batch_norm
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from compressor.architectures import Architecture
+from compressor.models.architectures import Architecture
 from compressor_command import main
 from tests.conftest import executed
 from tests.test_data import write_folder
@@ -129,7 +129,7 @@ def test_interruption_is_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compressor.cli.run", interrupt)
+    monkeypatch.setattr("compressor.commands.main.run", interrupt)
     assert main(["run", str(pipeline)]) == 130
     assert "goes on from there" in capsys.readouterr().err
 
@@ -146,7 +146,7 @@ def test_a_fault_of_ours_is_one_sentence_too(
     def fail(*_: object, **__: object) -> None:
         raise KeyError("oops")
 
-    monkeypatch.setattr("compressor.cli.run", fail)
+    monkeypatch.setattr("compressor.commands.main.run", fail)
     assert main(["run", str(pipeline)]) == 1
     err = capsys.readouterr().err
     assert "KeyError: 'oops'" in err

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from compressor import Data, Measure, Pipeline, run
-from compressor.accuracy import Answers
-from compressor.report import Report
-from compressor.seeds import over_seeds
+from compressor.evaluation.accuracy import Answers
+from compressor.report.report import Report
+from compressor.runs.seeds import over_seeds
 from compressor_command import main
 from stages import Export, Train
 from tests.conftest import STUDENT

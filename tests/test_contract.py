@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from compressor import Context, OnnxModel, Stage, TorchModel
-from compressor.artifact import ONNX, Artifact
-from compressor.stage import discover, makes, takes
+from compressor.models.artifact import ONNX, Artifact
+from compressor.pipeline.stage import discover, makes, takes
 from tests.conftest import equal_states
 
 STAGES = sorted(discover().items())

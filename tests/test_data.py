@@ -14,10 +14,11 @@ from PIL import Image
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
-from compressor import Augment, Data, Dataset, glyphs
-from compressor.data import View
+from compressor import Augment, Data, Dataset
+from compressor.data import glyphs
+from compressor.data.dataset import View
+from compressor.data.preprocess import Preprocess
 from compressor.errors import DataError
-from compressor.preprocess import Preprocess
 
 
 def write_folder(root: Path, count: int = 10, classes: tuple[str, ...] = ("cat", "dog"), size: int = 12) -> None:
@@ -185,15 +186,15 @@ def test_emnists_images_are_turned_upright(tmp_path: Path) -> None:
 
 
 def test_glyphs_are_rendered_by_seed_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.sources.GLYPHS_TRAIN", 930)
-    monkeypatch.setattr("compressor.sources.GLYPHS_TEST", 310)
+    monkeypatch.setattr("compressor.data.sources.GLYPHS_TRAIN", 930)
+    monkeypatch.setattr("compressor.data.sources.GLYPHS_TEST", 310)
     settings = Data(name="glyphs", root=tmp_path, test=310)
     data = settings.load(0)
     assert data.train.images.shape[1:] == (1, 32, 32)
     assert torch.bincount(data.test.labels).tolist() == [5] * 62
     assert len(data.labels) == 62
     assert settings.load(1).fingerprint != data.fingerprint
-    monkeypatch.setattr("compressor.glyphs.render", lambda count, seed: pytest.fail("rendered again"))
+    monkeypatch.setattr("compressor.data.glyphs.render", lambda count, seed: pytest.fail("rendered again"))
     assert settings.load(0).fingerprint == data.fingerprint
 
 

@@ -13,9 +13,9 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
 from compressor import Augment, Context, TorchModel
-from compressor.distillation import Cache, Teacher, distillation_loss
+from compressor.distillation.distillation import Cache, Teacher, distillation_loss
 from compressor.errors import UserError
-from compressor.fit import Batch, training_views
+from compressor.training.loop import Batch, training_views
 from stages import Distill, Quantize
 from tests.conftest import TINY, accuracy, equal_states
 
@@ -124,7 +124,7 @@ def test_outputs_of_another_teacher_or_of_other_images_are_not_taken(
         case "seed":
             keeping = replace(keeping, seed=1)
         case "code":
-            monkeypatch.setattr("compressor.distillation.code_digest", lambda modules: "edited")
+            monkeypatch.setattr("compressor.distillation.distillation.code_digest", lambda modules: "edited")
     seen = Counting.images
     Teacher(counting, keeping, 1)
     assert Counting.images - seen == len(data.train) + PROBED

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from compressor import Data, Measure, Pipeline, Stage
-from compressor.stage import discover
+from compressor.pipeline.stage import discover
 
 ROOT = Path(__file__).parent.parent
 OURS = [kind for kind in discover().values() if kind.__module__.startswith("stages.")]

@@ -15,9 +15,9 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from compressor import files
-from compressor.architectures import Architecture
 from compressor.errors import is_out_of_memory
+from compressor.models.architectures import Architecture
+from compressor.storage import files
 from compressor_command import main
 from tests.test_data import write_folder
 
@@ -122,7 +122,7 @@ def full_disk(patch: Patch) -> list[str]:
 
 
 def out_of_memory(patch: Patch) -> list[str]:
-    patch.setattr("compressor.runner.rehearse", lambda *_, **__: None)
+    patch.setattr("compressor.runs.runner.rehearse", lambda *_, **__: None)
     patch.setattr(
         "stages.train.fit",
         raising(

@@ -95,9 +95,9 @@ def test_other_opsets_are_refused(opset: int) -> None:
 
 def test_resnet20_in_int8_is_under_315_kb() -> None:
     """272 kB of it are weights."""
-    from compressor.architectures import Architecture
-    from compressor.changes import Int8
-    from compressor.placement import quantize_network
+    from compressor.models.architectures import Architecture
+    from compressor.models.changes import Int8
+    from compressor.quantization.placement import quantize_network
 
     network = Architecture(model="resnet20", num_classes=10, in_channels=3).build()
     model = model_of(network, "resnet20", 32, 3)

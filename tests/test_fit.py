@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from compressor import Context, Dataset
 from compressor.errors import StageError
-from compressor.fit import Batch, fit, layout_of
-from compressor.placement import quantize_network
-from compressor.training import Training, _optimizer, _schedule
+from compressor.quantization.placement import quantize_network
+from compressor.training.loop import Batch, fit, layout_of
+from compressor.training.settings import Training, _optimizer, _schedule
 
 
 def rates(training: Training, steps: int) -> list[float]:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compressor.corruptions import CORRUPTIONS, Corruption
-from compressor.harm import _thumbnail
+from compressor.data.corruptions import CORRUPTIONS, Corruption
+from compressor.evaluation.regressions import _thumbnail
 
 GRAY = np.full((3, 1, 32, 32), 100, np.uint8)
 

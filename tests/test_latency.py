@@ -11,9 +11,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from compressor import TorchModel, onnx_file
+from compressor import TorchModel
 from compressor.errors import ArtifactError
-from compressor.latency import (
+from compressor.evaluation.latency import (
     LEAST_ROUNDS,
     Latency,
     Setting,
@@ -27,7 +27,8 @@ from compressor.latency import (
     timed,
     torch_runner,
 )
-from compressor.words import speed
+from compressor.export import onnx_file
+from compressor.report.wording import speed
 
 CPU = Setting(engine="onnxruntime", device="cpu", threads=1, batch=2)
 
@@ -59,7 +60,7 @@ def test_warm_up_goes_on_until_times_are_steady() -> None:
 
 
 def test_what_never_settles_is_said_to_be_unsteady(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.latency.LONGEST_WARMUP_SECONDS", 0.0)
+    monkeypatch.setattr("compressor.evaluation.latency.LONGEST_WARMUP_SECONDS", 0.0)
     growing = (1.1**index for index in itertools.count())
     assert _warm_up(lambda: next(growing), lambda: 1.0) == (20, False)
 

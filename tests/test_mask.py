@@ -10,8 +10,8 @@ import pytest
 
 from compressor import Context, TorchModel, load
 from compressor.errors import ArchitectureError, StageError
-from compressor.report import Report
-from compressor.words import remarks
+from compressor.report.report import Report
+from compressor.report.wording import remarks
 from stages import Distill, Mask, Prune, Quantize, Target, Train
 from tests.conftest import LAYERS, accuracy
 

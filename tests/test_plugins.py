@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from compressor import Pipeline, run
 from compressor.errors import UserError
-from compressor.stage import discover
+from compressor.pipeline.stage import discover
 from tests.conftest import PLUGIN
 
 CLIPPED = """\

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from compressor import Context, TorchModel, load
-from compressor.artifact import count_macs
-from compressor.batch_norm import match_batch_norm
 from compressor.errors import ArchitectureError, StageError
+from compressor.models.artifact import count_macs
+from compressor.pruning.batch_norm import match_batch_norm
 from stages import Prune, Target
 from tests.conftest import accuracy
 

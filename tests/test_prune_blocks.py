@@ -9,7 +9,7 @@ from torchvision.models import mobilenet_v2, resnet18
 
 from compressor import Context, TorchModel, load
 from compressor.errors import ArchitectureError, ArtifactError, StageError
-from compressor.resnet import ResNet
+from compressor.models.resnet import ResNet
 from stages import PruneBlocks, Share, Train
 from stages.prune_blocks import removable_blocks
 

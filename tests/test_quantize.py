@@ -9,12 +9,13 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from compressor import Context, Preprocess, TorchModel, load, lowering
-from compressor.architectures import Architecture
-from compressor.changes import Int8
+from compressor import Context, Preprocess, TorchModel, load
 from compressor.errors import ArchitectureError, ArtifactError
-from compressor.placement import quantize_network
-from compressor.quantized import ActivationQuantizer, ParameterQuantizer, QuantizedNetwork
+from compressor.export import lowering
+from compressor.models.architectures import Architecture
+from compressor.models.changes import Int8
+from compressor.quantization.network import ActivationQuantizer, ParameterQuantizer, QuantizedNetwork
+from compressor.quantization.placement import quantize_network
 from stages import Prune, Quantize, Target
 from stages.quantize import calibrate
 from tests.conftest import accuracy, executed

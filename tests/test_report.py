@@ -15,12 +15,12 @@ import yaml
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from compressor.accuracy import Accuracy, Paired
-from compressor.latency import Latency
-from compressor.report import Report, Row
-from compressor.usage import TEN_LINES
-from compressor.words import change, remarks, verdict
-from compressor.writing import write
+from compressor.evaluation.accuracy import Accuracy, Paired
+from compressor.evaluation.latency import Latency
+from compressor.report.report import Report, Row
+from compressor.report.snippets import TEN_LINES
+from compressor.report.wording import change, remarks, verdict
+from compressor.report.writing import write
 from tests.conftest import IDS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

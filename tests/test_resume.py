@@ -13,12 +13,12 @@ import torch
 from safetensors import safe_open
 
 from compressor import Context, Measure, Pipeline, TorchModel, run
-from compressor.artifact import WEIGHTS
-from compressor.checkpoint import Checkpoints
 from compressor.console import Console, TrainingProgress
 from compressor.errors import ArtifactError, StageError, UserError
-from compressor.files import SEAL, damaged, seal, write_bytes
-from compressor.keys import source_digest
+from compressor.models.artifact import WEIGHTS
+from compressor.runs.keys import source_digest
+from compressor.storage.checkpoints import Checkpoints
+from compressor.storage.files import SEAL, damaged, seal, write_bytes
 from stages import Export, Mask, Quantize, Train
 from tests.conftest import TINY, accuracy, equal_states
 from tests.test_runner import SHORT, stage_runs
@@ -41,8 +41,10 @@ import os, random, signal, sys, time, warnings
 import jinja2, matplotlib.figure, onnxscript, torch.onnx, torch._dynamo
 import torchao.quantization.pt2e.observer
 from sklearn import datasets, model_selection
-from compressor import cli, fit, runner
-from compressor.stage import discover
+from compressor.commands import main as cli
+from compressor.training import loop as fit
+from compressor.runs import runner
+from compressor.pipeline.stage import discover
 discover()
 warnings.simplefilter("ignore")
 fit.CHECKPOINT_SECONDS = 0
@@ -128,7 +130,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(TrainingProgress, "step", step)
-    monkeypatch.setattr("compressor.fit.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr("compressor.training.loop.CHECKPOINT_SECONDS", 0)
 
 
 @pytest.mark.usefixtures("interrupting")
@@ -296,7 +298,7 @@ def test_a_damaged_artifact_is_noticed_and_made_again(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("compressor.runner.rehearse", lambda *_, **__: None)
+    monkeypatch.setattr("compressor.runs.runner.rehearse", lambda *_, **__: None)
     out = Path(shutil.copytree(short, tmp_path / "out"))
     before = made(out)
     path = out / "stages" / "quantize" / name
@@ -347,11 +349,11 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path, monkeypat
 def test_another_seed_or_other_data_runs_everything(
     short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compressor.runner.rehearse", lambda *_, **__: None)
+    monkeypatch.setattr("compressor.runs.runner.rehearse", lambda *_, **__: None)
     for change in ({"seed": 1}, {"data": SHORT.data.model_copy(update={"validation": 150})}):
         out = Path(shutil.copytree(short, tmp_path / next(iter(change))))
         ran = stage_runs(monkeypatch)
         run(UNTIMED.model_copy(update=change), out, device="cpu")
         assert ran == ["teacher", "quantize", "shipped"]
         monkeypatch.undo()
-        monkeypatch.setattr("compressor.runner.rehearse", lambda *_, **__: None)
+        monkeypatch.setattr("compressor.runs.runner.rehearse", lambda *_, **__: None)

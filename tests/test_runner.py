@@ -17,13 +17,13 @@ import safetensors.torch
 import torch
 
 from compressor import Data, Measure, Pipeline, run
-from compressor.data import Dataset
-from compressor.distillation import Cache
+from compressor.data.dataset import Dataset
+from compressor.distillation.distillation import Cache
 from compressor.errors import StageError, UserError
-from compressor.latency import Setting, Timed
-from compressor.report import Report
-from compressor.resnet import ResNet
-from compressor.words import remarks
+from compressor.evaluation.latency import Setting, Timed
+from compressor.models.resnet import ResNet
+from compressor.report.report import Report
+from compressor.report.wording import remarks
 from stages import Distill, Export, Prune, Quantize, Target, Train
 from tests.conftest import IDS, PIPELINE, STUDENT
 
@@ -183,7 +183,7 @@ def test_every_row_is_timed_once_before_any_is_a_second_time(tmp_path: Path, mon
         timed.append(model.parent.name)
         return lambda: 0.01
 
-    monkeypatch.setattr("compressor.latency.onnx_runner", runner)
+    monkeypatch.setattr("compressor.evaluation.latency.onnx_runner", runner)
     report = run(SHORT, tmp_path / "out", device="cpu")
     assert timed == ["teacher", "teacher", "shipped", "teacher"] * 3
     assert [entry.moments for row in report.rows for entry in row.timed.values()] == [(1.0, 1.0, 1.0)] * 2
@@ -199,7 +199,7 @@ def test_other_measurements_are_made_even_after_an_interruption(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("compressor.latency.compare", interrupt)
+        patch.setattr("compressor.evaluation.latency.compare", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(wider, tmp_path / "out", device="cpu")
     report = run(wider, tmp_path / "out", device="cpu")
@@ -348,7 +348,7 @@ def test_a_failing_stage_leaves_nothing_half_written(tmp_path: Path, monkeypatch
         Prune(id="pruned", target=Target(macs=0.001)),
     )
     with monkeypatch.context() as patch:
-        patch.setattr("compressor.runner.rehearse", lambda *_, **__: None)
+        patch.setattr("compressor.runs.runner.rehearse", lambda *_, **__: None)
         with pytest.raises(
             StageError, match=r"stage .pruned.: the target, at most 0\.001 of what comes in, is out of reach"
         ):

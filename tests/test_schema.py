@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from compressor import Pipeline
-from compressor.yaml_source import read
+from compressor.config.yaml_file import read
 from compressor_command import main
 
 ROOT = Path(__file__).parent.parent

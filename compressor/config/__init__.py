@@ -1,0 +1,1 @@
+"""What a pipeline file may say, and what is said of one that is wrong."""

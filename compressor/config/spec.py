@@ -1,0 +1,117 @@
+"""What every part of a pipeline file is, and what is said of one that is wrong.
+
+Settings are frozen, closed to unknown keys, and strict about what could be misread.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+from compressor.config.yaml_file import Key
+
+LONGEST_SHOWN = 60  # characters of a wrong value
+EXPECTED = {  # by pydantic's type of error; the rest is said in pydantic's words
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number",
+    "int_type": "a whole number",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "model_type": "a mapping of settings",
+    "path_type": "a path",
+    "string_pattern_mismatch": "lower-case letters, digits, `-` and `_`, a letter or digit first",
+    "string_too_long": "at most {max_length} letters",
+    "string_type": "text",
+    "too_long": "at most {max_length} items",
+    "too_short": "at least {min_length} items",
+    "tuple_type": "a list",
+}
+
+
+class Spec(BaseModel):
+    """Settings. NaN and infinity are refused, and so are `true` and `false` where numbers are meant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts `True` as 1; a pipeline that says `epochs: true` means something else."""
+        assert info.field_name is not None
+        annotation = cls.model_fields[info.field_name].annotation
+        if not {bool, Any} & {annotation, *get_args(annotation)}:
+            for part in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(part, bool):
+                    raise ValueError(f"got {json.dumps(part)}; true and false do not belong here")
+        return value
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(arguments, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError("expected plain text, finite numbers, lists and mappings") from error
+    return arguments
+
+
+Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]  # of a user's own factory: whatever JSON can say
+
+
+def problems_of(error: ValidationError, prefix: Key, spec: type[BaseModel]) -> Iterator[tuple[Key, str]]:
+    """Each key that is wrong, with what is wrong and what is expected."""
+    found = error.errors()
+    for detail in found:
+        if detail["type"] == "too_short" and any(_inside(other["loc"], detail["loc"]) for other in found):
+            continue  # the list is short for want of an item that is wrong itself
+        key = (*prefix, *detail["loc"])
+        given = json.dumps(detail["input"], default=str, ensure_ascii=False)
+        given = given if len(given) <= LONGEST_SHOWN else given[:LONGEST_SHOWN] + "…"
+        kind, context = detail["type"], detail.get("ctx", {})
+        if kind == "extra_forbidden":
+            names = _fields(spec, detail["loc"])
+            expected = f"; expected one of {', '.join(f'`{name}`' for name in names)}"
+            yield key, f"unknown key{did_you_mean(str(key[-1]), names) or expected}"
+        elif kind == "missing":
+            yield key, "is missing; it is required"
+        elif kind == "value_error":
+            yield key, detail["msg"].removeprefix("Value error, ")
+        elif kind in EXPECTED:
+            hint = did_you_mean(given.strip('"'), re.findall("'([^']*)'", context.get("expected", "")))
+            yield key, f"got {given}; expected {EXPECTED[kind].format(**context)}{hint}"
+        else:
+            yield key, f"got {given}; {detail['msg']}"
+
+
+def _inside(location: Key, whole: Key) -> bool:
+    return len(location) > len(whole) and location[: len(whole)] == whole
+
+
+def _fields(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """The names that could stand where `location` points."""
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        models = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint to append, where one of the known names is close; else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""

@@ -1,0 +1,1 @@
+"""How right and how fast a file is, and what it gets wrong that another did not."""

@@ -1,0 +1,186 @@
+"""How right a network is: accuracy with its interval, two networks on the same images, calibration, classes.
+
+Nothing here knows of stages: it scores an ONNX file as it lies on disk.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+
+from compressor.data.dataset import Split
+from compressor.data.preprocess import Preprocess
+from compressor.errors import ArtifactError, first_line
+from compressor.export import onnx_file
+from compressor.storage import files
+
+CONFIDENCE = 0.95  # of every interval
+SIGNIFICANT = 1 - CONFIDENCE  # p below which a test rejects
+SCORE_BATCH = 250
+CALIBRATION_BINS = 15
+
+
+class Accuracy(BaseModel):
+    """k of n images right, with the Wilson interval (Wilson 1927)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    split: str
+    engine: str
+    correct: int
+    total: int
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, correct: int, total: int, *, split: str, engine: str = "onnxruntime") -> "Accuracy":
+        """The accuracy of `correct` among `total`."""
+        from scipy.stats import binomtest  # takes a second, which `compress --help` need not wait for
+
+        interval = binomtest(correct, total).proportion_ci(CONFIDENCE, method="wilson")
+        low, high = float(interval.low), float(interval.high)
+        return cls(split=split, engine=engine, correct=correct, total=total, value=correct / total, low=low, high=high)
+
+
+class Paired(BaseModel):
+    """A network against the baseline on the same images (McNemar 1947, exact).
+
+    `lost` images are right by the baseline only, `won` by this network only. `p_value` is that of `won` among
+    `lost + won` under a fair coin. The difference in accuracy is (won - lost) / total; its interval is Bonett and
+    Price's (2012): Wald's with one image more in each count. Where the test does not reject, it is widened to hold 0.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    lost: int
+    won: int
+    total: int
+    p_value: float
+    difference: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, lost: int, won: int, total: int) -> "Paired":
+        """The comparison, from its counts."""
+        from scipy.stats import binomtest
+
+        p_value = float(binomtest(won, lost + won).pvalue) if lost + won else 1.0
+        middle = (won - lost) / (total + 2)
+        spread = (lost + won + 2) / (total + 2) - middle**2
+        half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(spread / (total + 2))
+        low, high = middle - half, middle + half
+        if p_value >= SIGNIFICANT:
+            low, high = min(low, 0.0), max(high, 0.0)
+        return cls(
+            lost=lost, won=won, total=total, p_value=p_value, difference=(won - lost) / total, low=low, high=high
+        )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network says of each image of a split: the class it puts first, and the probability it gives to that.
+
+    Attributes:
+        classes: int64 `[N]`.
+        confidence: float32 `[N]`.
+        labels: what would be right, int64 `[N]`.
+    """
+
+    classes: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, model: Path, split: Split, preprocess: Preprocess) -> "Answers":
+        """The answers of an ONNX file on a whole split, in ONNX Runtime on the CPU."""
+        session = onnx_file.session(model, threads=torch.get_num_threads())
+        classes, confidence = [], []
+        for images in split.images.split(SCORE_BATCH):
+            logits = session.run(["logits"], {"input": preprocess.normalise(images).numpy()})[0]  # [B, classes]
+            classes.append(logits.argmax(1))
+            confidence.append(probabilities(logits).max(1))
+        return cls(np.concatenate(classes), np.concatenate(confidence), split.labels.numpy())
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether each answer is right, `[N]`."""
+        right: NDArray[np.bool_] = self.classes == self.labels
+        return right
+
+    def accuracy(self, *, split: str) -> Accuracy:
+        """The share of right answers."""
+        return Accuracy.of(int(self.right.sum()), len(self.right), split=split)
+
+    def against(self, baseline: "Answers") -> Paired:
+        """These answers beside the baseline's of the same images."""
+        lost, won = baseline.right & ~self.right, self.right & ~baseline.right
+        return Paired.of(int(lost.sum()), int(won.sum()), len(self.right))
+
+    def calibration_error(self) -> float:
+        """Expected calibration error, 15 bins of equal width (Guo et al. 2017): mean of |accuracy - confidence|."""
+        bins = np.minimum((self.confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+        gap = np.bincount(bins, self.right - self.confidence.astype(np.float64), CALIBRATION_BINS)
+        return float(np.abs(gap).sum() / len(self.right))
+
+    def confusion(self) -> list[tuple[int, int, int]]:
+        """How many images of a class were given each class: `(class, answer, images)` where there are any."""
+        pairs = Counter(zip(self.labels.tolist(), self.classes.tolist(), strict=True))
+        return [(label, answer, count) for (label, answer), count in sorted(pairs.items())]
+
+    def save(self, path: Path) -> None:
+        """Write them as safetensors."""
+        files.write_bytes(path, safetensors.numpy.save(vars(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> "Answers":
+        """Read what `save` wrote.
+
+        Raises:
+            ArtifactError: the file is not there, or is not of that kind.
+        """
+        try:
+            return cls(**safetensors.numpy.load(path.read_bytes()))
+        except (OSError, SafetensorError, TypeError) as error:
+            raise ArtifactError(f"{path}: no answers can be read: {first_line(error)}") from error
+
+
+class ClassScore(BaseModel):
+    """One class: of `images` in the split, how well they are found and how often the answer is right (0 to 1)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    images: int
+    precision: float
+    recall: float
+    f1: float
+
+
+def class_scores(answers: Answers, classes: int) -> tuple[ClassScore, ...]:
+    """Precision, recall and F1 of each class; 0 where nothing is there to divide by."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns: Sequence[NDArray[np.float64]] = precision_recall_fscore_support(
+        answers.labels, answers.classes, labels=range(classes), zero_division=0
+    )
+    return tuple(
+        ClassScore(images=int(images), precision=float(precision), recall=float(recall), f1=float(f1))
+        for precision, recall, f1, images in zip(*columns, strict=True)
+    )
+
+
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Softmax over the last axis, `[..., classes]`."""
+    raised = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: NDArray[np.float32] = raised / raised.sum(-1, keepdims=True)
+    return shares

@@ -1,0 +1,251 @@
+"""How fast a network is: time for a batch, against a baseline that is timed in turn with it.
+
+Nothing here knows of stages: it times saved artifacts, loaded back.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from compressor.data.preprocess import Preprocess
+from compressor.evaluation.accuracy import CONFIDENCE
+from compressor.export import onnx_file
+
+WINDOW = 10  # rounds; warm-up ends when the medians of two windows in a row agree
+STEADY = 0.02  # to this share
+LONGEST_WARMUP_SECONDS = 3.0
+MOMENTS = 3
+LEAST_ROUNDS = 40
+LEAST_SECONDS = 0.4
+BLOCKS = 20
+PROTOCOL = (MOMENTS, LEAST_ROUNDS, LEAST_SECONDS, BLOCKS)  # what a figure depends on, besides the files and the machine
+RESAMPLES = 2000
+
+Timed = Callable[[], float]  # runs a network once, and says how many seconds that took
+Comparison = Callable[[], "Latency"]  # times a network in turn with another, both loaded anew
+
+
+class Setting(BaseModel):
+    """One way to run a network."""
+
+    model_config = ConfigDict(frozen=True)
+
+    engine: Literal["torch", "onnxruntime"]
+    device: Literal["cpu", "cuda"]
+    threads: int
+    batch: int
+
+
+class Latency(Setting):
+    """Time for one batch and, with its interval, how many times faster that is than the baseline's.
+
+    `warmup_runs` came before, until times were `steady` (or for 3 seconds); `other_load` is how many cores other
+    programs kept busy meanwhile; `on_cpu` the operators that a GPU's engine left to the CPU. Where there were several
+    moments, `moments` holds the speed-up at each; runs are counted over all, and `steady` and `other_load` are of the
+    worst.
+    """
+
+    median_ms: float
+    p95_ms: float
+    runs: int
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    warmup_runs: int
+    steady: bool
+    other_load: float
+    on_cpu: tuple[str, ...] = ()
+    moments: tuple[float, ...] = ()
+
+
+class NotMeasured(Setting):
+    """A setting that was not timed, and why."""
+
+    reason: str
+
+
+def onnx_runner(model: Path, setting: Setting) -> Timed:
+    """An ONNX file on a random batch; on a GPU the copies to it and back are counted."""
+    session = onnx_file.session(model, threads=setting.threads, device=setting.device)
+    feed = _random_feed(session, model, setting.batch)
+    return timed(lambda: session.run(None, feed))
+
+
+def left_to_cpu(model: Path, setting: Setting) -> tuple[str, ...]:
+    """The operators of an ONNX file that a session on the setting's device executes on the CPU, as `Conv x 3`."""
+    feed = _random_feed(onnx_file.session(model), model, setting.batch)
+    return onnx_file.operators_on_cpu(model, feed, setting.device)
+
+
+def torch_runner(network: nn.Module, preprocess: Preprocess, setting: Setting) -> Timed:
+    """A float network in eager torch on a random batch that lies on the device."""
+    device = torch.device(setting.device)
+    network = network.to(device)
+    inputs = random_batch(preprocess.input_shape(setting.batch)).to(device)
+
+    @torch.inference_mode()
+    def run() -> object:
+        return network(inputs)
+
+    return _timed_on_gpu(run) if setting.device == "cuda" else timed(run)
+
+
+def timed(run: Callable[[], object]) -> Timed:
+    """`run`, by the clock of this machine."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    return seconds
+
+
+def _timed_on_gpu(run: Callable[[], object]) -> Timed:
+    """`run`, by events in the GPU's own stream."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def seconds() -> float:
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    return seconds
+
+
+def compare(candidate: Timed, baseline: Timed, setting: Setting, on_cpu: tuple[str, ...] = ()) -> Latency:
+    """Time both in turn (A B B A …), at least 40 rounds and 0.4 seconds each; the interval is a block bootstrap.
+
+    The speed-up is the ratio of medians. Rounds are cut into contiguous blocks, whose medians are resampled in pairs,
+    so that a disturbance that lasts is counted as one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(setting.threads)
+    try:
+        warmup_runs, steady = _warm_up(candidate, baseline)
+        with _OtherLoad() as load:
+            times = _rounds(candidate, baseline)  # [rounds, 2] in seconds
+    finally:
+        torch.set_num_threads(threads)
+    speedup, low, high = _speedup(times)
+    return Latency(
+        **setting.model_dump(),
+        median_ms=float(np.median(times[:, 0]) * 1e3),
+        p95_ms=float(np.percentile(times[:, 0], 95) * 1e3),
+        runs=len(times),
+        speedup=speedup,
+        speedup_low=low,
+        speedup_high=high,
+        warmup_runs=warmup_runs,
+        steady=steady,
+        other_load=load.cores,
+        on_cpu=on_cpu,
+    )
+
+
+def at_moments(comparisons: Sequence[Comparison], moments: int = MOMENTS) -> list[Latency]:
+    """What each comparison gives, all of them made once before any is made again, so that moments lie far apart.
+
+    What a moment does to a ratio (a neighbour on the machine, how memory came to lie) cannot be seen from within it.
+    """
+    rounds = [[compare_now() for compare_now in comparisons] for _ in range(moments)]
+    return [_over_moments([each[index] for each in rounds]) for index in range(len(comparisons))]
+
+
+def _over_moments(entries: Sequence[Latency]) -> Latency:
+    """Times and speed-up are the medians; the interval spans those of all moments."""
+    return entries[0].model_copy(
+        update={
+            "median_ms": float(np.median([entry.median_ms for entry in entries])),
+            "p95_ms": float(np.median([entry.p95_ms for entry in entries])),
+            "runs": sum(entry.runs for entry in entries),
+            "speedup": float(np.median([entry.speedup for entry in entries])),
+            "speedup_low": min(entry.speedup_low for entry in entries),
+            "speedup_high": max(entry.speedup_high for entry in entries),
+            "warmup_runs": sum(entry.warmup_runs for entry in entries),
+            "steady": all(entry.steady for entry in entries),
+            "other_load": max(entry.other_load for entry in entries),
+            "moments": tuple(entry.speedup for entry in entries),
+        }
+    )
+
+
+def _warm_up(candidate: Timed, baseline: Timed) -> tuple[int, bool]:
+    """Run both until neither gets faster or slower: how many rounds that took, and whether it came to that."""
+    started = time.monotonic()
+    rounds, before = 0, None
+    while True:
+        window = np.median([(candidate(), baseline()) for _ in range(WINDOW)], axis=0)  # [2]
+        rounds += WINDOW
+        if before is not None and bool((np.abs(window / before - 1) <= STEADY).all()):
+            return rounds, True
+        if time.monotonic() - started > LONGEST_WARMUP_SECONDS and before is not None:
+            return rounds, False
+        before = window
+
+
+def _rounds(candidate: Timed, baseline: Timed) -> NDArray[np.float64]:
+    """Seconds of both, `[rounds, 2]`."""
+    times: list[tuple[float, float]] = []
+    spent = np.zeros(2)
+    while len(times) < LEAST_ROUNDS or spent.min() < LEAST_SECONDS:
+        if len(times) % 2:  # whoever comes first in a round pays for what came between
+            second, first = baseline(), candidate()
+            times.append((first, second))
+        else:
+            times.append((candidate(), baseline()))
+        spent += times[-1]
+    return np.array(times)
+
+
+def _speedup(times: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The ratio of medians (of medians of blocks of rounds) and its bootstrap interval, for times `[rounds, 2]`."""
+    blocks = np.array([np.median(block, axis=0) for block in np.array_split(times, BLOCKS)])  # [BLOCKS, 2]
+    candidate, baseline = np.median(blocks, axis=0)
+    picks = np.random.default_rng(0).integers(len(blocks), size=(RESAMPLES, len(blocks)))
+    medians = np.median(blocks[picks], axis=1)  # [RESAMPLES, 2]
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(medians[:, 1] / medians[:, 0], [tail, 100 - tail])
+    return float(baseline / candidate), float(low), float(high)
+
+
+class _OtherLoad:
+    """How many cores other programs keep busy, on average, while this block runs."""
+
+    cores = 0.0
+
+    def __enter__(self) -> "_OtherLoad":
+        self.before = self._seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        machine, own, clock = np.subtract(self._seconds(), self.before)
+        self.cores = round(max(float((machine - own) / clock), 0.0), 2)
+
+    @staticmethod
+    def _seconds() -> tuple[float, float, float]:
+        """Of work of the whole machine, of work of this process, and of the clock."""
+        machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        idle = machine.idle + getattr(machine, "iowait", 0.0)
+        guests = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)  # counted in user and nice too
+        return sum(machine) - idle - guests, own.user + own.system, time.monotonic()
+
+
+def _random_feed(session: Any, model: Path, batch: int) -> dict[str, NDArray[np.float32]]:
+    name, sides = onnx_file.input_of(session, batch, source=model)
+    return {name: random_batch((batch, *sides)).numpy()}
+
+
+def random_batch(shape: tuple[int, ...]) -> torch.Tensor:
+    """The same normally distributed numbers for the same shape."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))

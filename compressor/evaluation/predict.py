@@ -1,0 +1,56 @@
+"""What an ONNX file says of images, fed and read by its own metadata: `compress predict`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from compressor.data.sources import SUFFIXES
+from compressor.errors import DataError, first_line, pass_on_out_of_memory
+from compressor.evaluation.accuracy import probabilities
+from compressor.export import onnx_file
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one image, with their probabilities, the first one first."""
+
+    path: Path
+    classes: tuple[tuple[str, float], ...]
+
+
+def predict(model: Path, where: Path, *, top: int = 3) -> Iterator[Prediction | DataError]:
+    """What `model` says of the image `where`, or of every image in that folder and below; or why one cannot be read.
+
+    Raises:
+        ArtifactError: the file cannot be read, or does not say how to be fed and read.
+        DataError: there is no image.
+    """
+    preprocess, labels = onnx_file.about(model)
+    session = onnx_file.session(model, threads=torch.get_num_threads())
+    for path in _images(where):
+        try:
+            with Image.open(path) as image:
+                pixels = preprocess.pixels(image)
+        except Exception as error:  # Pillow's decoders raise many types
+            pass_on_out_of_memory(error)
+            yield DataError(f"{path} is not an image that can be used: {first_line(error)}")
+            continue
+        inputs = preprocess.normalise(torch.from_numpy(pixels[None])).numpy()
+        shares = probabilities(session.run(["logits"], {"input": inputs})[0][0])
+        best = np.argsort(-shares, kind="stable")[:top].tolist()
+        yield Prediction(path, tuple((labels[index], float(shares[index])) for index in best))
+
+
+def _images(where: Path) -> list[Path]:
+    if not where.is_dir():
+        if not where.exists():
+            raise DataError(f"there is no {where}; expected an image, or a folder of images")
+        return [where]
+    found = sorted(path for path in where.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise DataError(f"{where} holds no image ({', '.join(sorted(SUFFIXES))})")
+    return found

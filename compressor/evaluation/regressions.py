@@ -1,0 +1,144 @@
+"""Who pays for a smaller network: classes, single images, images that are not as clean as the test split's."""
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from compressor.data.corruptions import CORRUPTIONS
+from compressor.data.dataset import Dataset, Split
+from compressor.evaluation.accuracy import SCORE_BATCH, Accuracy, Answers, ClassScore, class_scores
+from compressor.storage import files
+
+SHOWN = 24  # images newly wrong, and newly right
+THUMBNAIL = 96  # pixels of the longer side, at most
+CORRUPTED_IMAGES = 2000
+
+
+class Flip(BaseModel):
+    """An image that only one of two networks gets right: its number in the test split, its class, and both answers.
+
+    `confidence` is the probability that the shipped network gives to its answer; `png` the image, in base64.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    image: int
+    label: int
+    baseline: int
+    shipped: int
+    confidence: float
+    png: str
+
+
+class Corrupted(BaseModel):
+    """Accuracy of both networks on images that were corrupted in one way."""
+
+    model_config = ConfigDict(frozen=True)
+
+    corruption: str
+    strength: str
+    baseline: Accuracy
+    shipped: Accuracy
+
+
+class Harm(BaseModel):
+    """The shipped network beside the baseline.
+
+    `confusion` is the shipped network's, `(class, answer, images)`; `newly_wrong` and `newly_right` are the ones it is
+    surest of, at most 24 each; `corrupted` is on at most 2,000 test images. `key` is the digest of all of it that is
+    costly to make and of what that depends on.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    baseline_classes: tuple[ClassScore, ...]
+    shipped_classes: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, int, int], ...]
+    newly_wrong: tuple[Flip, ...]
+    newly_right: tuple[Flip, ...]
+    corrupted: tuple[Corrupted, ...]
+    key: str
+
+    def by_loss(self) -> list[tuple[int, ClassScore, ClassScore]]:
+        """Each class with its scores by the baseline and the shipped network, those that lost most recall first."""
+        pairs = enumerate(zip(self.baseline_classes, self.shipped_classes, strict=True))
+        return sorted(
+            ((index, before, after) for index, (before, after) in pairs),
+            key=lambda each: (each[2].recall - each[1].recall, each[0]),
+        )
+
+
+def harm_of(baseline: tuple[Path, Answers], shipped: tuple[Path, Answers], data: Dataset, known: Harm | None) -> Harm:
+    """What the shipped network does worse and better than the baseline.
+
+    Args:
+        baseline: its ONNX file, and its answers on the test split.
+        shipped: as `baseline`.
+        data: with the test split.
+        known: of an earlier report; what it says of corrupted images stands if nothing that this depends on changed.
+    """
+    test = data.test
+    depends_on = [files.digest(baseline[0].read_bytes()), files.digest(shipped[0].read_bytes()), test.fingerprint]
+    if known is not None and known.key == _key(depends_on, known.corrupted):
+        corrupted = known.corrupted
+    else:
+        corrupted = tuple(_on_corrupted(baseline[0], shipped[0], data))
+    before, after = baseline[1].right, shipped[1].right
+    return Harm(
+        baseline_classes=class_scores(baseline[1], len(data.labels)),
+        shipped_classes=class_scores(shipped[1], len(data.labels)),
+        confusion=tuple(shipped[1].confusion()),
+        newly_wrong=tuple(_flips(before & ~after, baseline[1], shipped[1], test)),
+        newly_right=tuple(_flips(after & ~before, baseline[1], shipped[1], test)),
+        corrupted=corrupted,
+        key=_key(depends_on, corrupted),
+    )
+
+
+def _key(depends_on: list[str], corrupted: tuple[Corrupted, ...]) -> str:
+    return files.digest_json([*depends_on, *(each.model_dump(mode="json") for each in corrupted)])
+
+
+def _flips(which: NDArray[np.bool_], baseline: Answers, shipped: Answers, test: Split) -> Iterator[Flip]:
+    """The images of `which` (`[N]`) whose answer the shipped network is surest of."""
+    chosen = np.flatnonzero(which)
+    for index in chosen[np.argsort(-shipped.confidence[chosen], kind="stable")][:SHOWN].tolist():
+        yield Flip(
+            image=index,
+            label=int(test.labels[index]),
+            baseline=int(baseline.classes[index]),
+            shipped=int(shipped.classes[index]),
+            confidence=float(shipped.confidence[index]),
+            png=_thumbnail(test.images[index].permute(1, 2, 0).numpy()),
+        )
+
+
+def _thumbnail(pixels: NDArray[np.uint8]) -> str:
+    """`[H, W, C]` as a PNG of at most 96 pixels a side, in base64."""
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _on_corrupted(baseline: Path, shipped: Path, data: Dataset) -> Iterator[Corrupted]:
+    chosen = np.sort(np.random.default_rng(0).permutation(len(data.test))[:CORRUPTED_IMAGES])
+    clean = data.test.take(torch.from_numpy(chosen))
+    for corruption in CORRUPTIONS:
+        corrupted = [corruption.apply(images.numpy()) for images in clean.images.split(SCORE_BATCH)]
+        split = Split(torch.from_numpy(np.concatenate(corrupted)), clean.labels)
+        before, after = (Answers.of(model, split, data.preprocess) for model in (baseline, shipped))
+        yield Corrupted(
+            corruption=corruption.name,
+            strength=corruption.strength,
+            baseline=before.accuracy(split="test, corrupted"),
+            shipped=after.accuracy(split="test, corrupted"),
+        )

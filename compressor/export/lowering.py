@@ -1,0 +1,120 @@
+"""Quantized networks in ONNX's operators: QuantizeLinear / DequantizeLinear pairs and integer constants."""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from compressor.quantization.network import (
+    ActivationQuantizer,
+    ParameterQuantizer,
+    QuantizedNetwork,
+    attribute,
+    set_attribute,
+)
+from compressor.quantization.placement import CONVOLUTIONS, aten
+
+IN_MULTIPLE, OUT_LEAST = 4, 16  # channels that ONNX Runtime's direct int8 convolution takes (MlasConvSym)
+
+
+def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
+    """A copy whose quantizers are ONNX operators and integer constants; it can be exported, not run."""
+    lowered = copy.deepcopy(network)
+    _pad_image(lowered)
+    for node in [node for node in lowered.graph.nodes if node.op == "call_module"]:
+        module = lowered.get_submodule(node.target)
+        if isinstance(module, ParameterQuantizer):
+            weight, bias, input_scale = node.args
+            constants = _IntegerParameters(
+                module,
+                attribute(lowered, weight),
+                None if bias is None else attribute(lowered, bias),
+                attribute(lowered, input_scale),
+            )
+            lowered.set_submodule(node.target, constants)
+            node.args = ()
+        elif isinstance(module, ActivationQuantizer):
+            lowered.set_submodule(node.target, _QuantizeDequantize(module))
+    lowered.graph.eliminate_dead_code()
+    lowered.delete_all_unused_submodules()
+    lowered.recompile()
+    return lowered
+
+
+def _pad_image(network: QuantizedNetwork) -> None:
+    """Give quantized convolutions that read the image channels of zeros, which no output depends on.
+
+    Without them ONNX Runtime copies the image patch by patch: its one or three channels take longer than four.
+    """
+    graph = network.graph
+    image = next(node for node in graph.nodes if node.op == "placeholder")
+    for pair in [node for node in graph.nodes if _is(network, node, ParameterQuantizer)]:
+        (layer,) = {layer for rounded in pair.users for layer in rounded.users}
+        quantizer, weight = layer.args[0], pair.args[0]
+        reads_image = _is(network, quantizer, ActivationQuantizer) and quantizer.args == (image,)
+        in_groups = len(layer.args) > 6
+        if layer.target not in CONVOLUTIONS or not reads_image or in_groups or len(weight.users) > 1:
+            continue
+        values = attribute(network, weight).detach()  # [out, in, height, width]
+        padding = (0, 0, 0, 0, 0, -values.shape[1] % IN_MULTIPLE)
+        if len(values) >= OUT_LEAST and any(padding):
+            set_attribute(network, str(weight.target), nn.Parameter(F.pad(values, padding), requires_grad=False))
+            with graph.inserting_before(layer):
+                padded = graph.call_function(aten.constant_pad_nd.default, (image, list(padding)))
+                layer.args = (graph.call_module(quantizer.target, (padded,)), *layer.args[1:])
+
+
+def _is(network: fx.GraphModule, node: fx.Node, kind: type[nn.Module]) -> bool:
+    return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), kind)
+
+
+class _QuantizeDequantize(nn.Module):
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        self.register_buffer("scale", quantizer.scale.clone())
+        self.register_buffer("zero_point", quantizer.zero_point.to(torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = (self.scale, self.zero_point)
+        q = torch.onnx.ops.symbolic("QuantizeLinear", (x, *grid), dtype=torch.uint8, shape=x.shape)
+        return torch.onnx.ops.symbolic("DequantizeLinear", (q, *grid), dtype=torch.float32, shape=x.shape)
+
+
+class _IntegerParameters(nn.Module):
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bias: Tensor
+    bias_scale: Tensor
+
+    def __init__(self, quantizer: ParameterQuantizer, weight: Tensor, bias: Tensor | None, input_scale: Tensor) -> None:
+        super().__init__()
+        scale = quantizer.scales(weight, bias, input_scale)
+        zeros = torch.zeros_like(scale, dtype=torch.int32)
+        rounded = torch.fake_quantize_per_channel_affine(
+            weight.detach(), scale, zeros, 0, -quantizer.limit, quantizer.limit
+        )
+        by_channel = scale.view(-1, *[1] * (weight.dim() - 1))
+        self.register_buffer("weight", torch.round(rounded / by_channel).to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zeros.to(torch.int8))
+        self.has_bias = bias is not None
+        if bias is not None:
+            grid = scale * input_scale
+            self.register_buffer("bias", torch.round(bias.detach() / grid).to(torch.int32))
+            self.register_buffer("bias_scale", grid)
+
+    def forward(self) -> tuple[Tensor, Tensor | None]:
+        weight = self._dequantize(self.weight, self.scale, self.zero_point)
+        return weight, self._dequantize(self.bias, self.bias_scale) if self.has_bias else None
+
+    @staticmethod
+    def _dequantize(integers: Tensor, *grid: Any) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear", (integers, *grid), {"axis": 0}, dtype=torch.float32, shape=integers.shape
+        )

@@ -1,0 +1,202 @@
+"""Networks as ONNX files: one self-contained file, lean, with our metadata; and ONNX Runtime sessions on them."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.export import ExportedProgram
+
+from compressor.data.preprocess import Preprocess
+from compressor.errors import ArtifactError, StageError, first_line, pass_on_out_of_memory
+from compressor.export.lowering import lower_to_onnx
+from compressor.quantization.network import QuantizedNetwork
+from compressor.tracing import layer_of, quiet, trace
+
+DEFAULT_OPSET = 18
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+QUIET = 3  # ONNX Runtime's log level: errors only
+
+
+def export_onnx(
+    network: nn.Module, preprocess: Preprocess, metadata: Mapping[str, str], opset: int = DEFAULT_OPSET
+) -> bytes:
+    """`network` as an ONNX file: `input` float32 `[batch, C, H, W]` to `logits` float32 `[batch, classes]`.
+
+    A quantized network becomes QuantizeLinear / DequantizeLinear pairs around its layers and integer constants.
+
+    Raises:
+        ArchitectureError: the network cannot be traced.
+        StageError: the exporter cannot write this network, or not in this opset.
+    """
+    network = lower_to_onnx(network) if isinstance(network, QuantizedNetwork) else network.eval()
+    traced = trace(network, preprocess.input_shape(2))
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                traced, dynamo=True, opset_version=opset, input_names=["input"], output_names=["logits"], verbose=False
+            )
+    except Exception as error:  # the exporter raises whatever its passes raise
+        pass_on_out_of_memory(error)
+        raise StageError(f"{_reason(error, traced)} (opset {opset})") from error
+    assert program is not None
+    model = program.model_proto
+    _make_lean(model)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    written = next(entry.version for entry in model.opset_import if entry.domain == "")
+    if written != opset:
+        raise StageError(f"opset {opset} was asked for, but the exporter wrote opset {written}")
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def metadata_of(preprocess: Preprocess, labels: tuple[str, ...], pipeline_digest: str) -> dict[str, str]:
+    """What a user of the file needs to know, as `metadata_props`."""
+    return {
+        "compressor.preprocess": preprocess.model_dump_json(),
+        "compressor.labels": json.dumps(labels),
+        "compressor.pipeline": pipeline_digest,
+    }
+
+
+def input_of(opened: onnxruntime.InferenceSession, batch: int, *, source: Path) -> tuple[str, tuple[int, ...]]:
+    """The name of the one input of a session on `source`, and its shape without the batch.
+
+    Raises:
+        ArtifactError: it has several inputs, another type than float32, an open side, or takes other batches.
+    """
+    inputs = opened.get_inputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+        kinds = ", ".join(f"{each.name} ({each.type})" for each in inputs)
+        raise ArtifactError(f"{source} takes {kinds}; only files with one float32 input can be timed")
+    first, *sides = inputs[0].shape
+    if not all(isinstance(side, int) for side in sides):
+        raise ArtifactError(f"{source} leaves the shape of its input open ({inputs[0].shape}); fix its sides first")
+    if isinstance(first, int) and first != batch:
+        raise ArtifactError(f"{source} takes batches of {first} only; ask for --batch {first}")
+    return inputs[0].name, tuple(sides)
+
+
+def pipeline_of(model: Path) -> str | None:
+    """The digest of the pipeline that a file was made by, as it says."""
+    digest: str | None = session(model).get_modelmeta().custom_metadata_map.get("compressor.pipeline")
+    return digest
+
+
+def about(model: Path) -> tuple[Preprocess, tuple[str, ...]]:
+    """What a file's own metadata say of feeding and reading it: the preprocessing and the labels.
+
+    Raises:
+        ArtifactError: it cannot be read, reads other files, or has no such metadata.
+    """
+    try:
+        content = model.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
+    check_self_contained(content, source=model)
+    try:
+        found = session(content).get_modelmeta().custom_metadata_map
+        preprocess = Preprocess.model_validate_json(found["compressor.preprocess"])
+        labels = tuple(str(label) for label in json.loads(found["compressor.labels"]))
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(f"{model} does not say how to feed and read it (compressor.preprocess, .labels)") from error
+    return preprocess, labels
+
+
+def check_self_contained(content: bytes, *, source: Path) -> None:
+    """Refuse a file that reads others, wherever they may lie.
+
+    Raises:
+        ArtifactError: it is no ONNX file, or refers to data outside itself.
+    """
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's own errors
+        raise ArtifactError(f"{source} is not an ONNX file: {first_line(error)}") from error
+    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
+        raise ArtifactError(f"{source} refers to data outside itself; it is not read")
+
+
+def has_cuda() -> bool:
+    """Whether the ONNX Runtime that is installed can compute on a GPU."""
+    return CUDA in onnxruntime.get_available_providers()
+
+
+def session(
+    model: bytes | Path, threads: int = 1, device: Literal["cpu", "cuda"] = "cpu", profile: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session with a fixed number of threads; `profile` is how the file of a profile begins."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = QUIET
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads leave the cores to others
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=[CUDA, CPU] if device == "cuda" else [CPU])
+
+
+def operators_on_cpu(model: Path, feed: Mapping[str, NDArray[Any]], device: Literal["cpu", "cuda"]) -> tuple[str, ...]:
+    """The operators that ONNX Runtime executes on the CPU in a session for `device`, as `Conv x 3`."""
+    with TemporaryDirectory() as folder:
+        profiled = session(model, device=device, profile=Path(folder, "profile"))
+        profiled.run(None, dict(feed))
+        events = json.loads(Path(profiled.end_profiling()).read_bytes())
+    executed = (event["args"] for event in events if event.get("name", "").endswith("_kernel_time"))
+    found = Counter(each["op_name"] for each in executed if each.get("provider") == CPU)
+    return tuple(f"{name} x {count}" for name, count in sorted(found.items()))
+
+
+def _reason(error: BaseException, traced: ExportedProgram) -> str:
+    """What the exporter could not write, and in which layer it arises."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    found = (re.search(r"translating node %(\w+)", str(cause)) for cause in causes)
+    names = {match[1] for match in found if match}  # of operators as the exporter splits them: bessel_j0
+    layers = [layer_of(node) for node in traced.graph.nodes if any(name in node.name for name in names)]
+    where = f"layer {layers[0]!r}" if layers and layers[0] else "the network"
+    return f"{where} cannot be exported to ONNX: {first_line(causes[-1])}"
+
+
+def _make_lean(model: onnx.ModelProto) -> None:
+    """Drop what only the exporter needs (stack traces, paths, shapes of inner values) and shorten inner names."""
+    del model.metadata_props[:]
+    del model.functions[:]
+    model.doc_string = ""
+    graph = model.graph
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+    del graph.quantization_annotation[:]
+    graph.doc_string, graph.name = "", "compressor"
+    domains = {node.domain for node in graph.node} | {""}
+    for entry in [entry for entry in model.opset_import if entry.domain not in domains]:
+        model.opset_import.remove(entry)
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    short: dict[str, str] = {"": ""}
+
+    def rename(name: str) -> str:
+        return name if name in kept else short.setdefault(name, f"v{len(short)}")
+
+    for initializer in graph.initializer:
+        initializer.name = rename(initializer.name)
+        initializer.doc_string = ""
+        del initializer.metadata_props[:]
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        value.doc_string = ""
+        del value.metadata_props[:]
+    for node in graph.node:
+        node.name = node.doc_string = ""
+        del node.metadata_props[:]
+        node.input[:] = [rename(name) for name in node.input]
+        node.output[:] = [rename(name) for name in node.output]

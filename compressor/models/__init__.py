@@ -1,0 +1,1 @@
+"""Networks as saved artifacts: architectures, structural changes, size."""

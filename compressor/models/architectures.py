@@ -1,0 +1,153 @@
+"""From a name to an untrained network: `resnet56`, `resnet`, `torchvision:NAME`, `package.module:Factory`."""
+
+import importlib
+import inspect
+import re
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from compressor.config.spec import did_you_mean
+from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
+from compressor.models.resnet import ResNet, blocks_of_depth
+from compressor.tracing import layer_in_words, running_layers
+
+
+def factory_of(model: str) -> str | None:
+    """The `package.module:Factory` that a model's name is; None for a network that ships with a library."""
+    return model if ":" in model and not model.startswith("torchvision:") else None
+
+
+class Architecture(BaseModel):
+    """What it takes to build a network again, without its weights.
+
+    `model` is one of
+
+    - `resnet8`, `resnet14`, `resnet20`, `resnet32`, `resnet44`, `resnet56`, `resnet110`: He's CIFAR ResNets;
+    - `resnet` with `arguments: {blocks: [1, 1, 1], widths: [16, 64, 128]}`: their general form;
+    - `torchvision:NAME`: a classification network of torchvision, without its weights;
+    - `package.module:Factory`: your own callable that returns an `nn.Module`. It is called with `arguments`, and
+      with `num_classes` and `in_channels` where it takes parameters of these names.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    arguments: dict[str, Any] = {}
+    num_classes: int
+    in_channels: int
+
+    @property
+    def factory(self) -> str | None:
+        """The `package.module:Factory` that building imports; None for a network that ships with a library."""
+        return factory_of(self.model)
+
+    def build(self, *, factories: frozenset[str] = frozenset()) -> nn.Module:
+        """An untrained network; its initial weights come from torch's global generator.
+
+        Args:
+            factories: the factories that may be imported: those the user's own pipeline names.
+
+        Raises:
+            ArchitectureError: the name is unknown, the arguments do not fit, or the factory is not allowed.
+        """
+        try:
+            network = self._build(factories)
+        except ArchitectureError:
+            raise
+        except (Exception, SystemExit) as error:  # a factory raises what it likes
+            pass_on_out_of_memory(error)
+            reason = first_line(error)
+            raise ArchitectureError(f"model {self.model!r} with arguments {self.arguments}: {reason}") from error
+        if not isinstance(network, nn.Module):
+            raise ArchitectureError(f"model {self.model!r} gave a {type(network).__name__}, not an nn.Module")
+        if len(list(network.parameters())) != len(list(network.named_parameters(remove_duplicate=False))):
+            raise ArchitectureError(f"model {self.model!r} shares parameters between layers, which cannot be saved")
+        return network
+
+    def _build(self, factories: frozenset[str]) -> Any:
+        data: dict[str, Any] = {"num_classes": self.num_classes, "in_channels": self.in_channels}
+        if self.factory is not None:
+            if self.factory not in factories:
+                raise ArchitectureError(
+                    f"{self.factory} is imported only when the pipeline itself names it as a model; it does not"
+                )
+            return _call(_import(self.factory), self.arguments, data)
+        if self.model.startswith("torchvision:"):
+            return self._torchvision(self.model.removeprefix("torchvision:"))
+        if self.model == "resnet":
+            return ResNet(**{**data, **self.arguments})
+        if match := re.fullmatch(r"resnet(\d+)", self.model):
+            blocks = blocks_of_depth(int(match[1]))
+            return ResNet(**{**data, "blocks": blocks, "widths": (16, 32, 64), **self.arguments})
+        raise ArchitectureError(
+            f"unknown model {self.model!r}; expected resnet20 (or 8, 14, 32, 44, 56, 110), resnet with blocks "
+            "and widths, torchvision:NAME, or package.module:Factory"
+        )
+
+    def _torchvision(self, name: str) -> nn.Module:
+        import torchvision  # not for those who do without: it takes seconds
+
+        known = torchvision.models.list_models(module=torchvision.models)
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ArchitectureError(f"torchvision has no classification network named {name!r}{hint}")
+        downloads = [key for key in self.arguments if key.startswith("weights")]
+        if downloads:
+            raise ArchitectureError(
+                f"argument {downloads[0]!r} of {self.model} would download and unpickle; give a file with `weights:` "
+                "of the stage instead"
+            )
+        arguments = {"weights": None, "num_classes": self.num_classes, **self.arguments}
+        network: nn.Module = torchvision.models.get_model(name, **arguments)
+        return network
+
+
+def _import(factory: str) -> Any:
+    module_name, _, attribute = factory.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except SystemExit as error:
+        raise ArchitectureError(
+            f"model {factory!r} cannot be imported: {module_name} ends the program when it is imported; "
+            'put what it runs under `if __name__ == "__main__":`'
+        ) from error
+    except (ImportError, AttributeError) as error:
+        raise ArchitectureError(
+            f"model {factory!r} cannot be imported ({error}); expected package.module:Factory, in a file "
+            "beside the pipeline that `compress run` is given or where you are, or installed"
+        ) from error
+
+
+def _call(factory: Any, arguments: dict[str, Any], data: dict[str, Any]) -> Any:
+    accepted = inspect.signature(factory).parameters
+    return factory(**{name: value for name, value in data.items() if name in accepted} | arguments)
+
+
+def check_fits(network: nn.Module, architecture: Architecture, input_shape: tuple[int, ...]) -> None:
+    """Run one blank batch through `network` and require logits of shape `[N, num_classes]`.
+
+    Raises:
+        ArchitectureError: the forward pass fails, or gives another shape.
+    """
+    with running_layers(network) as running:
+        try:
+            with torch.no_grad():
+                output = network.eval()(torch.zeros(input_shape))
+        except Exception as error:  # a forward raises what it likes
+            pass_on_out_of_memory(error)
+            raise ArchitectureError(
+                f"model {architecture.model!r} does not take images of shape {list(input_shape[1:])} (C, H, W): "
+                f"{layer_in_words(network, running)}: {first_line(error)}"
+            ) from error
+    if not isinstance(output, torch.Tensor):
+        raise ArchitectureError(f"model {architecture.model!r} gives a {type(output).__name__}, and logits are needed")
+    shape = tuple(output.shape)
+    expected = (input_shape[0], architecture.num_classes)
+    if shape != expected:
+        raise ArchitectureError(
+            f"model {architecture.model!r} gives an output of shape {list(shape)} for {expected[0]} images; "
+            f"the data has {expected[1]} classes, so {list(expected)} is needed"
+        )

@@ -1,0 +1,354 @@
+"""What stages hand on: a torch network or an ONNX file. Saved without pickle, loaded to bit-equal outputs."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compressor.data.preprocess import Preprocess
+from compressor.errors import ArtifactError, pass_on_out_of_memory
+from compressor.export import onnx_file
+from compressor.models.architectures import Architecture
+from compressor.models.changes import Change, Int8, Masked
+from compressor.storage import files
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+ONNX = "model.onnx"
+PICKLES = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")  # how torch.save and pickle begin a file
+PREDICT_BATCH = 250
+MULTIPLY_ADD_OPS = ("convolution", "mm", "addmm", "bmm", "baddbmm")
+
+
+class Counts(BaseModel):
+    """The size of a network with BatchNorm counted and unfolded, whatever was folded or quantized since."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters: int
+    nonzero_parameters: int
+    macs: int  # multiply-adds of convolutions and linear layers for one image
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    versions: dict[str, str]
+    digest: str  # SHA-256 of the file beside it
+    details: dict[str, Any]
+
+
+class TorchManifest(_Manifest):
+    """`manifest.json` beside `weights.safetensors`."""
+
+    kind: Literal["torch"] = "torch"
+    architecture: Architecture
+    changes: tuple[Change, ...]
+
+
+class OnnxManifest(_Manifest):
+    """`manifest.json` beside `model.onnx`."""
+
+    kind: Literal["onnx"] = "onnx"
+    counts: Counts
+    quantized: bool
+
+
+_MANIFEST: TypeAdapter[TorchManifest | OnnxManifest] = TypeAdapter(
+    Annotated[TorchManifest | OnnxManifest, Field(discriminator="kind")]
+)
+
+
+@dataclass(frozen=True)
+class TorchModel:
+    """A network with all that is needed to build, feed and read it. Stages copy it; they never write to it.
+
+    Attributes:
+        network: `[N, C, H, W] -> [N, classes]`, in eval mode, on the CPU.
+        architecture: what builds the network, before `changes`.
+        changes: structural changes in the order they were made.
+        details: JSON that a stage has to say of its result (training curves, widths), for the report.
+    """
+
+    network: nn.Module
+    architecture: Architecture
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    changes: tuple[Change, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _normalise(self.network)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the network fakes integers."""
+        return any(isinstance(change, Int8) for change in self.changes)
+
+    @property
+    def masked(self) -> frozenset[str]:
+        """The parameters whose zeros stay zero in training."""
+        return frozenset(name for change in self.changes if isinstance(change, Masked) for name in change.parameters)
+
+    @property
+    def counts(self) -> Counts:
+        """Parameters and multiply-adds of the network as it was before folding and quantizing."""
+        factory = self.architecture.factory
+        network = _build(
+            self.architecture,
+            tuple(change for change in self.changes if not isinstance(change, Int8)),
+            self.preprocess,
+            frozenset() if factory is None else frozenset({factory}),
+        )
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        zeros = sum(int((parameter == 0).sum()) for parameter in self.network.parameters())
+        return Counts(
+            parameters=parameters,
+            nonzero_parameters=parameters - zeros,
+            macs=count_macs(network, self.preprocess),
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all that decides what the network computes."""
+        described = (self.architecture, *self.changes, self.preprocess)
+        return files.digest_json(
+            {
+                "structure": [part.model_dump(mode="json") for part in described],
+                "labels": self.labels,
+                "weights": files.digest(safetensors.torch.save(dict(self.network.state_dict()))),
+            }
+        )
+
+    def copy_network(self) -> nn.Module:
+        """A copy of the network to train or change."""
+        return copy.deepcopy(self.network)
+
+    def with_network(self, network: nn.Module, *new_changes: Change, details: Mapping[str, Any]) -> "TorchModel":
+        """This model with another network, changes added, and details of its own."""
+        changes = (*self.changes, *new_changes)
+        return replace(self, network=network, changes=changes, details=details)
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Logits `[N, classes]` for normalised images `[N, C, H, W]`, in float32 on the CPU, in batches."""
+        return torch.cat([self.network(batch) for batch in inputs.split(PREDICT_BATCH)])
+
+    def to_onnx(self, pipeline_digest: str, opset: int = onnx_file.DEFAULT_OPSET) -> "OnnxModel":
+        """The file this model would ship as."""
+        metadata = onnx_file.metadata_of(self.preprocess, self.labels, pipeline_digest)
+        content = onnx_file.export_onnx(self.network, self.preprocess, metadata, opset)
+        return OnnxModel(content, self.preprocess, self.labels, self.counts, self.quantized)
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.json` and `weights.safetensors` into `folder`."""
+        weights = safetensors.torch.save(dict(self.network.state_dict()))
+        manifest = TorchManifest(
+            architecture=self.architecture,
+            changes=self.changes,
+            preprocess=self.preprocess,
+            labels=self.labels,
+            versions={"torch": str(torch.__version__)},
+            digest=files.digest(weights),
+            details=dict(self.details),
+        )
+        files.write_bytes(folder / WEIGHTS, weights)
+        files.write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An ONNX file, with the counts of the network it came from."""
+
+    content: bytes = field(repr=False)
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    counts: Counts
+    quantized: bool
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def _session(self) -> Any:
+        return onnx_file.session(self.content, threads=torch.get_num_threads())
+
+    def predict(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits `[N, classes]` for normalised images `[N, C, H, W]`, by ONNX Runtime, in batches."""
+        batches = (inputs[start : start + PREDICT_BATCH] for start in range(0, len(inputs), PREDICT_BATCH))
+        return np.concatenate([self._session.run(["logits"], {"input": batch})[0] for batch in batches])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return files.digest(self.content)
+
+    def with_details(self, details: Mapping[str, Any]) -> "OnnxModel":
+        """This file with details for the report."""
+        return replace(self, details=details)
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.json` and `model.onnx` into `folder`."""
+        manifest = OnnxManifest(
+            preprocess=self.preprocess,
+            labels=self.labels,
+            versions={"torch": str(torch.__version__)},
+            digest=files.digest(self.content),
+            counts=self.counts,
+            quantized=self.quantized,
+            details=dict(self.details),
+        )
+        files.write_bytes(folder / ONNX, self.content)
+        files.write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+
+
+Artifact = TorchModel | OnnxModel
+
+
+def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
+    """The artifact saved in `folder`: build, replay the changes, load the weights strictly.
+
+    Args:
+        folder: where `save` wrote it.
+        factories: the factories of one's own that may be imported to build it.
+
+    Raises:
+        ArtifactError: something is missing, damaged or does not fit.
+        ArchitectureError: the manifest names a factory that is not in `factories`.
+    """
+    try:
+        manifest = _MANIFEST.validate_json((folder / MANIFEST).read_bytes())
+        content = (folder / (WEIGHTS if manifest.kind == "torch" else ONNX)).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{folder} holds no readable artifact: {error.strerror}: {error.filename}") from error
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{folder / MANIFEST}: not a manifest of this version: {error.errors()[0]['msg']}"
+        ) from error
+    if files.digest(content) != manifest.digest:
+        raise ArtifactError(f"{folder}: the file does not have the digest that its manifest names; it is damaged")
+    if isinstance(manifest, OnnxManifest):
+        onnx_file.check_self_contained(content, source=folder / ONNX)
+        return OnnxModel(
+            content,
+            manifest.preprocess,
+            manifest.labels,
+            manifest.counts,
+            manifest.quantized,
+            manifest.details,
+        )
+    network = _build(manifest.architecture, manifest.changes, manifest.preprocess, factories)
+    load_weights(network, safetensors.torch.load(content), source=str(folder / WEIGHTS))
+    return TorchModel(
+        network,
+        manifest.architecture,
+        manifest.preprocess,
+        manifest.labels,
+        manifest.changes,
+        manifest.details,
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a safetensors file, or from a state dict that torch loads with `weights_only`.
+
+    Raises:
+        ArtifactError: the file is missing, or holds anything else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                if file.read(2) in PICKLES:
+                    raise ArtifactError(f"weights: {path} is a pickle, not a safetensors file; it is not read")
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except ArtifactError:
+        raise
+    except FileNotFoundError as error:
+        raise ArtifactError(f"weights: there is no file {path}") from error
+    except OSError as error:
+        raise ArtifactError(f"weights: {path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise ArtifactError(f"weights: {path} is not a safetensors file: {error}") from error
+    except Exception as error:  # torch's weights-only unpickler raises many types, with paragraphs of advice
+        pass_on_out_of_memory(error)
+        raise ArtifactError(
+            f"weights: {path} is not a state dict that loads with weights_only; save it as safetensors"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        entries = state.items() if isinstance(state, dict) else ()
+        held = [str(name) for name, value in entries if isinstance(value, dict)]
+        hint = f"; it holds {', '.join(repr(name) for name in held[:3])}: save that part alone" if held else ""
+        raise ArtifactError(f"weights: {path} is not a state dict (names to tensors){hint}")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
+            raise ArtifactError(f"weights: {name} in {path} is no plain tensor of real numbers")
+        if not bool(tensor.isfinite().all()):
+            raise ArtifactError(f"weights: {name} in {path} holds numbers that are not finite; its training diverged")
+    return state
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Load `weights` into `network`, every name and shape as it is.
+
+    Raises:
+        ArtifactError: they do not fit; the first misfits are named with both shapes.
+    """
+    misfits = list(_misfits(network.state_dict(), weights))
+    if misfits:
+        more = f" (and {len(misfits) - 3} more)" if len(misfits) > 3 else ""
+        wrapped = all(name.startswith("module.") for name in weights)
+        hint = "; its names begin with `module.` (DataParallel): take that off and save it again" if wrapped else ""
+        raise ArtifactError(f"{source} does not fit the network: {'; '.join(misfits[:3])}{more}{hint}")
+    network.load_state_dict(weights, strict=False)  # only BatchNorm's counters may be absent, checked above
+
+
+def _misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
+    for name, tensor in expected.items():
+        if name not in given:
+            if not name.endswith("num_batches_tracked"):
+                yield f"{name} {list(tensor.shape)} is missing"
+        elif given[name].shape != tensor.shape:
+            yield f"{name} is {list(given[name].shape)}, the network needs {list(tensor.shape)}"
+    for name in (name for name in given if name not in expected):
+        yield f"{name} {list(given[name].shape)} is not in the network"
+
+
+def count_macs(network: nn.Module, preprocess: Preprocess) -> int:
+    """Multiply-adds of the convolutions and linear layers (matrix products) of `network` for one image."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network.eval()(torch.zeros(preprocess.input_shape(1)))
+    flops = counter.get_flop_counts()["Global"]
+    return sum(count for op, count in flops.items() if op.__name__.partition(".")[0] in MULTIPLY_ADD_OPS) // 2
+
+
+def _build(
+    architecture: Architecture, changes: tuple[Change, ...], preprocess: Preprocess, factories: frozenset[str]
+) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        network = architecture.build(factories=factories)
+    for change in changes:
+        network = change.apply(network, preprocess.input_shape(2))
+    return network
+
+
+def _normalise(network: nn.Module) -> None:
+    """Eval mode, CPU, plain strides, no gradients: equal weights then give equal bits, saved and loaded or not."""
+    network.cpu().eval().requires_grad_(False)
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.grad = None
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,1 @@
+"""Pipelines and stages: how they connect, what a stage is given, the schema of a file."""

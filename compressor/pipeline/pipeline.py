@@ -1,0 +1,278 @@
+"""A pipeline: data and a tuple of stages, read from YAML and checked before anything runs."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, InstanceOf, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from compressor.config import yaml_file as yaml_source
+from compressor.config.spec import Spec, did_you_mean, problems_of
+from compressor.config.yaml_file import Key, Source, dotted
+from compressor.data.dataset import Data
+from compressor.errors import SpecError
+from compressor.models.architectures import factory_of
+from compressor.models.artifact import TorchModel
+from compressor.pipeline.stage import ID_PATTERN, LONGEST_ID, Stage, discover, makes, named_teachers, takes
+from compressor.storage import files
+
+if TYPE_CHECKING:
+    AnyStage = Stage[Any, Any]
+else:
+    AnyStage = InstanceOf[Stage]  # a parametrized generic would be validated anew, as if it had no fields
+
+LARGEST_SEED = 2**32 - 1  # numpy's
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+
+
+class Measure(Spec):
+    """What latency is measured on: every combination that the machine has.
+
+    Attributes:
+        engines: eager torch, ONNX Runtime.
+        devices: that networks are timed on; ONNX Runtime on a GPU where onnxruntime-gpu is installed.
+        threads: that an engine computes with on the CPU.
+        batches: images at once.
+    """
+
+    engines: tuple[Literal["torch", "onnxruntime"], ...] = ("torch", "onnxruntime")
+    devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
+    threads: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field((1,), min_length=1)
+    batches: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field((1,), min_length=1)
+
+
+class Pipeline(Spec):
+    """A run, as data.
+
+    Attributes:
+        name: names the default output folder.
+        seed: what every random choice derives from.
+        seeds: run once with each, in place of `seed`; the first is what ships, the others show how much chance does.
+        license: of the weights, as the model card is to give it.
+        data: the images.
+        stages: in order; each takes what the one before it makes.
+        measure: what latency is measured on.
+        baseline: id of the stage that the others are compared with; the first by default.
+    """
+
+    name: str = Field(pattern=ID_PATTERN, max_length=LONGEST_ID)
+    seed: Seed = 0
+    seeds: tuple[Seed, ...] = ()
+    license: str = Field("", max_length=200)
+    data: Data
+    stages: tuple[SerializeAsAny[AnyStage], ...] = Field(min_length=1)
+    measure: Measure = Measure()
+    baseline: str = Field("", validate_default=False)
+
+    @model_validator(mode="after")
+    def _check_connections(self) -> "Pipeline":
+        wrong = [message for _, message in _disconnected([_Link.of(stage) for stage in self.stages], self.baseline)]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is there twice; it would give the same run twice")
+        return seeds
+
+    @model_validator(mode="after")
+    def _one_way_to_say_the_seed(self) -> "Pipeline":
+        if self.seeds and "seed" in self.model_fields_set:
+            raise ValueError("seed and seeds are both there; leave one out")
+        return self
+
+    @property
+    def repeats(self) -> tuple["Pipeline", ...]:
+        """This pipeline with each of its seeds."""
+        return tuple(self.model_copy(update={"seed": seed, "seeds": ()}) for seed in self.seeds) or (self,)
+
+    @property
+    def baseline_id(self) -> str:
+        """Id of the stage that the others are compared with."""
+        return self.baseline or self.stages[0].id
+
+    @property
+    def factories(self) -> frozenset[str]:
+        """The factories that this pipeline names, and so may import."""
+        models = (getattr(stage, "model", None) for stage in self.stages)
+        factories = (factory_of(model) for model in models if isinstance(model, str))
+        return frozenset(factory for factory in factories if factory is not None)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides what is made: data, seed and stages; no path, and not what is then measured."""
+        content = self.model_dump(mode="json", include={"data", "seed", "stages"})
+        del content["data"]["root"]
+        for stage in content["stages"]:
+            if stage.get("weights") is not None:
+                stage["weights"] = "given"
+        return files.digest_json(content)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Pipeline":
+        """Read a pipeline from YAML, with `--set` overrides (`stages.teacher.epochs=5`).
+
+        Raises:
+            SpecError: all that is wrong with it, each with file, line and column.
+        """
+        return cls.parse(yaml_source.read(Path(path), overrides))
+
+    @classmethod
+    def parse(cls, source: Source) -> "Pipeline":
+        """A pipeline from the content of a YAML file.
+
+        Raises:
+            SpecError: as `load`.
+        """
+        content = source.content
+        if not isinstance(content, dict):
+            raise SpecError(f"{source.name}: expected a mapping with the keys name, data and stages")
+        problems: list[tuple[Key, str]] = []
+        stages = _parse_stages(content.get("stages"), problems)
+        if isinstance(content.get("stages"), list):
+            links = [_Link.read(stage) for stage in content["stages"]]
+            problems += [
+                (_in_file(key, content), message) for key, message in _disconnected(links, content.get("baseline"))
+            ]
+        try:
+            pipeline = cls.model_validate({**content, "stages": stages} if "stages" in content else content)
+        except ValidationError as error:
+            problems += [problem for problem in problems_of(error, (), cls) if not _said(problem[0], problems)]
+        if problems:
+            lines = [f"{source.place(key)}: {dotted(key)}: {message}" for key, message in problems]
+            raise SpecError("\n".join(sorted(lines, key=_line_and_column)))
+        return pipeline
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and yet seldom meant, a sentence each."""
+        found = []
+        hurt = None
+        for stage in self.stages:
+            if hurt is not None and stage.recovers:
+                hurt = None
+            elif hurt is not None and not stage.needs_recovery:
+                found.append(
+                    f"stage {stage.id!r} follows {hurt!r}, which needs recovery, and nothing trains in between; "
+                    "accuracy may collapse (put a distill or train without `model` there)"
+                )
+                hurt = None
+            if stage.needs_recovery:
+                hurt = stage.id
+        return tuple(found)
+
+    def to_yaml(self) -> str:
+        """The pipeline as YAML that `load` reads back to an equal one."""
+        return yaml_source.dump(self.model_dump(mode="json", exclude={"seed"} if self.seeds else None))
+
+
+@dataclass(frozen=True)
+class _Link:
+    """What decides whether a stage connects. `kind` is None where that is not known."""
+
+    id: str | None
+    kind: type[Stage[Any, Any]] | None
+    teachers: Sequence[tuple[Key, str]]  # each with its key in the stage
+    needs_model: bool  # it could start anew, but names no model
+
+    @classmethod
+    def of(cls, stage: AnyStage) -> "_Link":
+        return cls._with(type(stage), {name: getattr(stage, name) for name in type(stage).model_fields})
+
+    @classmethod
+    def read(cls, content: Any) -> "_Link":
+        """A stage as the file has it, right or wrong."""
+        if not isinstance(content, dict):
+            return cls(None, None, (), False)
+        tag = content.get("stage")
+        return cls._with(discover().get(tag) if isinstance(tag, str) else None, {"id": tag, **content})
+
+    @classmethod
+    def _with(cls, kind: type[Stage[Any, Any]] | None, settings: Mapping[str, Any]) -> "_Link":
+        words = {name: value for name, value in settings.items() if isinstance(value, str)}
+        fields = kind.model_fields if kind is not None else {}
+        needs_model = "model" in fields and settings.get("model") is None
+        teachers = named_teachers({name: value for name, value in settings.items() if name in fields})
+        return cls(words.get("id"), kind, teachers, needs_model)
+
+
+def _disconnected(links: Sequence[_Link], baseline: Any) -> Iterator[tuple[Key, str]]:
+    """Where ids are not unique, neighbours do not connect, or a teacher or baseline is not there: the key, and why."""
+    made: tuple[type, ...] | None = (type(None),)
+    before = "nothing before it"
+    earlier: dict[str | None, tuple[type, ...] | None] = {}
+    for index, link in enumerate(links):
+        key: Key = ("stages", index)
+        known = ", ".join(f"`{stage_id}`" for stage_id in earlier if stage_id) or "none"
+        if link.id is not None and link.id in earlier:
+            yield (*key, "id"), f"two stages have the id {link.id!r}; give each its own"
+        if link.kind is not None and made is not None and not set(made) <= set(takes(link.kind)):
+            yield key, f"stage {link.id!r} takes {_words(takes(link.kind))}, but there is {before}"
+        for where, teacher in link.teachers:
+            if teacher not in earlier:
+                hint = did_you_mean(teacher, [i for i in earlier if i]) or f"; earlier are: {known}"
+                yield (*key, *where), f"{teacher!r} is not the id of an earlier stage{hint}"
+            elif TorchModel not in (earlier[teacher] or (TorchModel,)):
+                kinds = _words(earlier[teacher] or ())
+                yield (*key, *where), f"{teacher!r} makes {kinds}, which cannot teach; name a stage before the export"
+        if index == 0 and link.needs_model:
+            yield key, f"stage {link.id!r} comes first, so it needs a model; expected `model:`, as in `model: resnet20`"
+        made = makes(link.kind) if link.kind is not None else None
+        before = f"{_words(made or ())} before it, from stage {link.id!r}"
+        earlier[link.id] = made
+    if isinstance(baseline, str) and baseline and baseline not in earlier:
+        ids = ", ".join(f"`{stage_id}`" for stage_id in earlier)
+        yield ("baseline",), f"{baseline!r} is not the id of a stage; expected one of {ids}"
+
+
+def _parse_stages(raw: Any, problems: list[tuple[Key, str]]) -> Any:
+    """Each stage by its tag; what is wrong with them goes into `problems`."""
+    if not isinstance(raw, list):
+        return raw  # the pipeline's own check says what is wrong with it
+    catalogue = discover()
+    installed = ", ".join(f"`{tag}`" for tag in catalogue)
+    stages = []
+    for index, content in enumerate(raw):
+        key: Key = ("stages", index)
+        tag = content.get("stage") if isinstance(content, dict) else None
+        if not isinstance(content, dict) or tag is None:
+            problems.append((key, f"names no stage; expected a mapping with `stage:` and one of {installed}"))
+        elif not isinstance(tag, str) or tag not in catalogue:
+            hint = did_you_mean(str(tag), catalogue) or f"; expected one of {installed}"
+            problems.append(((*key, "stage"), f"there is no stage {tag!r}{hint}"))
+        else:
+            try:
+                stages.append(catalogue[tag].model_validate(content))
+            except ValidationError as error:
+                problems += problems_of(error, key, catalogue[tag])
+    return stages if len(stages) == len(raw) else None
+
+
+def _said(key: Key, problems: Sequence[tuple[Key, str]]) -> bool:
+    """Whether pydantic only repeats of the whole what was said of its parts."""
+    said = [other for other, _ in problems]
+    return key in said or (not key and bool(said)) or (key == ("stages",) and any(k[:1] == key for k in said))
+
+
+def _in_file(key: Key, content: Any) -> Key:
+    """`key`, or else what it would stand in: an id may be there by default only."""
+    for depth, part in enumerate(key):
+        if isinstance(content, dict) and part not in content:
+            return key[:depth]
+        content = content[part]
+    return key
+
+
+def _line_and_column(problem: str) -> tuple[int, int]:
+    place = re.search(r":(\d+):(\d+): ", problem)
+    return (int(place[1]), int(place[2])) if place else (0, 0)
+
+
+def _words(kinds: Sequence[type]) -> str:
+    names = {"NoneType": "nothing", "TorchModel": "a torch network", "OnnxModel": "an ONNX file"}
+    return " or ".join(names.get(kind.__name__, kind.__name__) for kind in kinds)

@@ -1,0 +1,113 @@
+"""BatchNorm's running statistics, brought in line with the images at hand."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from compressor.pipeline.stage import Context
+
+BATCH = 128
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+def estimate_batch_norm(network: nn.Module, context: "Context") -> None:
+    """Set running statistics to the average over the calibration images, in place; dropout stays off."""
+    network.eval()
+    norms = _norms(network)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over batches
+        norm.train()
+    with torch.no_grad():
+        for inputs in calibration_batches(context):
+            network(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()
+
+
+@torch.no_grad()
+def match_batch_norm(network: nn.Module, context: "Context") -> None:
+    """Set running statistics to those of the calibration images, and scale and shift so that all outputs stay.
+
+    With γ (x - μ) / √(σ² + ε) + β, the statistics μ', σ'² of the images, and
+
+        γ' = γ √(σ'² + ε) / √(σ² + ε),    β' = β + γ (μ' - μ) / √(σ² + ε),
+
+    every output is what it was. A network that was trained with frozen statistics, or on other images, computes
+    something else as soon as they are estimated anew (pruning) or taken from the batch (training); not after this.
+    """
+    norms = [norm for norm in _norms(network) if norm.affine and norm.track_running_stats]
+    sums = {norm: _Sums(norm) for norm in norms}
+    handles = [norm.register_forward_pre_hook(lambda module, given: sums[module].add(given[0])) for norm in norms]
+    network.eval()
+    for inputs in calibration_batches(context):
+        network(inputs)
+    for handle in handles:
+        handle.remove()
+    for norm, seen in sums.items():
+        if seen.count:
+            _match(norm, *seen.mean_and_variance())
+
+
+def _match(norm: Norm, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    old = (norm.running_var.double() + norm.eps).sqrt()
+    weight, bias = norm.weight.double(), norm.bias.double()
+    norm.bias.copy_(bias + weight * (mean - norm.running_mean.double()) / old)
+    norm.weight.copy_(weight * (variance + norm.eps).sqrt() / old)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+
+
+class _Sums:
+    """Of what a norm is given, by channel."""
+
+    def __init__(self, norm: Norm) -> None:
+        self.count = 0
+        self.values, self.squares = torch.zeros(2, norm.num_features, dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        by_channel = x.double().transpose(0, 1).flatten(1)  # [C, N H W]
+        self.count += by_channel.shape[1]
+        self.values += by_channel.sum(1)
+        self.squares += by_channel.square().sum(1)
+
+    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
+        mean = self.values / self.count
+        return mean, (self.squares / self.count - mean.square()).clamp(min=0)
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Norms use the statistics of the batch, as after `estimate_batch_norm`, and keep none of them."""
+    norms = _norms(network)
+    momenta = [norm.momentum for norm in norms]
+    network.eval()
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        network.eval()
+
+
+def calibration_batches(context: "Context") -> Iterator[Tensor]:
+    """The calibration images, normalised, in batches `[B, C, H, W]`."""
+    images = context.data.calibration.images
+    for chunk in images.tensor_split(math.ceil(len(images) / BATCH)):
+        yield context.data.preprocess.normalise(chunk)
+
+
+def _norms(network: nn.Module) -> list[Norm]:
+    return [module for module in network.modules() if isinstance(module, Norm)]

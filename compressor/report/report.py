@@ -1,0 +1,160 @@
+"""What a run found, as data: the content of `report.json`."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from compressor.data.preprocess import Preprocess
+from compressor.environment import Environment
+from compressor.errors import ArtifactError
+from compressor.evaluation.accuracy import Accuracy, Paired
+from compressor.evaluation.latency import Latency, NotMeasured, Setting
+from compressor.evaluation.regressions import Harm
+
+JSON = "report.json"
+
+
+class Row(BaseModel):
+    """One stage's artifact, measured.
+
+    `sha256` is of its ONNX file; `calibration_error` the expected one, in 0..1; `versus_baseline` the comparison on the
+    same test images; `versus_float` the speed-up of an int8 network over the same network's float ONNX file; `details`
+    what the stage has to say (training curve, widths, agreement). `key` is the digest of all that made the artifact,
+    `scored_on` that of the test split, `measured_as` that of all that latency depends on.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    stage: str
+    artifact: str
+    seconds: float
+    accuracy: Accuracy
+    calibration_error: float
+    versus_baseline: Paired | None = None
+    parameters: int
+    nonzero_parameters: int
+    macs: int
+    size_bytes: int
+    sha256: str
+    latency: tuple[Latency | NotMeasured, ...] = ()
+    versus_float: tuple[Latency, ...] = ()
+    details: dict[str, Any] = {}
+    key: str
+    scored_on: str
+    measured_as: str = ""
+
+    @property
+    def timed(self) -> dict[Setting, Latency]:
+        """Figures by what they were taken with."""
+        entries = (entry for entry in self.latency if isinstance(entry, Latency))
+        return {Setting(**entry.model_dump(include=set(Setting.model_fields))): entry for entry in entries}
+
+
+class DataFacts(BaseModel):
+    """The images of a run: how many, and the digest of them all."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    train: int
+    validation: int
+    test: int
+    fingerprint: str
+
+
+class Spread(BaseModel):
+    """A figure of several runs, with their mean and sample deviation."""
+
+    model_config = ConfigDict(frozen=True)
+
+    values: tuple[float, ...]
+    mean: float
+    deviation: float
+
+
+class OverSeeds(BaseModel):
+    """One stage over the seeds of a pipeline, in their order; `speedup` in the first setting of ONNX Runtime."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    accuracy: Spread
+    size_bytes: Spread
+    speedup: Spread | None
+
+
+class Report(BaseModel):
+    """A run: its rows, and what they were measured with. `spec` is the pipeline as YAML, `license` of the weights."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    pipeline: str
+    license: str
+    spec: str
+    seed: int
+    seeds: tuple[int, ...]
+    digest: str
+    baseline: str
+    shipped: str
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    data: DataFacts
+    environment: Environment
+    rows: tuple[Row, ...]
+    over_seeds: tuple[OverSeeds, ...] = ()
+    harm: Harm
+
+    @model_validator(mode="after")
+    def _rows_are_there(self) -> "Report":
+        missing = {self.baseline, self.shipped} - {row.id for row in self.rows}
+        if missing:
+            raise ValueError(f"there is no row {missing.pop()!r}")
+        return self
+
+    @property
+    def baseline_row(self) -> Row:
+        """The stage that others are compared with."""
+        return self.row(self.baseline)
+
+    @property
+    def shipped_row(self) -> Row:
+        """The last stage."""
+        return self.row(self.shipped)
+
+    @property
+    def settings(self) -> list[Setting]:
+        """The settings in which at least one row was timed."""
+        return list(dict.fromkeys(setting for row in self.rows for setting in row.timed))
+
+    @property
+    def headline_setting(self) -> Setting | None:
+        """What "how fast?" is answered for: the first setting of ONNX Runtime that the shipped file was timed in."""
+        return next((setting for setting in self.shipped_row.timed if setting.engine == "onnxruntime"), None)
+
+    def row(self, stage_id: str) -> Row:
+        """The row of a stage."""
+        return next(row for row in self.rows if row.id == stage_id)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Report":
+        """The report of a finished run.
+
+        Raises:
+            ArtifactError: there is none, or it is not of this version.
+        """
+        path = folder / JSON
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ArtifactError(f"{path}: there is no report to read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ArtifactError(f"{path}: not a report of this version: {key}: {first['msg']}") from error

@@ -1,0 +1,153 @@
+"""A report as a table on the terminal and as `report.md`."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from compressor.report.report import OverSeeds, Report, Row
+from compressor.report.wording import (
+    difference,
+    headline,
+    measured_on,
+    percent,
+    remarks,
+    setting_name,
+    speedup,
+    verdict,
+)
+
+MANY_CLASSES = 20  # of more, only those that changed most are listed
+
+
+def to_table(report: Report) -> Table:
+    """The table for a terminal; intervals are in the written report."""
+    table = Table(header_style="bold")
+    table.add_column("id")
+    names = [setting_name(setting) for setting in report.settings]
+    for name in ["test accuracy", "parameters", "MMACs", "file kB", *names]:
+        table.add_column(name, justify="right")
+    for row in report.rows:
+        table.add_row(
+            row.id,
+            percent(row.accuracy),
+            f"{row.parameters:,}",
+            f"{row.macs / 1e6:.2f}",
+            f"{row.size_bytes / 1e3:.1f}",
+            *(f"{e.median_ms:.3f} ms {e.speedup:.2f}x" if (e := row.timed.get(s)) else "—" for s in report.settings),
+        )
+    return table
+
+
+def to_markdown(report: Report) -> str:
+    """The content of `report.md`."""
+    header = ["stage", "id", "test accuracy", "95% interval", "on the same images", "parameters", "MMACs", "file kB"]
+    header += [setting_name(setting) for setting in report.settings]
+    lines = [
+        f"# {report.pipeline}",
+        "",
+        verdict(report),
+        "",
+        headline(report),
+        "",
+        *markdown_table(header, [_row_cells(row, report) for row in report.rows], left=2),
+        "",
+        "Accuracy is scored from each stage's ONNX file in ONNX Runtime on the whole test split (k/n, Wilson 95% "
+        f"interval). Latency is the median for one batch; the factor is the speed-up over `{report.baseline}` in the "
+        "same setting, timed in turn; its interval spans the 95% bootstrap intervals of all moments it was timed at. "
+        "p is McNemar's, exact. Parameters and MACs count BatchNorm unfolded.",
+        "",
+        *(f"- {remark}" for remark in remarks(report)),
+        "",
+        *_over_seeds(report),
+        *_harm(report),
+        f"Measured on {measured_on(report)}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """A table whose first `left` columns are words and whose others are figures."""
+    rule = ["---" if index < left else "---:" for index in range(len(header))]
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+
+
+def spread(row: OverSeeds) -> list[str]:
+    """One stage over the seeds: accuracy, size and speed-up, each as mean ± deviation."""
+    figures = [
+        f"{100 * row.accuracy.mean:.2f}% ± {100 * row.accuracy.deviation:.2f}",
+        f"{row.size_bytes.mean / 1e3:.1f} kB ± {row.size_bytes.deviation / 1e3:.1f}",
+    ]
+    return [*figures, f"{row.speedup.mean:.2f}x ± {row.speedup.deviation:.2f}" if row.speedup else "—"]
+
+
+def _row_cells(row: Row, report: Report) -> list[str]:
+    accuracy, paired = row.accuracy, row.versus_baseline
+    parameters = f"{row.parameters:,}"
+    if row.nonzero_parameters < row.parameters:
+        parameters += f" ({row.nonzero_parameters:,} non-zero)"
+    return [
+        row.stage,
+        row.id,
+        f"{percent(accuracy)} ({accuracy.correct}/{accuracy.total})",
+        f"{100 * accuracy.low:.2f} to {100 * accuracy.high:.2f}",
+        "—"
+        if paired is None or row.id == report.baseline
+        else f"{difference(paired, report.baseline)}, p = {paired.p_value:.2g}",
+        parameters,
+        f"{row.macs / 1e6:.2f}",
+        f"{row.size_bytes / 1e3:.1f}",
+        *(f"{e.median_ms:.3f} ms, {speedup(e)}" if (e := row.timed.get(s)) else "—" for s in report.settings),
+    ]
+
+
+def _over_seeds(report: Report) -> list[str]:
+    if not report.over_seeds:
+        return []
+    seeds = ", ".join(str(seed) for seed in report.seeds)
+    return [
+        f"## Over the seeds {seeds}",
+        "",
+        f"Mean ± sample deviation of {len(report.seeds)} runs that share nothing that depends on the seed; everything "
+        f"else on this page is the run with seed {report.seed}.",
+        "",
+        *markdown_table(
+            ["id", "test accuracy", "file", "speed-up"], [[each.id, *spread(each)] for each in report.over_seeds]
+        ),
+        "",
+    ]
+
+
+def _harm(report: Report) -> list[str]:
+    if report.baseline == report.shipped:
+        return []
+    harm = report.harm
+    base, shipped = report.baseline_row, report.shipped_row
+    lines = [
+        "## Who pays for it",
+        "",
+        f"Expected calibration error {100 * base.calibration_error:.2f}% -> {100 * shipped.calibration_error:.2f}%. "
+        "Recall of each class, those that lost most first:",
+        "",
+    ]
+    lines += markdown_table(
+        ["class", "images", f"recall, {base.id}", f"recall, {shipped.id}", "points"],
+        [
+            [
+                report.labels[index],
+                str(before.images),
+                f"{100 * before.recall:.1f}%",
+                f"{100 * after.recall:.1f}%",
+                f"{100 * (after.recall - before.recall):+.1f}",
+            ]
+            for index, before, after in harm.by_loss()[:MANY_CLASSES]
+        ],
+    )
+    total = harm.corrupted[0].baseline.total
+    lines += ["", f"Accuracy on {total:,} test images that were corrupted:", ""]
+    lines += markdown_table(
+        ["corruption", "strength", base.id, shipped.id],
+        [[each.corruption, each.strength, percent(each.baseline), percent(each.shipped)] for each in harm.corrupted],
+        left=2,
+    )
+    return [*lines, ""]

@@ -1,0 +1,215 @@
+"""The sentences of a report: what was gained and lost, and nothing that the intervals do not bear."""
+
+from collections.abc import Iterator
+
+from compressor.environment import Environment
+from compressor.evaluation.accuracy import Accuracy, Paired
+from compressor.evaluation.latency import Latency, Setting
+from compressor.report.report import Report, Row
+
+NOTICEABLE = 1.005  # times; less is called the same
+WORTH_SAYING = 1.05  # times smaller
+
+
+def verdict(report: Report) -> str:
+    """Is it worth it? One sentence."""
+    base, shipped = report.baseline_row, report.shipped_row
+    if base.id == shipped.id:
+        return f"Nothing to compare: {base.id} is both the baseline and what ships."
+    if guessing := _guessing(report, base):
+        return f"No verdict: {base.id} itself {guessing}."
+    if guessing := _guessing(report, shipped):
+        return f"Not worth it: {shipped.id} {guessing}."
+    gains = [gain for gain in (_faster(report), _smaller(base, shipped)) if gain]
+    paired = shipped.versus_baseline
+    assert paired is not None
+    if not gains:
+        return f"Not worth it: neither faster nor smaller than {base.id}; accuracy is {difference(paired, base.id)}."
+    gained = " and ".join(gains)
+    if slower := _slower(report):
+        gained += f", though {slower}"
+    if paired.high < 0:
+        return f"A trade: {gained}, for {_points(-paired.high)} to {_points(-paired.low)} points of accuracy."
+    return f"Worth it: {gained}; on {paired.total:,} test images {difference(paired, base.id)}."
+
+
+def headline(report: Report) -> str:
+    """What was gained and lost, in figures."""
+    base, shipped = report.baseline_row, report.shipped_row
+    words = [
+        f"{shipped.id} against {base.id}: accuracy {percent(base.accuracy)} -> {percent(shipped.accuracy)} "
+        f"({100 * (shipped.accuracy.value - base.accuracy.value):+.2f} points on {shipped.accuracy.total} test images)",
+        f"{base.size_bytes / 1e3:.1f} kB -> {shipped.size_bytes / 1e3:.1f} kB "
+        f"({change(base.size_bytes, shipped.size_bytes, 'smaller', 'larger')})",
+    ]
+    if (entry := _shipped_latency(report)) is not None:
+        words.append(f"speed {speedup(entry)} in {setting_name(entry)}")
+    return ", ".join(words) + "."
+
+
+def difference(paired: Paired, baseline: str) -> str:
+    """How a network's accuracy differs from the baseline's on the same images."""
+    if not paired.lost + paired.won:
+        return f"right and wrong on the same images as {baseline}"
+    if paired.high < 0:
+        return f"worse by {_points(-paired.high)} to {_points(-paired.low)} points"
+    if paired.low > 0:
+        return f"better by {_points(paired.low)} to {_points(paired.high)} points"
+    return f"not distinguishable from {baseline} ({_points(-paired.low)} points worse to {_points(paired.high)} better)"
+
+
+def in_short(paired: Paired) -> str:
+    """`difference` in a word or two."""
+    if not paired.lost + paired.won:
+        return "no image differs"
+    return "worse" if paired.high < 0 else "better" if paired.low > 0 else "not distinguishable"
+
+
+def speed(entry: Latency) -> str:
+    """How a network's speed differs from the baseline's: `faster` only where the interval says so."""
+    if entry.speedup_low > 1:
+        return f"{times(entry.speedup)} faster ({entry.speedup_low:.2f} to {entry.speedup_high:.2f})"
+    if entry.speedup_high < 1:
+        return f"{times(1 / entry.speedup)} slower ({1 / entry.speedup_high:.2f} to {1 / entry.speedup_low:.2f})"
+    return f"neither faster nor slower ({entry.speedup_low:.2f}x to {entry.speedup_high:.2f}x)"
+
+
+def remarks(report: Report) -> list[str]:
+    """What a reader should know of the rows."""
+    before = (None, *report.rows)
+    of_rows = [remark for row, came in zip(report.rows, before, strict=False) for remark in _remarks(row, came)]
+    return [*of_rows, *_unsettled(report)]
+
+
+def _remarks(row: Row, before: Row | None) -> Iterator[str]:
+    for entry in row.versus_float:
+        where = f"{threads(entry)}, batch {entry.batch}"
+        interval = f"{entry.speedup:.2f}x, {entry.speedup_low:.2f} to {entry.speedup_high:.2f}"
+        faster = "is faster" if entry.speedup_low > 1 else "is not faster"
+        yield f"Int8 {faster} than the same network's float ONNX on this machine ({row.id}, {where}: {interval})."
+    if before is not None and any(entry.speedup_high < 1 for entry in row.versus_float):
+        yield f"Where speed counts more than size, {before.artifact}/model.onnx is the file to take."
+    if row.details.get("curve") and row.details.get("kept_epoch") == 0:
+        yield f"{row.id}: no epoch of training was better on validation than what came in, which was kept."
+    if len(weights := row.details.get("teacher_weights", [])) > 1:
+        shares = ", ".join(f"{weight:.3f}" for weight in weights)
+        yield f"{row.id}: its teachers' shares in the loss are {shares}, in their order."
+    if row.details.get("zeros"):
+        yield (
+            f"{row.id}: {row.parameters - row.nonzero_parameters:,} parameters are zero; zeros alone make nothing "
+            "faster, engines compute with them as with other numbers."
+        )
+    if agreement := row.details.get("agreement"):
+        yield (
+            f"{row.id}: ONNX Runtime and torch agree on {agreement['same_top1']} of {agreement['images']} "
+            f"validation images; logits differ by {agreement['mean_logit_difference']:.2g} on average, "
+            f"{agreement['largest_logit_difference']:.2g} at most."
+        )
+    for entry in row.timed.values():
+        if entry.on_cpu:
+            yield f"{row.id}: ONNX Runtime's CUDA provider left to the CPU: {', '.join(entry.on_cpu)}."
+
+
+def _unsettled(report: Report) -> Iterator[str]:
+    """One remark for each setting in which rows were timed before their latencies had settled."""
+    for setting in report.settings:
+        names = [row.id for row in report.rows if (entry := row.timed.get(setting)) and not entry.steady]
+        if names:
+            where = setting_name(setting)
+            yield f"{where}: latency had not settled when it was timed; trust it less ({', '.join(names)})."
+
+
+def load(report: Report) -> str:
+    """How busy the machine was with other things while networks were timed."""
+    loads = [entry.other_load for row in report.rows for entry in row.timed.values()]
+    if not loads:
+        return "nothing was timed"
+    return f"other programs kept {max(loads):.1f} of {report.environment.cores} cores busy at most while this was timed"
+
+
+def measured_on(report: Report) -> str:
+    """The machine, the versions, the seed."""
+    return (
+        f"{machine(report.environment)}; seed {report.seed}; commit {report.environment.commit or 'unknown'}; "
+        f"pipeline {report.digest[:12]}; {load(report)}"
+    )
+
+
+def machine(environment: Environment) -> str:
+    """The hardware and the versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
+    return (
+        f"{environment.cpu} ({environment.cores} cores; {', '.join(environment.isa) or 'no extensions'}), "
+        f"{environment.gpu or 'no GPU'}, {environment.platform}; {versions}"
+    )
+
+
+def percent(accuracy: Accuracy) -> str:
+    """The share of right answers."""
+    return f"{100 * accuracy.value:.2f}%"
+
+
+def speedup(entry: Latency) -> str:
+    """A speed-up with its interval."""
+    return f"{entry.speedup:.2f}x ({entry.speedup_low:.2f} to {entry.speedup_high:.2f})"
+
+
+def times(factor: float) -> str:
+    """A factor, to three figures."""
+    return f"{factor:.3g}x" if factor < 1000 else f"{factor:,.0f}x"
+
+
+def change(before: float, after: float, less: str, more: str) -> str:
+    """How many times less or more `after` is, as `18.1x smaller`."""
+    if max(before, after) < NOTICEABLE * min(before, after):
+        return "the same"
+    return f"{times(before / after)} {less}" if after < before else f"{times(after / before)} {more}"
+
+
+def threads(setting: Setting) -> str:
+    """How many threads an engine computes with."""
+    return f"{setting.threads} thread{'s' if setting.threads > 1 else ''}"
+
+
+def setting_name(setting: Setting) -> str:
+    """What a network was timed with."""
+    engine = {"torch": "torch", "onnxruntime": "ONNX Runtime"}[setting.engine]
+    where = "GPU" if setting.device == "cuda" else threads(setting)
+    return f"{engine}, {where}, batch {setting.batch}"
+
+
+def _guessing(report: Report, row: Row) -> str | None:
+    """What is wrong with a network that knows no more than which class is the most frequent."""
+    images = [score.images for score in report.harm.baseline_classes]
+    share = max(images) / row.accuracy.total
+    if row.accuracy.low > share:
+        return None
+    how = "is worse than" if row.accuracy.high < share else "cannot be told from"
+    label = report.labels[images.index(max(images))]
+    return f"{how} answering {label!r} to every image: {percent(row.accuracy)} right, against {100 * share:.2f}%"
+
+
+def _faster(report: Report) -> str | None:
+    entry = _shipped_latency(report)
+    return f"{times(entry.speedup)} faster" if entry is not None and entry.speedup_low > 1 else None
+
+
+def _slower(report: Report) -> str | None:
+    entry = _shipped_latency(report)
+    return f"{times(1 / entry.speedup)} slower" if entry is not None and entry.speedup_high < 1 else None
+
+
+def _shipped_latency(report: Report) -> Latency | None:
+    setting = report.headline_setting
+    return None if setting is None else report.shipped_row.timed[setting]
+
+
+def _smaller(base: Row, shipped: Row) -> str | None:
+    factor = base.size_bytes / shipped.size_bytes
+    return f"{times(factor)} smaller" if factor >= WORTH_SAYING else None
+
+
+def _points(share: float) -> str:
+    """A share as percentage points, to two figures."""
+    points = 100 * share
+    return f"{points:.2g}" if abs(points) < 10 else f"{points:.0f}"

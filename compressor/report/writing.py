@@ -1,0 +1,26 @@
+"""All that is written of a report, from `report.json` alone."""
+
+from pathlib import Path
+
+from compressor.report.page import to_html
+from compressor.report.report import JSON, Report
+from compressor.report.tables import to_markdown
+from compressor.report.templating import render
+from compressor.storage import files
+
+MARKDOWN, HTML, CARD = "report.md", "report.html", "README.md"
+WRITTEN = (JSON, MARKDOWN, HTML, CARD)
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write the report of a run as JSON, Markdown and HTML, and the model card."""
+    files.write_json(folder / JSON, report.to_json())
+    files.write_text(folder / MARKDOWN, to_markdown(report))
+    files.write_text(folder / HTML, to_html(report))
+    files.write_text(folder / CARD, to_card(report))
+
+
+def to_card(report: Report) -> str:
+    """The model card: what someone who finds `model.onnx` needs to know, in the form that model hubs read."""
+    classes = list(zip(report.labels, report.harm.shipped_classes, strict=True))
+    return render("model_card.md", report, classes=classes)

@@ -1,0 +1,148 @@
+"""Two runs side by side: `compress compare`; and a run beside its repetition: `compress reproduce`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from compressor.config import yaml_file as yaml_source
+from compressor.evaluation.accuracy import SIGNIFICANT, Answers, Paired
+from compressor.errors import ArtifactError
+from compressor.runs.store import ANSWERS
+from compressor.report.report import Report, Row
+from compressor.report.wording import difference, percent, setting_name, speedup
+
+Side = tuple[Path, Report]
+
+
+def paired(one: Side, row: Row, other: Side, other_row: Row) -> Paired | None:
+    """`other_row` of the run `other` against `row` of `one`; None with other test images, or without their answers."""
+    files = one[0] / row.artifact / ANSWERS, other[0] / other_row.artifact / ANSWERS
+    if row.scored_on != other_row.scored_on or not all(path.is_file() for path in files):
+        return None
+    before, after = (Answers.load(path) for path in files)
+    return after.against(before)
+
+
+def to_table(one: Side, other: Side) -> Table:
+    """What two runs ship, side by side."""
+    table = Table("", str(one[0]), str(other[0]), header_style="bold")
+    rows = one[1].shipped_row, other[1].shipped_row
+    for name, cells in (
+        ("pipeline", [report.pipeline for _, report in (one, other)]),
+        ("shipped", [row.id for row in rows]),
+        ("test accuracy", [_accuracy(row) for row in rows]),
+        ("calibration error", [f"{100 * row.calibration_error:.2f}%" for row in rows]),
+        ("parameters", [f"{row.parameters:,}" for row in rows]),
+        ("MMACs", [f"{row.macs / 1e6:.2f}" for row in rows]),
+        ("file kB", [f"{row.size_bytes / 1e3:.1f}" for row in rows]),
+        ("baseline", [f"{r.baseline}, {percent(r.baseline_row.accuracy)}" for _, r in (one, other)]),
+    ):
+        table.add_row(name, *cells)
+    for setting in dict.fromkeys((*rows[0].timed, *rows[1].timed)):
+        cells = [f"{e.median_ms:.3f} ms, {speedup(e)}" if (e := row.timed.get(setting)) else "—" for row in rows]
+        table.add_row(setting_name(setting), *cells)
+    return table
+
+
+def remarks(one: Side, other: Side) -> Iterator[str]:
+    """What can be said of the second run against the first, and where their pipelines differ."""
+    rows = one[1].shipped_row, other[1].shipped_row
+    together = paired(one, rows[0], other, rows[1])
+    if together is None:
+        yield "Not compared image by image: the test images differ, or the folders of the stages are not there."
+    else:
+        yield (
+            f"On the same {together.total:,} test images {other[0]} is {difference(together, str(one[0]))} "
+            f"(McNemar's exact p = {together.p_value:.2g})."
+        )
+    yield (
+        "Speed-ups are each over the run's own baseline; "
+        f"compress bench {other[0] / 'model.onnx'} --against {one[0] / 'model.onnx'} times the two in turn."
+    )
+    yield from _machines(one[1], other[1])
+    yield from _settings(one[1], other[1])
+
+
+def drift(one: Side, other: Side) -> tuple[Table, bool]:
+    """Each stage of a run beside the same stage repeated, and whether any differs by more than noise."""
+    table = Table("stage", "file", "recorded", "repeated", "verdict", header_style="bold")
+    differs = False
+    for row in one[1].rows:
+        again = other[1].row(row.id)
+        if row.sha256 == again.sha256:
+            file, verdict = "equal to the byte", "equal"
+        else:
+            file = "other bytes"
+            together = paired(one, row, other, again)
+            if together is None:
+                verdict = "differs: other bytes, and other test images"
+            elif together.p_value < SIGNIFICANT:
+                verdict = f"differs: {difference(together, 'recorded')}"
+            else:
+                verdict = f"within noise: {difference(together, 'recorded')}"
+        differs |= verdict.startswith("differs")
+        table.add_row(row.id, file, _accuracy(row), _accuracy(again), verdict)
+    return table, differs
+
+
+def surroundings(one: Report, other: Report) -> Iterator[str]:
+    """What was other when a run was repeated: data, machine, versions; and how the speed-up came out."""
+    if one.data.fingerprint != other.data.fingerprint:
+        yield f"the data differ: fingerprint {one.data.fingerprint[:12]}, now {other.data.fingerprint[:12]}"
+    yield from _machines(one, other)
+    setting = one.headline_setting
+    again = other.shipped_row.timed.get(setting) if setting is not None else None
+    if setting is not None and again is not None:
+        entry = one.shipped_row.timed[setting]
+        apart = entry.speedup_low > again.speedup_high or again.speedup_low > entry.speedup_high
+        yield f"speed-up {speedup(entry)}, now {speedup(again)}: {'differs' if apart else 'within noise'}"
+
+
+def _machines(one: Report, other: Report) -> Iterator[str]:
+    before, after = (report.environment.model_dump() for report in (one, other))
+    for name, value in before.items():
+        if value != after[name]:
+            yield f"{name}: {_plain(value)} | {_plain(after[name])}"
+
+
+def _settings(one: Report, other: Report) -> Iterator[str]:
+    before, after = (dict(_flat(yaml_source.parse(report.spec, "spec").content)) for report in (one, other))
+    for key in dict.fromkeys((*before, *after)):
+        if before.get(key) != after.get(key):
+            yield f"{key}: {_plain(before.get(key))} | {_plain(after.get(key))}"
+
+
+def _flat(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted key; a stage by its id."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _flat(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(content, list) and content and all(isinstance(each, dict) for each in content):
+        for index, value in enumerate(content):
+            yield from _flat(value, f"{key}.{value.get('id', index)}")
+    else:
+        yield key, content
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(str(each) for each in value) or "none"
+    return "none" if value is None else str(value)
+
+
+def _accuracy(row: Row) -> str:
+    accuracy = row.accuracy
+    return f"{percent(accuracy)} ({100 * accuracy.low:.2f} to {100 * accuracy.high:.2f})"
+
+
+def load(folder: Path) -> Side:
+    """A run folder, with its report.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is not the folder of a run")
+    return folder, Report.load(folder)

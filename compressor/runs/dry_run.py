@@ -1,0 +1,101 @@
+"""A pipeline tried on one synthetic batch, so that what cannot work is known before anything is trained."""
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from compressor.models import artifact
+from compressor.models.artifact import Artifact, OnnxModel, TorchModel
+from compressor.models.changes import Int8
+from compressor.console import Console
+from compressor.data.dataset import Augment, Dataset, Split
+from compressor.errors import StageError
+from compressor.pipeline.pipeline import Pipeline
+from compressor.data.preprocess import Preprocess
+from compressor.pipeline.stage import Context, makes, named
+
+IMAGES = 4
+
+
+def rehearse(
+    pipeline: Pipeline,
+    labels: tuple[str, ...],
+    preprocess: Preprocess,
+    *,
+    device: torch.device | None = None,
+    console: Console | None = None,
+) -> None:
+    """Take a few random images through every stage in order.
+
+    Every network is built with its weights, makes one training step, is pruned, quantized, saved and loaded as the
+    pipeline says, exported, and run in ONNX Runtime.
+
+    Args:
+        pipeline: what to try.
+        labels: the classes of the data.
+        preprocess: the shape of its images.
+        device: where networks train; the CPU by default.
+        console: where the stages' networks are shown.
+
+    Raises:
+        UserError: a stage cannot do its work on these images; the stage, the layer and the reason are named.
+        StageError: a target is out of reach, or the network cannot be exported.
+    """
+    console = console or Console()
+    context = Context(
+        data=synthetic(labels, preprocess, pipeline.data.augment or Augment()),
+        seed=pipeline.seed,
+        device=device or torch.device("cpu"),
+        factories=pipeline.factories,
+        pipeline="rehearsal",
+    )
+    model: Artifact | None = None
+    exported: set[str] = set()
+    with TemporaryDirectory() as folder:
+        for stage, after in zip(pipeline.stages, (*pipeline.stages[1:], None), strict=True):
+            target = Path(folder) / stage.id
+            target.mkdir()
+            with named(stage):
+                stage.rehearsal().run(model, context).save(target)
+                model = artifact.load(target, factories=context.factories)
+                kind = _kind(model)
+                if kind not in exported and (after is None or OnnxModel not in makes(type(after))):
+                    _run_exported(model, context)
+                    exported.add(kind)
+            if isinstance(model, TorchModel):
+                context = replace(context, teachers={**context.teachers, stage.id: model})
+            counts = model.counts
+            console.say(
+                f"  {stage.id} ({stage.stage}): {counts.parameters:,} parameters, {counts.macs / 1e6:.2f} MMACs"
+            )
+
+
+def synthetic(labels: tuple[str, ...], preprocess: Preprocess, augment: Augment) -> Dataset:
+    """A few random images in every split but the test split."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, preprocess.input_shape(IMAGES), dtype=torch.uint8, generator=generator)
+    split = Split(images, torch.arange(IMAGES) % len(labels))
+    return Dataset(split, split, split, split.take(torch.arange(0)), labels, preprocess, augment)
+
+
+def _kind(model: Artifact) -> str:
+    """What decides whether a network can be exported: its operators, but not how many and how wide its layers are."""
+    if isinstance(model, OnnxModel):
+        return model.digest
+    changes = [change for change in model.changes if isinstance(change, Int8)]
+    return f"{model.architecture} {changes}"
+
+
+def _run_exported(model: Artifact, context: Context) -> None:
+    """Run the ONNX file that `model` would ship as."""
+    shipped = model.to_onnx(context.pipeline) if isinstance(model, TorchModel) else model
+    logits = shipped.predict(context.data.preprocess.normalise(context.data.validation.images).numpy())
+    expected = (IMAGES, len(context.data.labels))
+    if logits.shape != expected or not np.isfinite(logits).all():
+        raise StageError(
+            f"ONNX Runtime gives an output of shape {list(logits.shape)}, {np.isfinite(logits).mean():.0%} of it "
+            f"finite numbers; {list(expected)} and 100% are needed"
+        )

@@ -1,0 +1,148 @@
+"""Latency: every row of a run timed in turn with the baseline, at several moments, once all stages have run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from compressor.storage import files
+from compressor.evaluation import latency
+from compressor.export import onnx_file
+from compressor.models.artifact import Artifact, OnnxModel, TorchModel
+from compressor.console import Console
+from compressor.environment import environment
+from compressor.runs.store import Finished
+from compressor.evaluation.latency import MOMENTS, Comparison, Latency, NotMeasured, Setting, Timed, at_moments
+from compressor.pipeline.pipeline import Pipeline
+from compressor.report.report import Row
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """A row to be timed: `done` against the baseline and, where it made int8 of the stage `before`, against that."""
+
+    pipeline: Pipeline
+    done: Finished
+    baseline: Finished
+    before: Finished | None
+
+    def plan(self) -> list[Comparison | NotMeasured]:
+        """In every setting against the baseline; then in ONNX Runtime's against the same network's float file."""
+        settings = _settings(self.pipeline)
+        plan = [_plan(self.done, self.baseline, setting) for setting in settings]
+        if self.before is not None and self.done.artifact.quantized and not self.before.artifact.quantized:
+            plan += [_plan(self.done, self.before, setting) for setting in settings if setting.engine == "onnxruntime"]
+        return plan
+
+    def row(self, outcome: Sequence[Latency | NotMeasured]) -> Row:
+        """The stage's row with what came of the plan."""
+        count = len(_settings(self.pipeline))
+        row = self.done.row.model_copy(
+            update={
+                "latency": tuple(outcome[:count]),
+                "versus_float": tuple(entry for entry in outcome[count:] if isinstance(entry, Latency)),
+            }
+        )
+        return row.model_copy(update={"measured_as": self.digest(row)})
+
+    def earlier(self, known: Row | None) -> Row | None:
+        """The stage's row with the figures of an earlier report, where they stand."""
+        if known is None or known.measured_as != self.digest(known):
+            return None
+        return self.done.row.model_copy(
+            update={name: getattr(known, name) for name in ("latency", "versus_float", "measured_as")}
+        )
+
+    def digest(self, row: Row) -> str:
+        """SHA-256 over a row's figures and all that they depend on: the files, the settings, how and where."""
+        others = [other for other in (self.baseline, self.before) if other is not None]
+        identity = {
+            "id": self.done.row.id,
+            "files": [files.digest(each.onnx.read_bytes()) for each in (self.done, *others)],
+            "measure": self.pipeline.measure.model_dump(mode="json"),
+            "protocol": latency.PROTOCOL,
+            "environment": environment().model_dump(mode="json", exclude={"commit"}),
+        }
+        figures = [entry.model_dump(mode="json") for entry in (*row.latency, *row.versus_float)]
+        return files.digest_json([identity, figures])
+
+
+def with_latency(
+    pipeline: Pipeline, finished: Sequence[Finished], known: Mapping[str, Row], console: Console
+) -> list[Row]:
+    """The rows of the stages that are done, with latency.
+
+    All are timed, or none: rows of one report are of the same moments.
+
+    Args:
+        pipeline: says what to measure on, and what to compare with.
+        finished: every stage.
+        known: rows of an earlier report by id, whose figures stand if nothing that any of them depends on has changed.
+        console: where progress is shown.
+    """
+    baseline = next(done for done in finished if done.row.id == pipeline.baseline_id)
+    timings = [
+        _Timing(pipeline, done, baseline, before) for before, done in zip([None, *finished[:-1]], finished, strict=True)
+    ]
+    rows = [row for timing in timings if (row := timing.earlier(known.get(timing.done.row.id))) is not None]
+    if len(rows) == len(timings):
+        return rows
+    plans = [timing.plan() for timing in timings]
+    comparisons = [each for plan in plans for each in plan if not isinstance(each, NotMeasured)]
+    with console.timings(MOMENTS * len(comparisons)) as one_more:
+        figures = iter(at_moments([partial(_followed, each, one_more) for each in comparisons]))
+    outcomes = [[each if isinstance(each, NotMeasured) else next(figures) for each in plan] for plan in plans]
+    return [timing.row(outcome) for timing, outcome in zip(timings, outcomes, strict=True)]
+
+
+def _followed(compare_now: Comparison, one_more: Callable[[], None]) -> Latency:
+    figure = compare_now()
+    one_more()
+    return figure
+
+
+def _settings(pipeline: Pipeline) -> list[Setting]:
+    """Every combination to time; threads do not matter to a GPU."""
+    measure = pipeline.measure
+    return [
+        Setting(engine=engine, device=device, threads=threads, batch=batch)
+        for engine in measure.engines
+        for device in measure.devices
+        for threads in (measure.threads if device == "cpu" else measure.threads[:1])
+        for batch in measure.batches
+    ]
+
+
+def _plan(done: Finished, reference: Finished, setting: Setting) -> Comparison | NotMeasured:
+    for each in (done, reference):
+        if (reason := _reason_not_to_time(each.artifact, setting)) is not None:
+            return NotMeasured(**setting.model_dump(), reason=reason)
+    return partial(_compare, done, reference, setting)
+
+
+def _compare(done: Finished, reference: Finished, setting: Setting) -> Latency:
+    candidate, other = (_runner(each, setting) for each in (done, reference))
+    on_cpu: tuple[str, ...] = ()
+    if (setting.engine, setting.device) == ("onnxruntime", "cuda"):
+        on_cpu = latency.left_to_cpu(done.onnx, setting)
+    return latency.compare(candidate, other, setting, on_cpu)
+
+
+def _runner(done: Finished, setting: Setting) -> Timed:
+    if setting.engine == "onnxruntime":
+        return latency.onnx_runner(done.onnx, setting)
+    assert isinstance(done.artifact, TorchModel)
+    return latency.torch_runner(done.artifact.copy_network(), done.artifact.preprocess, setting)
+
+
+def _reason_not_to_time(model: Artifact, setting: Setting) -> str | None:
+    if setting.device == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device"
+    if (setting.engine, setting.device) == ("onnxruntime", "cuda") and not onnx_file.has_cuda():
+        return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
+    if setting.engine == "torch" and isinstance(model, OnnxModel):
+        return "an ONNX file does not run in torch"
+    if setting.engine == "torch" and model.quantized:
+        return "a fake-quantized network in eager torch is not what ships"
+    return None

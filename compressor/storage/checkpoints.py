@@ -1,0 +1,65 @@
+"""Trainings that can be interrupted: what a training was at the end of an epoch, kept in safetensors."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compressor.errors import ArtifactError
+from compressor.storage import tensors as stored
+
+LAST_GOOD = "last_good"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The unfinished trainings of one stage.
+
+    Attributes:
+        folder: where they are kept.
+        key: digest of all that the stage depends on; a checkpoint of another key is not read.
+    """
+
+    folder: Path
+    key: str
+
+    def save(self, label: str, start: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Keep a training in the place of what was kept of it before.
+
+        Args:
+            label: which training of the stage it is.
+            start: digest of what it started from.
+            tensors: its state, by names of its own choice.
+            notes: what else it needs, as JSON.
+        """
+        stored.write(self._path(label), tensors, {"key": self.key, "start": start, "notes": json.dumps(notes)})
+
+    def load(self, label: str, start: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `save` kept of this training; None if there is nothing.
+
+        Raises:
+            ArtifactError: what was kept is damaged.
+        """
+        path = self._path(label)
+        if not path.exists():
+            return None
+        try:
+            tensors, metadata = stored.read(path)
+        except ArtifactError as error:
+            raise ArtifactError(f"the checkpoint {error}") from error
+        if (metadata.get("key"), metadata.get("start")) != (self.key, start):
+            return None
+        return tensors, json.loads(metadata["notes"])
+
+    def keep_last_good(self, weights: Mapping[str, Tensor]) -> Path:
+        """Keep the weights from before a training diverged; gives the file, which the stage's `weights:` can name."""
+        kept = self.folder.parent.with_name(LAST_GOOD)  # which no run removes
+        path = kept / f"{self.folder.name}.safetensors"
+        stored.write(path, weights)
+        return path
+
+    def _path(self, label: str) -> Path:
+        return self.folder / f"{label}.training.safetensors"

@@ -1,0 +1,49 @@
+"""Files of named tensors, sealed by a digest of what is in them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from compressor.errors import ArtifactError
+from compressor.storage import files
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+    """Keep tensors, from any device and in any memory format, and texts with them; whole or not at all."""
+    notes = dict(notes or {})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, _serialized(tensors, {**notes, "seal": _seal(tensors, notes)}))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `write` kept.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is damaged") from error
+    if notes.pop("seal", None) != _seal(tensors, notes):
+        raise ArtifactError(f"{path} is damaged")
+    return tensors, notes
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and values."""
+    return files.digest(_serialized(tensors))
+
+
+def _seal(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:
+    return files.digest((digest(tensors) + json.dumps(notes, sort_keys=True)).encode())
+
+
+def _serialized(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
