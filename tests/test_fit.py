@@ -13,13 +13,14 @@ from compressor import Context, Dataset
 from compressor.errors import StageError
 from compressor.quantization.placement import quantize_network
 from compressor.training.loop import Batch, fit, layout_of
-from compressor.training.settings import Training, _optimizer, _schedule
+from compressor.training.settings import Training
+from compressor.training.state import optimizer_of, schedule_of
 
 
 def rates(training: Training, steps: int) -> list[float]:
     """The learning rate of every step."""
-    optimizer = _optimizer(nn.Linear(2, 2), training)
-    scheduler = _schedule(optimizer, training, steps)
+    optimizer = optimizer_of(nn.Linear(2, 2), training)
+    scheduler = schedule_of(optimizer, training, steps)
     seen = []
     for _ in range(training.epochs * steps):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -55,11 +56,11 @@ def test_warm_up_is_linear_and_then_the_schedule_starts() -> None:
 
 def test_norms_and_biases_are_not_decayed() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
-    decayed, others = _optimizer(network, Training(epochs=1, weight_decay=0.5)).param_groups
+    decayed, others = optimizer_of(network, Training(epochs=1, weight_decay=0.5)).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.5, 0.0)
     assert {tuple(p.shape) for p in decayed["params"]} == {(2, 1, 3, 3), (2, 2)}
     assert len(others["params"]) == 4
-    assert len(_optimizer(network, Training(epochs=1, decay_all=True)).param_groups) == 1
+    assert len(optimizer_of(network, Training(epochs=1, decay_all=True)).param_groups) == 1
 
 
 class Scale(nn.Module):
@@ -141,7 +142,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
         Training.model_validate({"epochs": 5, **settings})
 
 
-def test_the_default_rate_follows_the_optimizer() -> None:
+def test_the_default_rate_follows_theoptimizer_of() -> None:
     assert rates(Training(epochs=1), 1) == [0.1]
     assert rates(Training(epochs=1, optimizer="adamw"), 1) == [0.001]
 

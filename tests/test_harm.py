@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from compressor.data.corruptions import CORRUPTIONS, Corruption
-from compressor.evaluation.regressions import _thumbnail
+from compressor.evaluation.regressions import thumbnail
 
 GRAY = np.full((3, 1, 32, 32), 100, np.uint8)
 
@@ -58,6 +58,6 @@ def test_jpeg_is_worse_at_lower_quality() -> None:
 
 
 @pytest.mark.parametrize(("shape", "size", "mode"), [((8, 8, 1), (8, 8), "L"), ((200, 100, 3), (48, 96), "RGB")])
-def test_thumbnails(shape: tuple[int, int, int], size: tuple[int, int], mode: str) -> None:
-    image = Image.open(io.BytesIO(base64.b64decode(_thumbnail(np.zeros(shape, np.uint8)))))
+def testthumbnails(shape: tuple[int, int, int], size: tuple[int, int], mode: str) -> None:
+    image = Image.open(io.BytesIO(base64.b64decode(thumbnail(np.zeros(shape, np.uint8)))))
     assert (image.size, image.mode, image.format) == (size, mode, "PNG")

@@ -116,11 +116,11 @@ def _flips(which: NDArray[np.bool_], baseline: Answers, shipped: Answers, test: 
             baseline=int(baseline.classes[index]),
             shipped=int(shipped.classes[index]),
             confidence=float(shipped.confidence[index]),
-            png=_thumbnail(test.images[index].permute(1, 2, 0).numpy()),
+            png=thumbnail(test.images[index].permute(1, 2, 0).numpy()),
         )
 
 
-def _thumbnail(pixels: NDArray[np.uint8]) -> str:
+def thumbnail(pixels: NDArray[np.uint8]) -> str:
     """`[H, W, C]` as a PNG of at most 96 pixels a side, in base64."""
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     image.thumbnail((THUMBNAIL, THUMBNAIL))

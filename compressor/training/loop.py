@@ -15,7 +15,8 @@ from compressor.data.dataset import Dataset, Split, View
 from compressor.environment import has_fast_bf16
 from compressor.errors import ArchitectureError, ArtifactError, StageError, first_line, pass_on_out_of_memory
 from compressor.storage import tensors
-from compressor.training.settings import Precision, Trainee, Training, weights_of
+from compressor.training.settings import Precision, Training
+from compressor.training.state import TrainingState, weights_of
 
 if TYPE_CHECKING:
     from compressor.console import TrainingProgress
@@ -65,27 +66,27 @@ def fit(
     start = tensors.digest(network.state_dict())
     layout = layout_of(network.to(device), data)
     network.train().requires_grad_(True).to(memory_format=layout)
-    trainee = Trainee(network, training, math.ceil(len(data.train) / training.batch_size), masked)
+    state = TrainingState(network, training, math.ceil(len(data.train) / training.batch_size), masked)
     train, validation = data.train.to(device), data.validation.to(device)
     judged: Precision = "fp32" if training.keep == "best" else training.precision  # choose on what will ship
     if training.keep == "best":
-        trainee.judge(0, evaluate(trainee.kept, validation, data, judged, layout))
-    _go_on(trainee, label, start, context)
+        state.judge(0, evaluate(state.kept, validation, data, judged, layout))
+    _go_on(state, label, start, context)
     saved = time.monotonic()
-    with context.console.training(label, training.epochs, trainee.steps, done=len(trainee.curve)) as progress:
-        for epoch in range(len(trainee.curve), training.epochs):
+    with context.console.training(label, training.epochs, state.steps, done=len(state.curve)) as progress:
+        for epoch in range(len(state.curve), training.epochs):
             started = time.monotonic()
-            rate, before = trainee.rate, weights_of(network)
-            batches = _batches(train, context, trainee.steps, epoch, views, layout)
-            mean = _train_epoch(trainee, loss, batches, context, epoch, progress) / len(train)
+            rate, before = state.rate, weights_of(network)
+            batches = _batches(train, context, state.steps, epoch, views, layout)
+            mean = _train_epoch(state, loss, batches, context, epoch, progress) / len(train)
             if not math.isfinite(mean):
                 raise StageError(_diverged(f"the loss is {mean}", epoch, rate, before, context))
             try:
-                correct = evaluate(trainee.kept, validation, data, judged, layout)
+                correct = evaluate(state.kept, validation, data, judged, layout)
             except StageError as error:
                 raise StageError(_diverged(str(error), epoch, rate, before, context)) from error
             accuracy = correct / len(validation)
-            trainee.curve.append(
+            state.curve.append(
                 {
                     "epoch": epoch + 1,
                     "loss": mean,
@@ -95,18 +96,18 @@ def fit(
                 }
             )
             if training.keep == "best":
-                trainee.judge(epoch + 1, correct)
+                state.judge(epoch + 1, correct)
             progress.epoch(epoch + 1, mean, accuracy)
             if context.checkpoints is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                context.checkpoints.save(label, start, trainee.tensors(), trainee.notes())
+                context.checkpoints.save(label, start, state.tensors(), state.notes())
                 saved = time.monotonic()
-    network.load_state_dict(trainee.best or weights_of(trainee.kept))
+    network.load_state_dict(state.best or weights_of(state.kept))
     network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    return {"curve": trainee.curve, "kept_epoch": trainee.best_epoch if trainee.best else training.epochs}
+    return {"curve": state.curve, "kept_epoch": state.best_epoch if state.best else training.epochs}
 
 
-def _go_on(trainee: Trainee, label: str, start: str, context: "Context") -> None:
-    """Bring the trainee to its last checkpoint, where there is one."""
+def _go_on(state: TrainingState, label: str, start: str, context: "Context") -> None:
+    """Bring the state to its last checkpoint, where there is one."""
     if context.checkpoints is None:
         return
     try:
@@ -115,12 +116,12 @@ def _go_on(trainee: Trainee, label: str, start: str, context: "Context") -> None
         context.console.say(f"  {label}: {error}; the training starts anew")
         return
     if found is not None:
-        trainee.restore(*found)
-        context.console.say(f"  {label}: goes on after epoch {len(trainee.curve)} of {trainee.training.epochs}")
+        state.restore(*found)
+        context.console.say(f"  {label}: goes on after epoch {len(state.curve)} of {state.training.epochs}")
 
 
 def _train_epoch(
-    trainee: Trainee,
+    state: TrainingState,
     loss: Loss,
     batches: Iterator[Batch],
     context: "Context",
@@ -129,28 +130,28 @@ def _train_epoch(
 ) -> float:
     """One pass; gives the sum of the loss over the images. What layers draw (dropout) comes from the seed."""
     device = context.device
-    trainee.network.train()
+    state.network.train()
     total = torch.zeros((), device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(context.seed_for(f"training in epoch {epoch}"))
         for batch in batches:
-            logits = _forward(trainee, batch, device)
+            logits = _forward(state, batch, device)
             if not isinstance(logits, Tensor):
                 raise ArchitectureError(
                     f"the network gives a {type(logits).__name__} while training, and logits are needed; "
                     "switch auxiliary outputs off with arguments, as in {aux_logits: false}"
                 )
             value = loss(logits.float(), batch)
-            trainee.step(value)
+            state.step(value)
             total += value.detach() * len(batch.labels)
             progress.step()
     return float(total)
 
 
-def _forward(trainee: Trainee, batch: Batch, device: torch.device) -> Any:
+def _forward(state: TrainingState, batch: Batch, device: torch.device) -> Any:
     try:
-        with autocast(device, trainee.training.precision):
-            return trainee.model(batch.inputs)
+        with autocast(device, state.training.precision):
+            return state.model(batch.inputs)
     except Exception as error:  # a forward raises what it likes
         pass_on_out_of_memory(error)
         raise ArchitectureError(

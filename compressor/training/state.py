@@ -1,0 +1,151 @@
+"""A network in training: its optimizer, schedule, moving average, and what a checkpoint holds of them."""
+
+import warnings
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from compressor.training.settings import Training
+
+
+@dataclass
+class TrainingState:
+    """A network in training: all that its next epoch depends on."""
+
+    network: nn.Module
+    training: Training
+    steps: int  # an epoch
+    masked: Set[str] = frozenset()  # parameters whose zeros stay zero
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the epoch best on validation, with keep: best
+    best_epoch: int = 0
+    best_correct: int = -1
+
+    def __post_init__(self) -> None:
+        self.accelerator = Accelerator(device_placement=False)  # the network is where the context says, always
+        self.raw_optimizer = optimizer_of(self.network, self.training)
+        self.model, self.optimizer = self.accelerator.prepare(self.network, self.raw_optimizer)
+        self.schedule = schedule_of(self.optimizer, self.training, self.steps)
+        self.average = _average(self.network, self.training)
+        self.masks = {p: p.detach() != 0 for name, p in self.network.named_parameters() if name in self.masked}
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that training gives: the moving average, where there is one."""
+        return self.network if self.average is None else self.average.module
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def judge(self, epoch: int, correct: int) -> None:
+        """Remember the weights after `epoch`, if none were better on validation."""
+        if correct >= self.best_correct:
+            self.best, self.best_epoch, self.best_correct = weights_of(self.kept), epoch, correct
+
+    def step(self, value: Tensor) -> None:
+        """Follow the gradient of a loss."""
+        self.accelerator.backward(value)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            for parameter, mask in self.masks.items():
+                parameter.mul_(mask)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, by name."""
+        groups: dict[str, Mapping[str, Any]] = {"network": self.network.state_dict(), "best": self.best}
+        if self.average is not None:
+            groups["average"] = self.average.state_dict()
+        for index, values in self.raw_optimizer.state_dict()["state"].items():
+            groups[f"optimizer/{index}"] = {name: value for name, value in values.items() if value is not None}
+        return {f"{group}/{name}": tensor for group, values in groups.items() for name, tensor in values.items()}
+
+    def notes(self) -> dict[str, Any]:
+        """What else a checkpoint holds."""
+        return {"curve": self.curve, "best_epoch": self.best_epoch, "best_correct": self.best_correct}
+
+    def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Go back to a checkpoint; the schedule is replayed."""
+
+        def group(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(f"{prefix}/"): t for n, t in tensors.items() if n.startswith(f"{prefix}/")}
+
+        self.network.load_state_dict(group("network"))
+        self.best, self.best_epoch, self.best_correct = group("best"), notes["best_epoch"], notes["best_correct"]
+        if self.average is not None:
+            self.average.load_state_dict(group("average"))
+        self.curve.extend(notes["curve"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch misses the optimizer's steps, which are in the state that follows
+            for _ in range(len(self.curve) * self.steps):
+                self.schedule.step()
+        parameters = [p for options in self.raw_optimizer.param_groups for p in options["params"]]
+        state = {index: _like(group(f"optimizer/{index}"), p) for index, p in enumerate(parameters)}
+        self.raw_optimizer.load_state_dict({**self.raw_optimizer.state_dict(), "state": state})
+
+
+def _like(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
+    """An optimizer's state in the memory format of its parameter, so that the same kernels give the same bits."""
+    return {
+        name: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+        for name, value in state.items()
+    }
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of the network's state."""
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def optimizer_of(network: nn.Module, training: Training) -> Optimizer:
+    """The optimizer; only matrices and kernels decay, unless `decay_all`."""
+    parameters = list(network.parameters())
+    decayed = [p for p in parameters if training.decay_all or p.dim() > 1]
+    others = [p for p in parameters if not (training.decay_all or p.dim() > 1)]
+    groups = [
+        {"params": decayed, "weight_decay": training.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if training.optimizer == "adamw":
+        return AdamW(groups, lr=training.peak_rate)
+    nesterov = training.momentum > 0
+    return SGD(groups, lr=training.peak_rate, momentum=training.momentum, nesterov=nesterov)
+
+
+def schedule_of(optimizer: Any, training: Training, steps: int) -> lr_scheduler.LRScheduler:
+    """The learning rate of every step."""
+    warmup = min(training.warmup_epochs, training.epochs - 1) * steps
+    total = training.epochs * steps - warmup
+    main: lr_scheduler.LRScheduler
+    match training.schedule:
+        case "cosine":
+            main = lr_scheduler.CosineAnnealingLR(optimizer, total)
+        case "one_cycle":
+            main = lr_scheduler.OneCycleLR(optimizer, training.peak_rate, total_steps=total + 1, cycle_momentum=False)
+        case "multi_step":
+            main = lr_scheduler.MultiStepLR(optimizer, [m * steps - warmup for m in training.milestones])
+        case "constant":
+            main = lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    if not warmup:
+        return main
+    rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup)
+    return lr_scheduler.SequentialLR(optimizer, [rise, main], milestones=[warmup])
+
+
+def _average(network: nn.Module, training: Training) -> AveragedModel | None:
+    """The moving average of the weights, if there is one."""
+    if training.ema is None:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(training.ema))  # buffers are copied
