@@ -142,7 +142,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
         Training.model_validate({"epochs": 5, **settings})
 
 
-def test_the_default_rate_follows_theoptimizer_of() -> None:
+def test_the_default_rate_follows_the_optimizer() -> None:
     assert rates(Training(epochs=1), 1) == [0.1]
     assert rates(Training(epochs=1, optimizer="adamw"), 1) == [0.001]
 

@@ -58,6 +58,6 @@ def test_jpeg_is_worse_at_lower_quality() -> None:
 
 
 @pytest.mark.parametrize(("shape", "size", "mode"), [((8, 8, 1), (8, 8), "L"), ((200, 100, 3), (48, 96), "RGB")])
-def testthumbnails(shape: tuple[int, int, int], size: tuple[int, int], mode: str) -> None:
+def test_thumbnails(shape: tuple[int, int, int], size: tuple[int, int], mode: str) -> None:
     image = Image.open(io.BytesIO(base64.b64decode(thumbnail(np.zeros(shape, np.uint8)))))
     assert (image.size, image.mode, image.format) == (size, mode, "PNG")

@@ -16,16 +16,16 @@ from compressor.errors import ArtifactError
 from compressor.evaluation.latency import (
     LEAST_ROUNDS,
     Latency,
+    OtherLoad,
     Setting,
-    _OtherLoad,
-    _speedup,
-    _warm_up,
     at_moments,
     compare,
     left_to_cpu,
     onnx_runner,
+    speedup_of,
     timed,
     torch_runner,
+    warm_up,
 )
 from compressor.export import onnx_file
 from compressor.report.wording import speed
@@ -56,19 +56,19 @@ def test_rounds_go_on_until_the_faster_has_had_its_time(seconds: float, expected
 
 def test_warm_up_goes_on_until_times_are_steady() -> None:
     slow_start = itertools.chain([9.0] * 10, [5.0] * 10, itertools.repeat(1.0))
-    assert _warm_up(lambda: next(slow_start), lambda: 1.0) == (40, True)
+    assert warm_up(lambda: next(slow_start), lambda: 1.0) == (40, True)
 
 
 def test_what_never_settles_is_said_to_be_unsteady(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressor.evaluation.latency.LONGEST_WARMUP_SECONDS", 0.0)
     growing = (1.1**index for index in itertools.count())
-    assert _warm_up(lambda: next(growing), lambda: 1.0) == (20, False)
+    assert warm_up(lambda: next(growing), lambda: 1.0) == (20, False)
 
 
 def test_the_interval_holds_the_ratio_of_known_times() -> None:
     generator = np.random.default_rng(0)
     times = np.stack([generator.normal(1.0, 0.01, 500), generator.normal(3.0, 0.03, 500)], axis=1)
-    speedup, low, high = _speedup(times)
+    speedup, low, high = speedup_of(times)
     assert 2.98 < low < 3.0 < high < 3.02
     assert low < speedup < high
 
@@ -110,8 +110,8 @@ def test_an_interval_covers_every_moment() -> None:
 
 def test_other_load_is_what_the_machine_does_without_us(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([(100.0, 10.0, 0.0), (106.0, 12.0, 4.0)])  # 6 s of work in 4 s, 2 s of it our own
-    monkeypatch.setattr(_OtherLoad, "_seconds", staticmethod(lambda: next(clock)))
-    with _OtherLoad() as load:
+    monkeypatch.setattr(OtherLoad, "_seconds", staticmethod(lambda: next(clock)))
+    with OtherLoad() as load:
         pass
     assert load.cores == 1.0
 

@@ -132,12 +132,12 @@ def compare(candidate: Timed, baseline: Timed, setting: Setting, on_cpu: tuple[s
     threads = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
     try:
-        warmup_runs, steady = _warm_up(candidate, baseline)
-        with _OtherLoad() as load:
+        warmup_runs, steady = warm_up(candidate, baseline)
+        with OtherLoad() as load:
             times = _rounds(candidate, baseline)  # [rounds, 2] in seconds
     finally:
         torch.set_num_threads(threads)
-    speedup, low, high = _speedup(times)
+    speedup, low, high = speedup_of(times)
     return Latency(
         **setting.model_dump(),
         median_ms=float(np.median(times[:, 0]) * 1e3),
@@ -159,10 +159,10 @@ def at_moments(comparisons: Sequence[Comparison], moments: int = MOMENTS) -> lis
     What a moment does to a ratio (a neighbour on the machine, how memory came to lie) cannot be seen from within it.
     """
     rounds = [[compare_now() for compare_now in comparisons] for _ in range(moments)]
-    return [_over_moments([each[index] for each in rounds]) for index in range(len(comparisons))]
+    return [over_moments([each[index] for each in rounds]) for index in range(len(comparisons))]
 
 
-def _over_moments(entries: Sequence[Latency]) -> Latency:
+def over_moments(entries: Sequence[Latency]) -> Latency:
     """Times and speed-up are the medians; the interval spans those of all moments."""
     return entries[0].model_copy(
         update={
@@ -180,7 +180,7 @@ def _over_moments(entries: Sequence[Latency]) -> Latency:
     )
 
 
-def _warm_up(candidate: Timed, baseline: Timed) -> tuple[int, bool]:
+def warm_up(candidate: Timed, baseline: Timed) -> tuple[int, bool]:
     """Run both until neither gets faster or slower: how many rounds that took, and whether it came to that."""
     started = time.monotonic()
     rounds, before = 0, None
@@ -208,7 +208,7 @@ def _rounds(candidate: Timed, baseline: Timed) -> NDArray[np.float64]:
     return np.array(times)
 
 
-def _speedup(times: NDArray[np.float64]) -> tuple[float, float, float]:
+def speedup_of(times: NDArray[np.float64]) -> tuple[float, float, float]:
     """The ratio of medians (of medians of blocks of rounds) and its bootstrap interval, for times `[rounds, 2]`."""
     blocks = np.array([np.median(block, axis=0) for block in np.array_split(times, BLOCKS)])  # [BLOCKS, 2]
     candidate, baseline = np.median(blocks, axis=0)
@@ -219,12 +219,12 @@ def _speedup(times: NDArray[np.float64]) -> tuple[float, float, float]:
     return float(baseline / candidate), float(low), float(high)
 
 
-class _OtherLoad:
+class OtherLoad:
     """How many cores other programs keep busy, on average, while this block runs."""
 
     cores = 0.0
 
-    def __enter__(self) -> "_OtherLoad":
+    def __enter__(self) -> "OtherLoad":
         self.before = self._seconds()
         return self
 
