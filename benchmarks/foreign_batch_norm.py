@@ -39,12 +39,12 @@ def main() -> None:
         with batch_statistics(network):
             rows["with the statistics of these images"] = int((network(inputs).argmax(1) == chosen.labels).sum())
     estimated = teacher.copy_network()
-    estimate_batch_norm(estimated, context)
+    estimate_batch_norm(estimated, context.data.calibration_batches())
     rows["with statistics estimated anew on the calibration images"] = right(estimated)
     matched = teacher.copy_network()
-    match_batch_norm(matched, context)
+    match_batch_norm(matched, context.data.calibration_batches())
     rows["matched first"] = right(matched)
-    estimate_batch_norm(matched, context)
+    estimate_batch_norm(matched, context.data.calibration_batches())
     rows["matched first, then estimated anew"] = right(matched)
     for name, count in rows.items():
         print(f"{name}: {count} of {IMAGES} right")

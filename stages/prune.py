@@ -16,7 +16,7 @@ from compressor.models.artifact import TorchModel
 from compressor.models.changes import Widths, widths_of
 from compressor.models.size import Share, Size
 from compressor.pipeline.stage import Context, Stage
-from compressor.pruning.batch_norm import calibration_batches, estimate_batch_norm, match_batch_norm
+from compressor.pruning.batch_norm import estimate_batch_norm, match_batch_norm
 
 SEARCH_STEPS = 10  # of bisection: a thousandth of the channels
 LARGEST_RATIO = 0.99
@@ -75,7 +75,7 @@ class Prune(Stage[TorchModel, TorchModel]):
         if model.quantized:
             raise ArchitectureError("a quantized network cannot be pruned; prune before you quantize")
         matched = model.copy_network()
-        match_batch_norm(matched, context)
+        match_batch_norm(matched, context.data.calibration_batches())
         model = model.with_network(matched, details={})
         before = Size.of(model.network, context.data.preprocess)
         if self.target.ratio is not None:
@@ -87,7 +87,7 @@ class Prune(Stage[TorchModel, TorchModel]):
             raise StageError(f"no channel can be removed with round_to {self.round_to}; lower it, or prune further")
         kept = after.share_of(before)
         context.console.say(f"  {self.id} keeps {kept['macs']:.2f} of MACs, {kept['parameters']:.2f} of parameters")
-        estimate_batch_norm(network, context)
+        estimate_batch_norm(network, context.data.calibration_batches())
         old, new = widths_of(model.network), widths_of(network)
         changed = {name: width for name, width in new.items() if width != old[name]}
         return model.with_network(
@@ -191,7 +191,7 @@ def _accumulate_gradients(network: nn.Module, context: Context) -> None:
     network.zero_grad()
     labels = context.data.calibration.labels
     done = 0
-    for inputs in calibration_batches(context):
+    for inputs in context.data.calibration_batches():
         F.cross_entropy(network(inputs), labels[done : done + len(inputs)]).backward()
         done += len(inputs)
 

@@ -12,7 +12,7 @@ from compressor.models.artifact import TorchModel
 from compressor.models.changes import Removed
 from compressor.models.size import Share, Size
 from compressor.pipeline.stage import Context, Stage
-from compressor.pruning.batch_norm import batch_statistics, calibration_batches, estimate_batch_norm, match_batch_norm
+from compressor.pruning.batch_norm import batch_statistics, estimate_batch_norm, match_batch_norm
 from compressor.training.loop import autocast, layout_of
 
 TEMPERATURE = 4.0  # that answers are compared at, as in distillation
@@ -46,9 +46,9 @@ class PruneBlocks(Stage[TorchModel, TorchModel]):
         if model.quantized:
             raise ArchitectureError("a quantized network cannot be pruned; prune before you quantize")
         network = model.copy_network()
-        match_batch_norm(network, context)
+        match_batch_norm(network, context.data.calibration_batches())
         answers = _Answers(network, context)
-        blocks = removable_blocks(network, next(calibration_batches(context))[:2])
+        blocks = removable_blocks(network, next(context.data.calibration_batches())[:2])
         if not blocks:
             raise ArchitectureError("the network has no block whose output has the shape of its input")
         preprocess = context.data.preprocess
@@ -66,7 +66,7 @@ class PruneBlocks(Stage[TorchModel, TorchModel]):
             removed[least] = divergence[least]
             network.set_submodule(least, nn.Identity())
             after = Size.of(network, preprocess)
-        estimate_batch_norm(network, context)
+        estimate_batch_norm(network, context.data.calibration_batches())
         context.console.say(f"  {self.id} keeps {len(blocks) - len(removed)} of {len(blocks)} blocks")
         details = {"kept": after.share_of(before), "blocks": len(blocks), "removed": removed}
         return model.with_network(network, Removed(modules=tuple(removed)), details=details)
@@ -106,7 +106,7 @@ class _Answers:
     def __init__(self, network: nn.Module, context: Context) -> None:
         layout = layout_of(network, context.data)
         self.network = network.to(memory_format=layout)
-        self.batches = [inputs.contiguous(memory_format=layout) for inputs in calibration_batches(context)]
+        self.batches = [inputs.contiguous(memory_format=layout) for inputs in context.data.calibration_batches()]
         self.original = self._log_probabilities()
 
     def without(self, block: str) -> float:

@@ -3,14 +3,8 @@
 PTQ is QAT with zero steps: one placement of quantizers, one save, one export; calibration only chooses ranges.
 """
 
-import math
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
 from typing import Any, ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -20,13 +14,9 @@ from compressor.errors import ArchitectureError
 from compressor.models.artifact import TorchModel
 from compressor.models.changes import Int8
 from compressor.pipeline.stage import Context, Stage
-from compressor.quantization.network import QuantizedNetwork
+from compressor.quantization.calibration import CALIBRATION_BATCH, Observer, calibrate, signal_to_noise
 from compressor.quantization.placement import quantize_network
 from compressor.training.loop import Batch, fit
-
-CALIBRATION_BATCH = 64
-
-Observer = Literal["min_max", "moving_average", "histogram", "percentile"]
 
 
 class Quantize(Taught, Stage[TorchModel, TorchModel]):
@@ -83,76 +73,15 @@ class Quantize(Taught, Stage[TorchModel, TorchModel]):
             skip=self.skip,
             weight_bits=self.weight_bits,
         )
-        calibrate(network, context, self.observer, self.percentile)
+        data = context.data
+        calibrate(network, data.calibration_batches(CALIBRATION_BATCH), self.observer, self.percentile)
         loss, weights = self.lesson(context) if self.teacher_ids else (_on_labels, [])
         details = fit(network, loss, self, context, label=self.id, views=self.views, masked=model.masked)
         change = Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
-        details |= {"signal_to_noise_db": signal_to_noise(network, context), "teacher_weights": weights}
+        noise = signal_to_noise(network, data.calibration_batches(CALIBRATION_BATCH))
+        details |= {"signal_to_noise_db": noise, "teacher_weights": weights}
         return model.with_network(network, change, details=details)
 
 
 def _on_labels(logits: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(logits, batch.labels)
-
-
-@torch.no_grad()
-def calibrate(network: QuantizedNetwork, context: Context, observer: Observer, percentile: float) -> None:
-    """Set the ranges of `network`, in place, from its float activations on the calibration images.
-
-    Images pass in small batches and observers keep a few numbers each, so memory does not grow with their count.
-    """
-    from compressor.quantization.observers import (
-        observer_of,  # torchao takes seconds, and a wrong pipeline is told before
-    )
-
-    observers = {point: observer_of(observer, percentile) for point in network.points}
-    with _watched(network, {point: watching.forward for point, watching in observers.items()}):
-        for images in context.data.calibration.images.split(CALIBRATION_BATCH):
-            network(context.data.preprocess.normalise(images))
-    for point, quantizer in network.activation_quantizers.items():
-        scale, zero_point = observers[point].calculate_qparams()
-        quantizer.scale.copy_(scale.squeeze())
-        quantizer.zero_point.copy_(zero_point.squeeze())
-
-
-@torch.no_grad()
-def signal_to_noise(network: QuantizedNetwork, context: Context) -> dict[str, float]:
-    """For every point that is rounded, 10 log10(Σ x² / Σ (x - q)²) in dB on the calibration images.
-
-    x is the value without any rounding, q with all of it, so the errors of earlier layers are included.
-    """
-    exact: dict[str, Tensor] = {}
-    rounded: dict[str, Tensor] = {}
-    signal, noise = (dict.fromkeys(network.points, sys.float_info.min) for _ in range(2))
-    hooks = [
-        quantizer.register_forward_hook(lambda _, __, output, point=point: rounded.update({point: output}))
-        for point, quantizer in network.activation_quantizers.items()
-    ]
-    for images in context.data.calibration.images.split(CALIBRATION_BATCH):
-        inputs = context.data.preprocess.normalise(images)
-        with _watched(network, {point: partial(exact.__setitem__, point) for point in network.points}):
-            network(inputs)
-        network(inputs)
-        for point in network.points:
-            signal[point] += float(exact[point].double().square().sum())
-            noise[point] += float((exact[point] - rounded[point]).double().square().sum())
-    for hook in hooks:
-        hook.remove()
-    return {point: 10 * math.log10(signal[point] / noise[point]) for point in network.points}
-
-
-@contextmanager
-def _watched(network: QuantizedNetwork, observers: Mapping[str, Callable[[Tensor], object]]) -> Iterator[None]:
-    """`network` without rounding: what would be rounded is shown to the observer of its point."""
-    quantizers = network.activation_quantizers
-    for point, quantizer in quantizers.items():
-        quantizer.observer = observers[point]
-    for parameters in network.parameter_quantizers:
-        parameters.enabled = False
-    try:
-        yield
-    finally:
-        for quantizer in quantizers.values():
-            quantizer.observer = None
-        for parameters in network.parameter_quantizers:
-            parameters.enabled = True

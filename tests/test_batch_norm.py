@@ -35,7 +35,7 @@ def frozen(tiny: TorchModel) -> nn.Module:
 def test_statistics_are_estimated_on_the_calibration_images(tiny: TorchModel, context: Context, inputs: Tensor) -> None:
     network = tiny.copy_network()
     network.get_buffer("bn1.running_mean").fill_(100)
-    estimate_batch_norm(network, context)
+    estimate_batch_norm(network, context.data.calibration_batches())
     with torch.no_grad():
         expected = network.get_submodule("conv1")(inputs).mean((0, 2, 3))
     assert torch.allclose(network.get_buffer("bn1.running_mean"), expected, atol=1e-4)
@@ -45,7 +45,7 @@ def test_statistics_are_estimated_on_the_calibration_images(tiny: TorchModel, co
 def test_dropout_stays_off_while_statistics_are_estimated(context: Context, inputs: Tensor) -> None:
     name = "tests.networks:Dropping"
     network = context.new_model(name, {}).copy_network()
-    estimate_batch_norm(network, context)
+    estimate_batch_norm(network, context.data.calibration_batches())
     with torch.no_grad():
         expected = network.get_submodule("conv")(inputs).mean((0, 2, 3))
     assert torch.allclose(network.get_buffer("bn.running_mean"), expected, atol=1e-4)
@@ -54,7 +54,7 @@ def test_dropout_stays_off_while_statistics_are_estimated(context: Context, inpu
 @torch.no_grad()
 def test_matching_changes_no_output(frozen: nn.Module, context: Context, inputs: Tensor) -> None:
     before = frozen(inputs)
-    match_batch_norm(frozen, context)
+    match_batch_norm(frozen, context.data.calibration_batches())
     assert torch.allclose(frozen(inputs), before, atol=1e-3)
     x = frozen.get_submodule("conv1")(inputs).double().numpy()
     assert np.allclose(frozen.get_buffer("bn1.running_mean"), x.mean((0, 2, 3)), atol=1e-5)
@@ -68,7 +68,7 @@ def test_after_matching_the_statistics_of_the_batch_give_the_same(
     before = frozen(inputs)
     with batch_statistics(frozen):
         assert not torch.allclose(frozen(inputs), before, atol=0.1)
-    match_batch_norm(frozen, context)
+    match_batch_norm(frozen, context.data.calibration_batches())
     kept = {name: tensor.clone() for name, tensor in frozen.state_dict().items() if "running" in name}
     with batch_statistics(frozen):
         assert torch.allclose(frozen(inputs), before, atol=2e-2)
@@ -82,7 +82,7 @@ def test_a_norm_without_scale_is_left_as_it_is(context: Context, inputs: Tensor)
     network = context.new_model(name, {}).copy_network()
     plain = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and not m.affine]
     before, statistics = network(inputs), [norm.running_mean for norm in plain]
-    match_batch_norm(network, context)
+    match_batch_norm(network, context.data.calibration_batches())
     assert plain
     assert torch.allclose(network(inputs), before, atol=1e-4)
     assert all(norm.running_mean is statistic for norm, statistic in zip(plain, statistics, strict=True))

@@ -101,7 +101,7 @@ def test_the_important_channels_stay(tiny: TorchModel, context: Context) -> None
     network.get_parameter("layer1.0.conv2.weight").data[:, doomed] = 1e-4
     marked = tiny.with_network(network, details={})
     pruned = Prune(target=Target(ratio=0.5), round_to=1).run(marked, context)
-    match_batch_norm(network, context)
+    match_batch_norm(network, context.data.calibration_batches())
     left = pruned.network.get_parameter("layer1.0.bn1.weight")
     assert torch.equal(left, network.get_parameter("layer1.0.bn1.weight")[[0, 3, 4, 7]])
 

@@ -14,10 +14,10 @@ from compressor.errors import ArchitectureError, ArtifactError
 from compressor.export import lowering
 from compressor.models.architectures import Architecture
 from compressor.models.changes import Int8
+from compressor.quantization.calibration import calibrate, signal_to_noise
 from compressor.quantization.network import ActivationQuantizer, ParameterQuantizer, QuantizedNetwork
 from compressor.quantization.placement import quantize_network
 from stages import Prune, Quantize, Target
-from stages.quantize import calibrate
 from tests.conftest import accuracy, executed
 
 FLOAT_COMPUTE = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add"}
@@ -139,7 +139,7 @@ def test_every_layer_executes_on_integers(
     network = quantize_network(model.network, (2, channels, size, size))
     images = type(context.data.train)((inputs * 64 + 128).clamp(0, 255).byte(), torch.arange(32) % 10)
     data = type(context.data)(images, images, images, images, model.labels, model.preprocess)
-    calibrate(network, Context(data=data), "min_max", 1.0)
+    calibrate(network, data.calibration_batches(), "min_max", 1.0)
     quantized = model.with_network(network, Int8(activations=network.ranges()), details={})
     exported = quantized.to_onnx("test")
     operators = executed(exported.content, tmp_path)
@@ -182,11 +182,20 @@ def test_the_image_gets_channels_of_zeros(
     np.testing.assert_array_equal(padded.predict(inputs), int8.to_onnx("test").predict(inputs))
 
 
+def test_a_point_that_integers_represent_exactly_loses_nothing() -> None:
+    """Inputs of 0 and 1 on a grid of 1/255 come back as they were."""
+    network = quantize_network(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (2, 1, 2, 2))
+    batch = torch.tensor([0.0, 1.0, 1.0, 0.0]).view(1, 1, 2, 2)
+    calibrate(network, [batch], "min_max", 1.0)
+    network.set_ranges(dict.fromkeys(network.points, (0.5, 0)))
+    assert signal_to_noise(network, [batch]) == dict.fromkeys(network.points)
+
+
 def ranges_of(
     tiny: TorchModel, context: Context, observer: str, percentile: float = 0.9999
 ) -> dict[str, tuple[float, int]]:
     network = quantize_network(tiny.network, (2, 1, 8, 8))
-    calibrate(network, context, observer, percentile)  # type: ignore[arg-type]
+    calibrate(network, context.data.calibration_batches(64), observer, percentile)  # type: ignore[arg-type]
     return network.ranges()
 
 

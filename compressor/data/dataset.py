@@ -6,7 +6,8 @@ images; the test split is read for the report only.
 """
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from compressor.data.sources import SOURCES, Images
 from compressor.config.spec import Spec
 
 LARGEST_SIDE = 4096
+CALIBRATION_BATCH = 128
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 
@@ -179,6 +181,12 @@ class Dataset:
         for split in (self.train, self.validation, self.calibration, self.test):
             sha.update(split.fingerprint.encode())
         return sha.hexdigest()
+
+    def calibration_batches(self, size: int = CALIBRATION_BATCH) -> Iterator[Tensor]:
+        """The calibration images, normalised, in batches `[B, C, H, W]` of about equal size, at most `size`."""
+        images = self.calibration.images
+        for chunk in images.tensor_split(math.ceil(len(images) / size)):
+            yield self.preprocess.normalise(chunk)
 
     def without_test(self) -> "Dataset":
         """The same with an empty test split: what stages are given."""

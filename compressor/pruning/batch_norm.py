@@ -1,40 +1,27 @@
 """BatchNorm's running statistics, brought in line with the images at hand."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from compressor.pipeline.stage import Context
-
-BATCH = 128
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
-def estimate_batch_norm(network: nn.Module, context: "Context") -> None:
-    """Set running statistics to the average over the calibration images, in place; dropout stays off."""
-    network.eval()
+def estimate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set running statistics to the average over `batches` of inputs, in place; dropout stays off."""
     norms = _norms(network)
-    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain average over batches
-        norm.train()
-    with torch.no_grad():
-        for inputs in calibration_batches(context):
+    with _momentum(network, None), torch.no_grad():  # a plain average over batches
+        for inputs in batches:
             network(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    network.eval()
 
 
 @torch.no_grad()
-def match_batch_norm(network: nn.Module, context: "Context") -> None:
-    """Set running statistics to those of the calibration images, and scale and shift so that all outputs stay.
+def match_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set running statistics to those of `batches` of inputs, and scale and shift so that every output stays.
 
     With γ (x - μ) / √(σ² + ε) + β, the statistics μ', σ'² of the images, and
 
@@ -47,10 +34,12 @@ def match_batch_norm(network: nn.Module, context: "Context") -> None:
     sums = {norm: _Sums(norm) for norm in norms}
     handles = [norm.register_forward_pre_hook(lambda module, given: sums[module].add(given[0])) for norm in norms]
     network.eval()
-    for inputs in calibration_batches(context):
-        network(inputs)
-    for handle in handles:
-        handle.remove()
+    try:
+        for inputs in batches:
+            network(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
     for norm, seen in sums.items():
         if seen.count:
             _match(norm, *seen.mean_and_variance())
@@ -88,25 +77,25 @@ class _Sums:
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
     """Norms use the statistics of the batch, as after `estimate_batch_norm`, and keep none of them."""
+    with _momentum(network, 0.0):
+        yield
+
+
+@contextmanager
+def _momentum(network: nn.Module, momentum: float | None) -> Iterator[None]:
+    """Only norms are in training mode, with this momentum; afterwards they have their own again."""
     norms = _norms(network)
-    momenta = [norm.momentum for norm in norms]
+    before = [norm.momentum for norm in norms]
     network.eval()
     for norm in norms:
-        norm.momentum = 0.0
+        norm.momentum = momentum
         norm.train()
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, own in zip(norms, before, strict=True):
+            norm.momentum = own
         network.eval()
-
-
-def calibration_batches(context: "Context") -> Iterator[Tensor]:
-    """The calibration images, normalised, in batches `[B, C, H, W]`."""
-    images = context.data.calibration.images
-    for chunk in images.tensor_split(math.ceil(len(images) / BATCH)):
-        yield context.data.preprocess.normalise(chunk)
 
 
 def _norms(network: nn.Module) -> list[Norm]:

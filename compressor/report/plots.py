@@ -119,8 +119,9 @@ def curves(row: Row) -> str:
 
 def int8_error(row: Row) -> str:
     """How far above the error of rounding the signal stands at every point that is rounded: lower is worse."""
-    ratios: Mapping[str, float] = row.details["signal_to_noise_db"]
-    worst = min(ratios, key=lambda point: ratios[point])
+    measured: Mapping[str, float | None] = row.details["signal_to_noise_db"]
+    ratios = {point: ratio for point, ratio in measured.items() if ratio is not None}  # None: nothing is lost there
+    worst = min(ratios, key=lambda point: ratios[point], default=None)
     title = f"Int8 error of {row.id} by layer: signal to rounding noise"
     with _picture(title, 0.8 + 0.19 * len(ratios)) as (figure, done):
         axes = figure.subplots()
