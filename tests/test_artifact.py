@@ -15,7 +15,7 @@ from compressor import Context, TorchModel, load
 from compressor.errors import ArchitectureError, ArtifactError
 from compressor.models.artifact import load_weights, read_weights
 from compressor.storage import files
-from tests.conftest import LAYERS
+from tests.conftest import LAYERS, equal_states
 
 
 def test_a_folder_holds_a_manifest_and_safetensors(tiny: TorchModel, tmp_path: Path) -> None:
@@ -138,3 +138,15 @@ def test_a_seal_names_files_of_its_own_folder_only(tmp_path: Path) -> None:
     assert files.damaged(folder) is None
     (folder / files.SEAL).write_text(f"{files.digest(b'x')}  ../secret\n")
     assert "does not hold the files in SHA256SUMS" in str(files.damaged(folder))
+
+
+def test_a_model_changes_nothing_of_the_network_it_is_given(tiny: TorchModel) -> None:
+    network = tiny.copy_network().train().requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    before = {name: (value.data_ptr(), value.stride()) for name, value in network.state_dict().items()}
+    model = TorchModel(network, tiny.architecture, tiny.preprocess, tiny.labels)
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert {name: (value.data_ptr(), value.stride()) for name, value in network.state_dict().items()} == before
+    with torch.no_grad():
+        next(network.parameters()).zero_()
+    assert equal_states(model.network, tiny.network)

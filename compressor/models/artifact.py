@@ -92,7 +92,9 @@ class TorchModel:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _normalise(self.network)
+        network = copy.deepcopy(self.network)  # the caller's own stays as it is
+        _normalise(network)
+        object.__setattr__(self, "network", network)
 
     @property
     def quantized(self) -> bool:
