@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
-from compressor.errors import DataError
+from compressor.config.spec import Spec
 from compressor.data.preprocess import Preprocess
 from compressor.data.sources import SOURCES, Images
-from compressor.config.spec import Spec
+from compressor.errors import DataError
 
 LARGEST_SIDE = 4096
 CALIBRATION_BATCH = 128

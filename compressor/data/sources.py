@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 
-from compressor.storage import files
 from compressor.data import glyphs
-from compressor.errors import DataError, first_line, pass_on_out_of_memory
 from compressor.data.preprocess import Preprocess
+from compressor.errors import DataError, first_line, pass_on_out_of_memory
+from compressor.storage import files
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS = [str(digit) for digit in range(10)]

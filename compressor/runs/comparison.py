@@ -7,11 +7,11 @@ from typing import Any
 from rich.table import Table
 
 from compressor.config import yaml_file as yaml_source
-from compressor.evaluation.accuracy import SIGNIFICANT, Answers, Paired
 from compressor.errors import ArtifactError
-from compressor.runs.store import ANSWERS
+from compressor.evaluation.accuracy import SIGNIFICANT, Answers, Paired
 from compressor.report.report import Report, Row
 from compressor.report.wording import difference, percent, setting_name, speedup
+from compressor.runs.store import ANSWERS
 
 Side = tuple[Path, Report]
 

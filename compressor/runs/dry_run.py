@@ -7,14 +7,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from compressor.console import Console
+from compressor.data.dataset import Augment, Dataset, Split
+from compressor.data.preprocess import Preprocess
+from compressor.errors import StageError
 from compressor.models import artifact
 from compressor.models.artifact import Artifact, OnnxModel, TorchModel
 from compressor.models.changes import Int8
-from compressor.console import Console
-from compressor.data.dataset import Augment, Dataset, Split
-from compressor.errors import StageError
 from compressor.pipeline.pipeline import Pipeline
-from compressor.data.preprocess import Preprocess
 from compressor.pipeline.stage import Context, makes, named
 
 IMAGES = 4

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from compressor.storage import files
 from compressor.models.artifact import Artifact, OnnxModel, TorchModel
-from compressor.storage.code import code_digest
 from compressor.pipeline.pipeline import AnyStage, Pipeline
 from compressor.pipeline.stage import Context, discover, makes, named_teachers
+from compressor.storage import files
+from compressor.storage.code import code_digest
 
 
 def stage_key(

@@ -10,23 +10,23 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from compressor.storage import files
-from compressor.models.artifact import ONNX, Artifact, TorchModel
-from compressor.storage.checkpoints import Checkpoints
 from compressor.console import Console
 from compressor.data.dataset import Dataset
 from compressor.environment import environment
 from compressor.errors import UserError
-from compressor.runs.store import ROW, Finished, finish, sweep, take_over
 from compressor.evaluation.regressions import harm_of
-from compressor.runs.keys import source_digest, stage_key
+from compressor.models.artifact import ONNX, Artifact, TorchModel
 from compressor.pipeline.pipeline import AnyStage, Pipeline
-from compressor.runs.dry_run import rehearse
-from compressor.report.report import DataFacts, Report
-from compressor.runs.seeds import over_seeds
 from compressor.pipeline.stage import Context, named
-from compressor.runs.timing import with_latency
+from compressor.report.report import DataFacts, Report
 from compressor.report.writing import WRITTEN, write
+from compressor.runs.dry_run import rehearse
+from compressor.runs.keys import source_digest, stage_key
+from compressor.runs.seeds import over_seeds
+from compressor.runs.store import ROW, Finished, finish, sweep, take_over
+from compressor.runs.timing import with_latency
+from compressor.storage import files
+from compressor.storage.checkpoints import Checkpoints
 
 CHECKPOINTS = "checkpoints"
 SOFT_LABELS = "soft_labels"

@@ -9,15 +9,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compressor.models import artifact
-from compressor.storage import files
-from compressor.export import onnx_file
-from compressor.evaluation.accuracy import Answers
-from compressor.models.artifact import ONNX, Artifact, OnnxModel, TorchModel
 from compressor.data.dataset import Dataset
+from compressor.evaluation.accuracy import Answers
+from compressor.export import onnx_file
+from compressor.models import artifact
+from compressor.models.artifact import ONNX, Artifact, OnnxModel, TorchModel
 from compressor.pipeline.pipeline import AnyStage
-from compressor.report.report import Row
 from compressor.pipeline.stage import Context
+from compressor.report.report import Row
+from compressor.storage import files
 
 ANSWERS = "answers.safetensors"
 ROW = "row.json"

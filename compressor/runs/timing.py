@@ -6,16 +6,16 @@ from functools import partial
 
 import torch
 
-from compressor.storage import files
-from compressor.evaluation import latency
-from compressor.export import onnx_file
-from compressor.models.artifact import Artifact, OnnxModel, TorchModel
 from compressor.console import Console
 from compressor.environment import environment
-from compressor.runs.store import Finished
+from compressor.evaluation import latency
 from compressor.evaluation.latency import MOMENTS, Comparison, Latency, NotMeasured, Setting, Timed, at_moments
+from compressor.export import onnx_file
+from compressor.models.artifact import Artifact, OnnxModel, TorchModel
 from compressor.pipeline.pipeline import Pipeline
 from compressor.report.report import Row
+from compressor.runs.store import Finished
+from compressor.storage import files
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Running a pipeline: the straight line, what is kept and reused, latency, comparison."""
