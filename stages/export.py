@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from compressor.config.spec import validated_copy
 from compressor.errors import StageError
 from compressor.models.artifact import PREDICT_BATCH, OnnxModel, TorchModel
 from compressor.pipeline.stage import Context, Stage
@@ -28,7 +29,7 @@ class Export(Stage[TorchModel, OnnxModel]):
 
     def rehearsal(self) -> Self:
         """Any agreement will do: an untrained network is undecided between classes."""
-        return self.model_copy(update={"agreement": 0.0})
+        return validated_copy(self, agreement=0.0)
 
     def run(self, model: TorchModel, context: Context) -> OnnxModel:
         """The ONNX file.

@@ -10,6 +10,7 @@ import torch_pruning
 from pydantic import Field
 from torch import Tensor, nn
 
+from compressor.config.spec import validated_copy
 from compressor.errors import ArchitectureError, StageError, first_line, pass_on_out_of_memory
 from compressor.models.architectures import check_fits
 from compressor.models.artifact import TorchModel
@@ -62,7 +63,7 @@ class Prune(Stage[TorchModel, TorchModel]):
     def rehearsal(self) -> Self:
         """A ratio of all layers' channels takes other channels from untrained layers, or none: take nearly all."""
         if self.scope == "global" and self.target.ratio is not None:
-            return self.model_copy(update={"target": Target(ratio=LARGEST_RATIO)})
+            return validated_copy(self, target=Target(ratio=LARGEST_RATIO))
         return self
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:

@@ -7,11 +7,13 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from compressor.config.yaml_file import Key
+
+Model = TypeVar("Model", bound=BaseModel)
 
 LONGEST_SHOWN = 60  # characters of a wrong value
 EXPECTED = {  # by pydantic's type of error; the rest is said in pydantic's words
@@ -57,6 +59,15 @@ class Spec(BaseModel):
                 if isinstance(part, bool):
                     raise ValueError(f"got {json.dumps(part)}; true and false do not belong here")
         return value
+
+
+def validated_copy(model: Model, **changes: Any) -> Model:
+    """`model` with other values for some of its fields, validated as a whole; pydantic's own copy checks nothing.
+
+    Raises:
+        ValidationError: the values do not fit.
+    """
+    return type(model).model_validate({**dict(model), **changes}, by_name=True)
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:

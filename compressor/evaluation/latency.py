@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from compressor.config.spec import validated_copy
 from compressor.data.preprocess import Preprocess
 from compressor.evaluation.accuracy import CONFIDENCE
 from compressor.export import onnx_file
@@ -164,19 +165,18 @@ def at_moments(comparisons: Sequence[Comparison], moments: int = MOMENTS) -> lis
 
 def over_moments(entries: Sequence[Latency]) -> Latency:
     """Times and speed-up are the medians; the interval spans those of all moments."""
-    return entries[0].model_copy(
-        update={
-            "median_ms": float(np.median([entry.median_ms for entry in entries])),
-            "p95_ms": float(np.median([entry.p95_ms for entry in entries])),
-            "runs": sum(entry.runs for entry in entries),
-            "speedup": float(np.median([entry.speedup for entry in entries])),
-            "speedup_low": min(entry.speedup_low for entry in entries),
-            "speedup_high": max(entry.speedup_high for entry in entries),
-            "warmup_runs": sum(entry.warmup_runs for entry in entries),
-            "steady": all(entry.steady for entry in entries),
-            "other_load": max(entry.other_load for entry in entries),
-            "moments": tuple(entry.speedup for entry in entries),
-        }
+    return validated_copy(
+        entries[0],
+        median_ms=float(np.median([entry.median_ms for entry in entries])),
+        p95_ms=float(np.median([entry.p95_ms for entry in entries])),
+        runs=sum(entry.runs for entry in entries),
+        speedup=float(np.median([entry.speedup for entry in entries])),
+        speedup_low=min(entry.speedup_low for entry in entries),
+        speedup_high=max(entry.speedup_high for entry in entries),
+        warmup_runs=sum(entry.warmup_runs for entry in entries),
+        steady=all(entry.steady for entry in entries),
+        other_load=max(entry.other_load for entry in entries),
+        moments=tuple(entry.speedup for entry in entries),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, InstanceOf, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from compressor.config import yaml_file as yaml_source
-from compressor.config.spec import Spec, did_you_mean, problems_of
+from compressor.config.spec import Spec, did_you_mean, problems_of, validated_copy
 from compressor.config.yaml_file import Key, Source, dotted
 from compressor.data.dataset import Data
 from compressor.errors import SpecError
@@ -89,7 +89,7 @@ class Pipeline(Spec):
     @property
     def repeats(self) -> tuple["Pipeline", ...]:
         """This pipeline with each of its seeds."""
-        return tuple(self.model_copy(update={"seed": seed, "seeds": ()}) for seed in self.seeds) or (self,)
+        return tuple(validated_copy(self, seed=seed, seeds=()) for seed in self.seeds) or (self,)
 
     @property
     def baseline_id(self) -> str:

@@ -15,13 +15,12 @@ from compressor.evaluation.regressions import Harm
 JSON = "report.json"
 
 
-class Row(BaseModel):
-    """One stage's artifact, measured.
+class Scored(BaseModel):
+    """One stage's artifact, scored: what `row.json` in its folder says.
 
-    `sha256` is of its ONNX file; `calibration_error` the expected one, in 0..1; `versus_baseline` the comparison on the
-    same test images; `versus_float` the speed-up of an int8 network over the same network's float ONNX file; `details`
-    what the stage has to say (training curve, widths, agreement). `key` is the digest of all that made the artifact,
-    `scored_on` that of the test split, `measured_as` that of all that latency depends on.
+    `sha256` is of its ONNX file; `calibration_error` the expected one, in 0..1; `details` what the stage has to say
+    (training curve, widths, agreement). `key` is the digest of all that made the artifact, `scored_on` that of the
+    test split.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -32,18 +31,44 @@ class Row(BaseModel):
     seconds: float
     accuracy: Accuracy
     calibration_error: float
-    versus_baseline: Paired | None = None
     parameters: int
     nonzero_parameters: int
     macs: int
     size_bytes: int
     sha256: str
-    latency: tuple[Latency | NotMeasured, ...] = ()
-    versus_float: tuple[Latency, ...] = ()
     details: dict[str, Any] = {}
     key: str
     scored_on: str
+
+
+class Timings(BaseModel):
+    """How fast a row's file is.
+
+    `versus_float` is the speed-up of an int8 network over the same network's float ONNX file; `measured_as` the digest
+    of all that the figures depend on, and of themselves.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    latency: tuple[Latency | NotMeasured, ...] = ()
+    versus_float: tuple[Latency, ...] = ()
     measured_as: str = ""
+
+
+class Row(Timings, Scored):
+    """One stage's artifact, measured; `versus_baseline` is the comparison on the same test images."""
+
+    versus_baseline: Paired | None = None
+
+    @classmethod
+    def of(cls, scored: Scored, timings: Timings, versus_baseline: Paired) -> "Row":
+        """The row, put together from its parts once all of them are known."""
+        return cls.model_validate({**dict(scored), **dict(timings), "versus_baseline": versus_baseline})
+
+    @property
+    def timings(self) -> Timings:
+        """The part of it that latency makes."""
+        return Timings(latency=self.latency, versus_float=self.versus_float, measured_as=self.measured_as)
 
     @property
     def timed(self) -> dict[Setting, Latency]:

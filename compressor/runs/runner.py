@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from compressor.config.spec import validated_copy
 from compressor.console import Console
 from compressor.data.dataset import Dataset
 from compressor.environment import environment
@@ -18,13 +19,13 @@ from compressor.evaluation.regressions import harm_of
 from compressor.models.artifact import ONNX, Artifact, TorchModel
 from compressor.pipeline.pipeline import AnyStage, Pipeline
 from compressor.pipeline.stage import Context, named
-from compressor.report.report import DataFacts, Report
+from compressor.report.report import DataFacts, Report, Row
 from compressor.report.writing import WRITTEN, write
 from compressor.runs.dry_run import rehearse
 from compressor.runs.keys import source_digest, stage_key
 from compressor.runs.seeds import over_seeds
 from compressor.runs.store import ROW, Finished, finish, sweep, take_over
-from compressor.runs.timing import with_latency
+from compressor.runs.timing import timings_of
 from compressor.storage import files
 from compressor.storage.checkpoints import Checkpoints
 
@@ -75,8 +76,9 @@ def run(
         files.write_text(folder / SPEC, SPEC_HEADER + pipeline.to_yaml())
         result = results[0]
         if others:
-            spec = {"spec": pipeline.to_yaml(), "seeds": pipeline.seeds, "over_seeds": over_seeds(results)}
-            result = result.model_copy(update=spec)
+            result = validated_copy(
+                result, spec=pipeline.to_yaml(), seeds=pipeline.seeds, over_seeds=over_seeds(results)
+            )
             write(result, folder)
         return result
 
@@ -108,7 +110,7 @@ def _measured(
     shipped = finished[-1]
     console.say("Measuring latency, in turn with the baseline", style="bold")
     earlier = {row.id: row for row in known.rows} if known is not None else {}
-    rows = with_latency(pipeline, finished, earlier, console)
+    timings = timings_of(pipeline, finished, earlier, console)
     before = baseline.answers
     paired = [done.answers.against(before) for done in finished]
     console.say("Looking at what was lost: classes, images, corrupted images", style="bold")
@@ -134,7 +136,7 @@ def _measured(
             fingerprint=data.fingerprint,
         ),
         environment=environment(),
-        rows=tuple(row.model_copy(update={"versus_baseline": p}) for row, p in zip(rows, paired, strict=True)),
+        rows=tuple(Row.of(done.row, timed, pair) for done, timed, pair in zip(finished, timings, paired, strict=True)),
         harm=harm,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from compressor.config.spec import validated_copy
 from compressor.data.dataset import Dataset
 from compressor.evaluation.accuracy import Answers
 from compressor.export import onnx_file
@@ -16,7 +17,7 @@ from compressor.models import artifact
 from compressor.models.artifact import ONNX, Artifact, OnnxModel, TorchModel
 from compressor.pipeline.pipeline import AnyStage
 from compressor.pipeline.stage import Context
-from compressor.report.report import Row
+from compressor.report.report import Scored
 from compressor.storage import files
 
 ANSWERS = "answers.safetensors"
@@ -25,11 +26,11 @@ ROW = "row.json"
 
 @dataclass(frozen=True)
 class Finished:
-    """A stage that is done: its artifact as loaded back, where it lies, and its row without latency."""
+    """A stage that is done: its artifact as loaded back, where it lies, and how it scored."""
 
     artifact: Artifact
     folder: Path
-    row: Row
+    row: Scored
 
     @property
     def onnx(self) -> Path:
@@ -60,7 +61,7 @@ def finish(
         made.save(folder)
         loaded = artifact.load(folder, factories=context.factories)
         shipped = _shipped(loaded, context)
-        row = Row(
+        row = Scored(
             id=stage.id,
             stage=stage.stage,
             artifact=f"{target.parent.name}/{target.name}",
@@ -88,7 +89,7 @@ def take_over(target: Path, key: str, context: Context, data: Dataset) -> Finish
         context.console.say(f"{damage}; it is made again")
         return None
     try:
-        row = Row.model_validate_json((target / ROW).read_bytes())
+        row = Scored.model_validate_json((target / ROW).read_bytes())
     except (OSError, ValidationError):  # whole, but of another version
         return None
     if row.key != key:
@@ -98,7 +99,7 @@ def take_over(target: Path, key: str, context: Context, data: Dataset) -> Finish
         return done
     with _whole(target) as folder:
         shutil.copytree(target, folder, dirs_exist_ok=True)
-        row = row.model_copy(update=_measured(_shipped(done.artifact, context), folder, data))
+        row = validated_copy(row, **_measured(_shipped(done.artifact, context), folder, data))
         files.write_text(folder / ROW, row.model_dump_json(indent=1) + "\n")
     return replace(done, row=row)
 

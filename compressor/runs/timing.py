@@ -9,11 +9,20 @@ import torch
 from compressor.console import Console
 from compressor.environment import environment
 from compressor.evaluation import latency
-from compressor.evaluation.latency import MOMENTS, Comparison, Latency, NotMeasured, Setting, Timed, at_moments
+from compressor.evaluation.latency import (
+    MOMENTS,
+    PROTOCOL,
+    Comparison,
+    Latency,
+    NotMeasured,
+    Setting,
+    Timed,
+    at_moments,
+)
 from compressor.export import onnx_file
 from compressor.models.artifact import Artifact, OnnxModel, TorchModel
 from compressor.pipeline.pipeline import Pipeline
-from compressor.report.report import Row
+from compressor.report.report import Row, Timings
 from compressor.runs.store import Finished
 from compressor.storage import files
 
@@ -35,43 +44,34 @@ class _Timing:
             plan += [_plan(self.done, self.before, setting) for setting in settings if setting.engine == "onnxruntime"]
         return plan
 
-    def row(self, outcome: Sequence[Latency | NotMeasured]) -> Row:
-        """The stage's row with what came of the plan."""
+    def timings(self, outcome: Sequence[Latency | NotMeasured]) -> Timings:
+        """What came of the plan."""
         count = len(_settings(self.pipeline))
-        row = self.done.row.model_copy(
-            update={
-                "latency": tuple(outcome[:count]),
-                "versus_float": tuple(entry for entry in outcome[count:] if isinstance(entry, Latency)),
-            }
-        )
-        return row.model_copy(update={"measured_as": self.digest(row)})
+        latency, versus_float = outcome[:count], [each for each in outcome[count:] if isinstance(each, Latency)]
+        return Timings(latency=latency, versus_float=versus_float, measured_as=self.digest(latency, versus_float))
 
-    def earlier(self, known: Row | None) -> Row | None:
-        """The stage's row with the figures of an earlier report, where they stand."""
-        if known is None or known.measured_as != self.digest(known):
-            return None
-        return self.done.row.model_copy(
-            update={name: getattr(known, name) for name in ("latency", "versus_float", "measured_as")}
-        )
+    def stands(self, known: Timings | None) -> bool:
+        """Whether the figures of an earlier report are still those of this row."""
+        return known is not None and known.measured_as == self.digest(known.latency, known.versus_float)
 
-    def digest(self, row: Row) -> str:
+    def digest(self, *figures: Sequence[Latency | NotMeasured]) -> str:
         """SHA-256 over a row's figures and all that they depend on: the files, the settings, how and where."""
         others = [other for other in (self.baseline, self.before) if other is not None]
         identity = {
             "id": self.done.row.id,
             "files": [files.digest(each.onnx.read_bytes()) for each in (self.done, *others)],
             "measure": self.pipeline.measure.model_dump(mode="json"),
-            "protocol": latency.PROTOCOL,
+            "protocol": PROTOCOL,
             "environment": environment().model_dump(mode="json", exclude={"commit"}),
         }
-        figures = [entry.model_dump(mode="json") for entry in (*row.latency, *row.versus_float)]
-        return files.digest_json([identity, figures])
+        entries = [entry.model_dump(mode="json") for part in figures for entry in part]
+        return files.digest_json([identity, entries])
 
 
-def with_latency(
+def timings_of(
     pipeline: Pipeline, finished: Sequence[Finished], known: Mapping[str, Row], console: Console
-) -> list[Row]:
-    """The rows of the stages that are done, with latency.
+) -> list[Timings]:
+    """How fast the file of each stage is.
 
     All are timed, or none: rows of one report are of the same moments.
 
@@ -85,15 +85,14 @@ def with_latency(
     timings = [
         _Timing(pipeline, done, baseline, before) for before, done in zip([None, *finished[:-1]], finished, strict=True)
     ]
-    rows = [row for timing in timings if (row := timing.earlier(known.get(timing.done.row.id))) is not None]
-    if len(rows) == len(timings):
-        return rows
+    if all(timing.stands(known.get(timing.done.row.id)) for timing in timings):
+        return [known[timing.done.row.id].timings for timing in timings]
     plans = [timing.plan() for timing in timings]
     comparisons = [each for plan in plans for each in plan if not isinstance(each, NotMeasured)]
     with console.timings(MOMENTS * len(comparisons)) as one_more:
         figures = iter(at_moments([partial(_followed, each, one_more) for each in comparisons]))
     outcomes = [[each if isinstance(each, NotMeasured) else next(figures) for each in plan] for plan in plans]
-    return [timing.row(outcome) for timing, outcome in zip(timings, outcomes, strict=True)]
+    return [timing.timings(outcome) for timing, outcome in zip(timings, outcomes, strict=True)]
 
 
 def _followed(compare_now: Comparison, one_more: Callable[[], None]) -> Latency:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from compressor.config.spec import Spec
+from compressor.config.spec import Spec, validated_copy
 
 DEFAULT_RATE = {"sgd": 0.1, "adamw": 0.001}
 REHEARSAL_RATE = 1e-4
@@ -56,9 +56,7 @@ class Training(Spec):
 
     def rehearsal(self) -> Self:
         """One epoch at most, at a rate that cannot do harm."""
-        return self.model_copy(
-            update={"epochs": min(self.epochs, 1), "learning_rate": min(self.peak_rate, REHEARSAL_RATE)}
-        )
+        return validated_copy(self, epochs=min(self.epochs, 1), learning_rate=min(self.peak_rate, REHEARSAL_RATE))
 
     @property
     def peak_rate(self) -> float:
