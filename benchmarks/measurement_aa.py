@@ -8,7 +8,7 @@ import torch
 from compressor import Context, Preprocess, TorchModel
 from compressor.data.dataset import Dataset, Split
 from compressor.environment import environment
-from compressor.evaluation.bench import bench
+from compressor.evaluation.benchmark import bench
 from compressor.models.architectures import Architecture
 from compressor.storage import files
 from stages import Quantize

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -17,15 +18,19 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from compressor.tracking import Tracker
+
+Item = TypeVar("Item")
 LINES_PER_TRAINING = 8
 PLAIN_WIDTH = 150
 
 
-class Console:
+class Console(Tracker):
     """Messages and progress. `quiet` shows neither: for Python callers and tests."""
 
     def __init__(self, rich: RichConsole | None = None, *, quiet: bool = True) -> None:
         self.quiet = quiet
+        self._training: TrainingProgress | None = None
         self.rich = rich or RichConsole(quiet=quiet)
         if not self.rich.is_terminal:
             self.rich.width = PLAIN_WIDTH
@@ -42,11 +47,49 @@ class Console:
     @contextmanager
     def training(self, label: str, epochs: int, steps: int, done: int = 0) -> Iterator["TrainingProgress"]:
         """Follow a training of `epochs` times `steps`, of which `done` epochs are done."""
-        progress = TrainingProgress(self, label, epochs, steps, done)
+        self._training = TrainingProgress(self, label, epochs, steps, done)
         try:
-            yield progress
+            yield self._training
         finally:
-            progress.close()
+            self._training.close()
+            self._training = None
+
+    def on_epoch(self, stage: str, point: Mapping[str, float]) -> None:
+        """Bring the bar of the training up to date, or print a line."""
+        if self._training is not None:
+            self._training.epoch(int(point["epoch"]), point["loss"], point["validation_accuracy"])
+
+    def on_row(self, row: Mapping[str, Any]) -> None:
+        """Say how a stage scored; latency stands in the table at the end."""
+        if row.get("latency"):
+            return
+        accuracy = row["accuracy"]
+        self.say(
+            f"  {accuracy['correct']}/{accuracy['total']} correct ({100 * accuracy['value']:.2f}%), "
+            f"{row['parameters']:,} parameters, {row['macs'] / 1e6:.2f} MMACs, {row['size_bytes'] / 1e3:.1f} kB, "
+            f"{row['seconds']:.0f} s"
+        )
+
+    @contextmanager
+    def progress(self, label: str, count: int) -> Iterator[Callable[[], None]]:
+        """Follow `count` pieces of work on a terminal: what it gives is called after each."""
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        shown = self.rich.is_terminal and not self.quiet
+        with Progress(*columns, console=self.rich, transient=True, disable=not shown) as bar:
+            task = bar.add_task(label, total=count)
+            yield lambda: bar.advance(task)
+
+    def follow(self, label: str, items: Iterable[Item], count: int) -> Iterator[Item]:
+        """Hand on `count` items, following them as `progress` does."""
+        with self.progress(label, count) as advance:
+            for item in items:
+                yield item
+                advance()
 
     @contextmanager
     def timings(self, count: int) -> Iterator[Callable[[], None]]:

@@ -1,16 +1,18 @@
-"""Train a student to give its teacher's answers (Hinton, Vinyals and Dean 2015)."""
+"""Train a student to match its teacher (Hinton, Vinyals and Dean 2015)."""
 
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from compressor.distillation.distillation import Taught
-from compressor.models.artifact import TorchModel
-from compressor.pipeline.stage import Context, Stage, Start
-from compressor.training.loop import fit
+from compressor import training
+from compressor.distillation.settings import Distillation
+from compressor.pipeline.stage import Stage, Start
+
+if TYPE_CHECKING:
+    from compressor import Context, TorchModel
 
 
-class Distill(Start, Taught, Stage[TorchModel | None, TorchModel]):
+class Distill(Start, Distillation, Stage):
     """Minimise α · T² · KL(teacher ‖ student) + (1 − α) · cross-entropy, at temperature T.
 
     Of several teachers (You et al. 2017) the loss is the weighted mean, which has the gradient of learning from the
@@ -30,15 +32,24 @@ class Distill(Start, Taught, Stage[TorchModel | None, TorchModel]):
             raise ValueError("expected `teacher:`, the id of an earlier stage, or `teachers:`, a list of them")
         return self
 
-    def run(self, model: TorchModel | None, context: Context) -> TorchModel:
+    def run(self, model: "TorchModel | None", context: "Context") -> "TorchModel":
         """The trained student.
 
         Raises:
-            UserError: there is no such teacher, or the student does not fit the data.
+            UserError: there is no such teacher or layer, or the student does not fit the data.
             StageError: training diverged.
         """
         student = self.start(model, context)
         network = student.copy_network()
-        loss, weights = self.lesson(context)
-        details = fit(network, loss, self, context, label=self.id, views=self.views, masked=student.masked)
+        objective, weights = self.objective(network, context)
+        details = training.fit(
+            network,
+            objective,
+            self,
+            context,
+            label=self.id,
+            views=self.views,
+            masked=student.masked,
+            frozen=student.frozen,
+        )
         return student.with_network(network, details={**details, "teacher_weights": weights})

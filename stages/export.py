@@ -1,5 +1,6 @@
 """Write the ONNX file that ships, and hold it against the network it came from."""
 
+import math
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -10,10 +11,11 @@ from torch import Tensor
 from compressor.config.spec import validated_copy
 from compressor.errors import StageError
 from compressor.models.artifact import PREDICT_BATCH, OnnxModel, TorchModel
-from compressor.pipeline.stage import Context, Stage
+from compressor.pipeline.context import Context
+from compressor.pipeline.stage import Stage
 
 
-class Export(Stage[TorchModel, OnnxModel]):
+class Export(Stage):
     """Export to ONNX and compare with the torch network on the validation images, in ONNX Runtime.
 
     Attributes:
@@ -38,8 +40,11 @@ class Export(Stage[TorchModel, OnnxModel]):
             StageError: it cannot be written, or agrees with the network on too few images.
         """
         exported = model.to_onnx(context.pipeline, self.opset)
-        batches = context.data.validation.images.split(PREDICT_BATCH)
-        pairs = [_both(model, exported, context.data.preprocess.normalise(images)) for images in batches]
+        preprocess, validation = context.data.preprocess, context.data.validation
+        size = min(PREDICT_BATCH, preprocess.max_batch)
+        batches = validation.batches(size)
+        batches = context.services.console.follow("checking agreement", batches, math.ceil(len(validation) / size))
+        pairs = [_both(model, exported, preprocess.normalise(images)) for images in batches]
         expected, got = (np.concatenate(logits) for logits in zip(*pairs, strict=True))  # [N, classes]
         difference = np.abs(got - expected)
         if not np.isfinite(difference).all():

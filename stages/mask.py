@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from compressor.errors import ArchitectureError, StageError
 from compressor.models.artifact import TorchModel
 from compressor.models.changes import Masked
-from compressor.pipeline.stage import Context, Stage
+from compressor.pipeline.context import Context
+from compressor.pipeline.stage import Stage
 
 
-class Mask(Stage[TorchModel, TorchModel]):
+class Mask(Stage):
     """Replace weights w by w ⊙ m, where m is 0 for the weights of least magnitude, whatever is trained afterwards.
 
     Attributes:

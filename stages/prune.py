@@ -16,7 +16,8 @@ from compressor.models.architectures import check_fits
 from compressor.models.artifact import TorchModel
 from compressor.models.changes import Widths, widths_of
 from compressor.models.size import Share, Size
-from compressor.pipeline.stage import Context, Stage
+from compressor.pipeline.context import Context
+from compressor.pipeline.stage import Stage
 from compressor.pruning.batch_norm import estimate_batch_norm, match_batch_norm
 
 SEARCH_STEPS = 10  # of bisection: a thousandth of the channels
@@ -35,7 +36,7 @@ class Target(Share):
     ratio: float | None = Field(None, gt=0, lt=1)
 
 
-class Prune(Stage[TorchModel, TorchModel]):
+class Prune(Stage):
     """Remove the least important channels of groups of layers that depend on one another.
 
     Attributes:
@@ -87,7 +88,9 @@ class Prune(Stage[TorchModel, TorchModel]):
         if after == before:
             raise StageError(f"no channel can be removed with round_to {self.round_to}; lower it, or prune further")
         kept = after.share_of(before)
-        context.console.say(f"  {self.id} keeps {kept['macs']:.2f} of MACs, {kept['parameters']:.2f} of parameters")
+        context.services.console.say(
+            f"  {self.id} keeps {kept['macs']:.2f} of MACs, {kept['parameters']:.2f} of parameters"
+        )
         estimate_batch_norm(network, context.data.calibration_batches())
         old, new = widths_of(model.network), widths_of(network)
         changed = {name: width for name, width in new.items() if width != old[name]}

@@ -11,14 +11,15 @@ from compressor.errors import ArchitectureError, StageError
 from compressor.models.artifact import TorchModel
 from compressor.models.changes import Removed
 from compressor.models.size import Share, Size
-from compressor.pipeline.stage import Context, Stage
+from compressor.pipeline.context import Context
+from compressor.pipeline.stage import Stage
 from compressor.pruning.batch_norm import batch_statistics, estimate_batch_norm, match_batch_norm
 from compressor.training.loop import autocast, layout_of
 
 TEMPERATURE = 4.0  # that answers are compared at, as in distillation
 
 
-class PruneBlocks(Stage[TorchModel, TorchModel]):
+class PruneBlocks(Stage):
     """Remove blocks whose output has the shape of their input, one after the other, until the target is met.
 
     Attributes:
@@ -67,7 +68,7 @@ class PruneBlocks(Stage[TorchModel, TorchModel]):
             network.set_submodule(least, nn.Identity())
             after = Size.of(network, preprocess)
         estimate_batch_norm(network, context.data.calibration_batches())
-        context.console.say(f"  {self.id} keeps {len(blocks) - len(removed)} of {len(blocks)} blocks")
+        context.services.console.say(f"  {self.id} keeps {len(blocks) - len(removed)} of {len(blocks)} blocks")
         details = {"kept": after.share_of(before), "blocks": len(blocks), "removed": removed}
         return model.with_network(network, Removed(modules=tuple(removed)), details=details)
 

@@ -5,21 +5,21 @@ PTQ is QAT with zero steps: one placement of quantizers, one save, one export; c
 
 from typing import Any, ClassVar, Literal
 
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from compressor.distillation.distillation import Taught
+from compressor.distillation.settings import Distillation
 from compressor.errors import ArchitectureError
 from compressor.models.artifact import TorchModel
 from compressor.models.changes import Int8
-from compressor.pipeline.stage import Context, Stage
+from compressor.pipeline.context import Context
+from compressor.pipeline.stage import Stage
 from compressor.quantization.calibration import CALIBRATION_BATCH, Observer, calibrate, signal_to_noise
 from compressor.quantization.placement import quantize_network
-from compressor.training.loop import Batch, fit
+from compressor.training.loop import fit
+from compressor.training.objectives import CrossEntropy
 
 
-class Quantize(Taught, Stage[TorchModel, TorchModel]):
+class Quantize(Distillation, Stage):
     """Round weights to int8 and activations to uint8, as ONNX Runtime executes them.
 
     Attributes:
@@ -53,6 +53,8 @@ class Quantize(Taught, Stage[TorchModel, TorchModel]):
             raise ValueError("mode qat trains, so it needs epochs; without training, say mode: ptq")
         if self.mode == "ptq" and (self.epochs or self.teacher_ids):
             raise ValueError("mode ptq does not train, so it takes no epochs and no teacher; to train, say mode: qat")
+        if self.features:
+            raise ValueError("features are layers by name, which a quantized network no longer has; leave them out")
         default = type(self).model_fields
         if self.observer != "percentile" and self.percentile != default["percentile"].default:
             raise ValueError("percentile is for observer: percentile; name that observer, or leave percentile out")
@@ -75,13 +77,18 @@ class Quantize(Taught, Stage[TorchModel, TorchModel]):
         )
         data = context.data
         calibrate(network, data.calibration_batches(CALIBRATION_BATCH), self.observer, self.percentile)
-        loss, weights = self.lesson(context) if self.teacher_ids else (_on_labels, [])
-        details = fit(network, loss, self, context, label=self.id, views=self.views, masked=model.masked)
+        objective, weights = self.objective(network, context) if self.teacher_ids else (CrossEntropy(), [])
+        details = fit(
+            network,
+            objective,
+            self,
+            context,
+            label=self.id,
+            views=self.views,
+            masked=model.masked,
+            frozen=model.frozen,
+        )
         change = Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
         noise = signal_to_noise(network, data.calibration_batches(CALIBRATION_BATCH))
         details |= {"signal_to_noise_db": noise, "teacher_weights": weights}
         return model.with_network(network, change, details=details)
-
-
-def _on_labels(logits: Tensor, batch: Batch) -> Tensor:
-    return F.cross_entropy(logits, batch.labels)

@@ -1,24 +1,20 @@
 """Train a network on labels, or take one that is trained already."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
 
-from compressor.models.artifact import TorchModel, load_weights, read_weights
-from compressor.pipeline.stage import Context, Stage, Start
-from compressor.training.loop import Batch, fit
+from compressor import models, training
+from compressor.pipeline.stage import Stage, Start
 from compressor.training.settings import Training
 
+if TYPE_CHECKING:
+    from compressor import Context, TorchModel
 
-class Train(Start, Training, Stage[TorchModel | None, TorchModel]):
+
+class Train(Start, Training, Stage):
     """Minimise cross-entropy on the labels of the training images.
-
-    Attributes:
-        weights: a safetensors file, or a state dict that loads with `weights_only`, to start from.
-        label_smoothing: the share of the target spread over all classes (Szegedy et al. 2016).
 
     With `epochs: 0` the network is taken as it is.
     """
@@ -28,9 +24,11 @@ class Train(Start, Training, Stage[TorchModel | None, TorchModel]):
 
     stage: Literal["train"] = "train"
     weights: Path | None = None
+    """A safetensors file, or a state dict that loads with `weights_only`, to start from."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """The share of the target that is spread over all classes (Szegedy et al. 2016)."""
 
-    def run(self, model: TorchModel | None, context: Context) -> TorchModel:
+    def run(self, model: "TorchModel | None", context: "Context") -> "TorchModel":
         """The trained network.
 
         Raises:
@@ -40,10 +38,9 @@ class Train(Start, Training, Stage[TorchModel | None, TorchModel]):
         start = self.start(model, context)
         network = start.copy_network()
         if self.weights is not None:
-            load_weights(network, read_weights(self.weights), source=str(self.weights))
-
-        def loss(logits: Tensor, batch: Batch) -> Tensor:
-            return F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-
-        details = fit(network, loss, self, context, label=self.id, masked=start.masked)
+            models.load_weights(network, models.read_weights(self.weights), source=str(self.weights))
+        objective = training.CrossEntropy(self.label_smoothing)
+        details = training.fit(
+            network, objective, self, context, label=self.id, masked=start.masked, frozen=start.frozen
+        )
         return start.with_network(network, details=details)

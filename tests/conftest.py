@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from filelock import FileLock
 
 from compressor import Context, Data, Dataset, Measure, Pipeline, TorchModel, run
 from stages import Distill, Export, Prune, Quantize, Target, Train
@@ -47,11 +48,24 @@ PIPELINE = Pipeline(
 IDS = ["teacher", "student", "pruned", "recovered", "int8", "shipped"]
 
 
+@pytest.fixture(autouse=True)
+def dry_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are vehicles for most tests: the dry run before them is left out, but where a test asks for it by its mark."""
+    if "dry_run" not in request.keywords:
+        monkeypatch.setattr("compressor.runs.runner.rehearse", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run of a tiny pipeline, which tests only read."""
-    out = tmp_path_factory.mktemp("run") / "tiny"
-    run(PIPELINE, out, device="cpu")
+    """A whole run of a tiny pipeline, which tests only read; the first worker that needs it makes it for all."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    out = shared / "finished" / "tiny"
+    out.parent.mkdir(exist_ok=True)
+    with FileLock(shared / "finished.lock"):
+        if not (out / "model.onnx").exists():
+            run(PIPELINE, out, device="cpu")
     return out
 
 

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,12 +29,12 @@ for folder in map(Path, sys.argv[2:]):
 """
 
 
-def run_example(kind: type[Stage[Any, Any]], tiny: TorchModel, context: Context) -> Artifact:
+def run_example(kind: type[Stage], tiny: TorchModel, context: Context) -> Artifact:
     """The stage with its own example settings, in a context whose only teacher is the tiny network."""
     stage = kind.model_validate(kind.example)
     teachers = {kind.example.get("teacher", "teacher"): tiny}
     made = stage.run(tiny, Context(data=context.data, seed=context.seed, teachers=teachers, pipeline="tests"))
-    assert isinstance(made, makes(kind))
+    assert type(made).__name__ in makes(kind)
     return made
 
 
@@ -55,7 +54,7 @@ def made(tiny: TorchModel, context: Context) -> dict[str, Artifact]:
 
 
 @BY_TAG
-def test_the_spec_round_trips(tag: str, kind: type[Stage[Any, Any]]) -> None:
+def test_the_spec_round_trips(tag: str, kind: type[Stage]) -> None:
     stage = kind.model_validate(kind.example)
     again = kind.model_validate(yaml.safe_load(yaml.safe_dump(stage.model_dump(mode="json"))))
     assert again == stage
@@ -63,7 +62,7 @@ def test_the_spec_round_trips(tag: str, kind: type[Stage[Any, Any]]) -> None:
 
 
 @BY_TAG
-def test_the_spec_is_frozen_and_closed(tag: str, kind: type[Stage[Any, Any]]) -> None:
+def test_the_spec_is_frozen_and_closed(tag: str, kind: type[Stage]) -> None:
     stage = kind.model_validate(kind.example)
     with pytest.raises(ValueError, match="frozen"):
         stage.id = "other"
@@ -72,14 +71,16 @@ def test_the_spec_is_frozen_and_closed(tag: str, kind: type[Stage[Any, Any]]) ->
 
 
 @BY_TAG
-def test_its_types_are_artifacts(tag: str, kind: type[Stage[Any, Any]]) -> None:
-    assert set(takes(kind)) <= {TorchModel, OnnxModel, type(None)}
-    assert set(makes(kind)) <= {TorchModel, OnnxModel}
+def test_its_types_are_artifacts(tag: str, kind: type[Stage]) -> None:
+    assert takes(kind)
+    assert takes(kind) <= {"TorchModel", "OnnxModel", "None"}
+    assert makes(kind)
+    assert makes(kind) <= {"TorchModel", "OnnxModel"}
 
 
 @BY_TAG
 def test_the_input_is_left_as_it_is(
-    tag: str, kind: type[Stage[Any, Any]], tiny: TorchModel, context: Context, inputs: torch.Tensor
+    tag: str, kind: type[Stage], tiny: TorchModel, context: Context, inputs: torch.Tensor
 ) -> None:
     before = tiny.copy_network()
     expected = outputs(tiny, inputs)
@@ -91,7 +92,7 @@ def test_the_input_is_left_as_it_is(
 
 @BY_TAG
 def test_the_same_seed_gives_the_same_bits(
-    tag: str, kind: type[Stage[Any, Any]], tiny: TorchModel, context: Context, made: dict[str, Artifact]
+    tag: str, kind: type[Stage], tiny: TorchModel, context: Context, made: dict[str, Artifact]
 ) -> None:
     torch.rand(3)  # whatever was drawn before does not matter
     again = run_example(kind, tiny, context)

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from compressor import Augment, Data, Dataset
-from compressor.data import glyphs
-from compressor.data.dataset import View
 from compressor.data.preprocess import Preprocess
+from compressor.data.sources import glyph_images
+from compressor.data.views import View
 from compressor.errors import DataError
 
 
@@ -186,15 +186,17 @@ def test_emnists_images_are_turned_upright(tmp_path: Path) -> None:
 
 
 def test_glyphs_are_rendered_by_seed_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.data.sources.GLYPHS_TRAIN", 930)
-    monkeypatch.setattr("compressor.data.sources.GLYPHS_TEST", 310)
+    monkeypatch.setattr("compressor.data.sources.glyphs.TRAIN", 930)
+    monkeypatch.setattr("compressor.data.sources.glyphs.TEST", 310)
     settings = Data(name="glyphs", root=tmp_path, test=310)
     data = settings.load(0)
     assert data.train.images.shape[1:] == (1, 32, 32)
     assert torch.bincount(data.test.labels).tolist() == [5] * 62
     assert len(data.labels) == 62
     assert settings.load(1).fingerprint != data.fingerprint
-    monkeypatch.setattr("compressor.data.glyphs.render", lambda count, seed: pytest.fail("rendered again"))
+    monkeypatch.setattr(
+        "compressor.data.sources.glyph_images.render", lambda count, seed: pytest.fail("rendered again")
+    )
     assert settings.load(0).fingerprint == data.fingerprint
 
 
@@ -205,10 +207,10 @@ def test_glyphs_are_20000_to_train_and_4000_to_test(tmp_path: Path) -> None:
 
 def test_glyphs_stand_on_one_baseline_at_one_scale() -> None:
     """`o` is smaller than `O`, and `p` goes below the line; noise is darker than what is drawn."""
-    pixels, labels = glyphs.render(62 * 40, seed=3)
+    pixels, labels = glyph_images.render(62 * 40, seed=3)
     rows = {}
     for character in "oOp":
-        drawn = pixels[labels == glyphs.CHARACTERS.index(character)].astype(float).mean(0).mean(1)
+        drawn = pixels[labels == glyph_images.CHARACTERS.index(character)].astype(float).mean(0).mean(1)
         rows[character] = np.flatnonzero(drawn - drawn.min() > drawn.max() / 4)
     assert len(rows["o"]) + 2 < len(rows["O"])
     assert abs(int(rows["o"][-1]) - int(rows["O"][-1])) <= 1
@@ -218,7 +220,7 @@ def test_glyphs_stand_on_one_baseline_at_one_scale() -> None:
 
 @pytest.mark.parametrize("content", [b"", safetensors.numpy.save({"pixels": np.zeros((1, 32, 32), np.uint8)})])
 def test_damaged_glyphs_are_said(tmp_path: Path, content: bytes) -> None:
-    kept = tmp_path / "glyphs" / f"24000-seed-0-version-{glyphs.VERSION}.safetensors"
+    kept = tmp_path / "glyphs" / f"24000-seed-0-version-{glyph_images.VERSION}.safetensors"
     kept.parent.mkdir()
     kept.write_bytes(content)
     with pytest.raises(DataError, match=r"seed-0-version-\d+\.safetensors is damaged .*delete it and run again"):

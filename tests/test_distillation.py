@@ -12,10 +12,13 @@ from pydantic import ValidationError
 from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
-from compressor import Augment, Context, TorchModel
-from compressor.distillation.distillation import Cache, Teacher, distillation_loss
+from compressor import Augment, Context, Services, TorchModel
+from compressor.distillation.losses.hinton import distillation_loss
+from compressor.distillation.settings import Cache
+from compressor.distillation.teacher import Teacher
 from compressor.errors import UserError
-from compressor.training.loop import Batch, training_views
+from compressor.training.loop import training_views
+from compressor.training.objectives import Batch, Watched
 from stages import Distill, Quantize
 from tests.conftest import TINY, accuracy, equal_states
 
@@ -95,9 +98,10 @@ def test_with_a_cache_the_teacher_is_not_run_again(
 def test_stored_outputs_serve_every_later_stage_and_run(
     context: Context, counting: TorchModel, tiny: TorchModel, tmp_path: Path
 ) -> None:
-    keeping = replace(with_teacher(context, counting), soft_labels=tmp_path / "soft_labels")
+    kept = tmp_path / "soft_labels"
+    keeping = replace(with_teacher(context, counting), services=Services(soft_labels=kept))
     Distill(teacher="teacher", model="resnet", arguments=TINY, epochs=2, cache=Cache(views=9)).run(None, keeping)
-    files = sorted(keeping.soft_labels.iterdir()) if keeping.soft_labels else []
+    files = sorted(kept.iterdir())
     assert [file.suffix for file in files] == [".safetensors"] * 2
     seen = Counting.images
     fewer = replace(keeping, data=replace(context.data, calibration=context.data.calibration.take(torch.arange(9))))
@@ -109,7 +113,7 @@ def test_stored_outputs_serve_every_later_stage_and_run(
 def test_outputs_of_another_teacher_or_of_other_images_are_not_taken(
     context: Context, counting: TorchModel, tmp_path: Path, changed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeping = replace(context, soft_labels=tmp_path)
+    keeping = replace(context, services=Services(soft_labels=tmp_path))
     data = context.data
     Teacher(counting, keeping, 1)
     match changed:
@@ -124,7 +128,7 @@ def test_outputs_of_another_teacher_or_of_other_images_are_not_taken(
         case "seed":
             keeping = replace(keeping, seed=1)
         case "code":
-            monkeypatch.setattr("compressor.distillation.distillation.code_digest", lambda modules: "edited")
+            monkeypatch.setattr("compressor.distillation.teacher.code_digest", lambda *modules: "edited")
     seen = Counting.images
     Teacher(counting, keeping, 1)
     assert Counting.images - seen == len(data.train) + PROBED
@@ -137,7 +141,7 @@ def test_outputs_of_another_teacher_or_of_other_images_are_not_taken(
 def test_damaged_outputs_are_made_again(
     context: Context, counting: TorchModel, tmp_path: Path, content: bytes | str
 ) -> None:
-    keeping = replace(context, soft_labels=tmp_path)
+    keeping = replace(context, services=Services(soft_labels=tmp_path))
     whole = Teacher(counting, keeping, 1).stored
     (file,) = tmp_path.iterdir()
     before = file.read_bytes()
@@ -183,13 +187,25 @@ def batch_of(context: Context, count: int = 9) -> Batch:
     return Batch(context.data.preprocess.normalise(split.images), split.labels, torch.arange(count), 0)
 
 
+class Given(nn.Module):
+    """Gives the logits that it is told to."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.logits = torch.zeros(9, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits
+
+
 @pytest.mark.parametrize("weighting", ["equal", "accuracy"])
 @pytest.mark.parametrize("cache", [None, Cache(views=1)])
 def test_of_several_teachers_the_loss_is_the_weighted_mean(
     two: Context, weighting: Literal["equal", "accuracy"], cache: Cache | None
 ) -> None:
     stage = Distill(teachers=("good", "bad"), weighting=weighting, temperature=3, alpha=0.7, epochs=1, cache=cache)
-    loss, weights = stage.lesson(replace(two, data=replace(two.data, augment=Augment())))
+    student = Given(10)
+    objective, weights = stage.objective(student, replace(two, data=replace(two.data, augment=Augment())))
     good = 0.5
     if weighting == "accuracy":
         right, wrong = (accuracy(model, two.data) for model in two.teachers.values())
@@ -197,13 +213,13 @@ def test_of_several_teachers_the_loss_is_the_weighted_mean(
         assert good > 0.8
     assert weights == pytest.approx([good, 1 - good])
     batch = batch_of(two)
-    student = np.random.default_rng(0).normal(0, 3, (9, 10))
+    student.logits = torch.from_numpy(np.random.default_rng(0).normal(0, 3, (9, 10)).astype("f4"))
     answers = [model.predict(batch.inputs).double().numpy() for model in two.teachers.values()]
     expected = sum(
-        share * by_numpy(student, z, batch.labels.numpy(), 3, 0.7)
+        share * by_numpy(student.logits.numpy(), z, batch.labels.numpy(), 3, 0.7)
         for share, z in zip((good, 1 - good), answers, strict=True)
     )
-    assert float(loss(torch.from_numpy(student), batch)) == pytest.approx(expected, rel=0.02)
+    assert float(objective(Watched(student), batch)) == pytest.approx(expected, rel=0.02)
 
 
 def test_teachers_that_are_never_right_count_alike(two: Context, counting: TorchModel) -> None:
@@ -213,7 +229,7 @@ def test_teachers_that_are_never_right_count_alike(two: Context, counting: Torch
     never = counting.with_network(network, details={})
     data = replace(two.data, validation=wrong)
     stage = Distill(teachers=("a", "b"), weighting="accuracy", epochs=1)
-    assert stage.lesson(replace(two, data=data, teachers={"a": never, "b": never}))[1] == [0.5, 0.5]
+    assert stage.objective(Given(10), replace(two, data=data, teachers={"a": never, "b": never}))[1] == [0.5, 0.5]
 
 
 def test_a_student_learns_from_two_teachers_and_says_so(two: Context) -> None:

@@ -124,7 +124,7 @@ def full_disk(patch: Patch) -> list[str]:
 def out_of_memory(patch: Patch) -> list[str]:
     patch.setattr("compressor.runs.runner.rehearse", lambda *_, **__: None)
     patch.setattr(
-        "stages.train.fit",
+        "compressor.training.fit",
         raising(
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         ),
@@ -133,7 +133,7 @@ def out_of_memory(patch: Patch) -> list[str]:
 
 
 def interrupted(patch: Patch) -> list[str]:
-    patch.setattr("stages.train.fit", raising(KeyboardInterrupt()))
+    patch.setattr("compressor.training.fit", raising(KeyboardInterrupt()))
     return RUN
 
 
@@ -231,7 +231,7 @@ def test_unusual_images_are_read_and_noted(
     suffix = "tif" if mode == "CMYK" else "png"
     Path("images/cat/0.png").unlink()
     Image.new(mode, (1, 1)).save(f"images/cat/0.{suffix}")
-    monkeypatch.setattr("stages.train.fit", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("compressor.training.fit", raising(KeyboardInterrupt()))
     assert main(arguments) == 130
     out = capsys.readouterr().out
     assert "1 images are enlarged more than 4 times to 8 x 8" in out

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from compressor import Context, Dataset
 from compressor.errors import StageError
 from compressor.quantization.placement import quantize_network
-from compressor.training.loop import Batch, fit, layout_of
+from compressor.training.loop import fit, layout_of
+from compressor.training.objectives import Batch, Objective, Watched
 from compressor.training.settings import Training
 from compressor.training.state import optimizer_of, schedule_of
 
 
 def rates(training: Training, steps: int) -> list[float]:
     """The learning rate of every step."""
-    optimizer = optimizer_of(nn.Linear(2, 2), training)
+    optimizer = optimizer_of(list(nn.Linear(2, 2).parameters()), training)
     scheduler = schedule_of(optimizer, training, steps)
     seen = []
     for _ in range(training.epochs * steps):
@@ -56,11 +57,12 @@ def test_warm_up_is_linear_and_then_the_schedule_starts() -> None:
 
 def test_norms_and_biases_are_not_decayed() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
-    decayed, others = optimizer_of(network, Training(epochs=1, weight_decay=0.5)).param_groups
+    parameters = list(network.parameters())
+    decayed, others = optimizer_of(parameters, Training(epochs=1, weight_decay=0.5)).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.5, 0.0)
     assert {tuple(p.shape) for p in decayed["params"]} == {(2, 1, 3, 3), (2, 2)}
     assert len(others["params"]) == 4
-    assert len(optimizer_of(network, Training(epochs=1, decay_all=True)).param_groups) == 1
+    assert len(optimizer_of(parameters, Training(epochs=1, decay_all=True)).param_groups) == 1
 
 
 class Scale(nn.Module):
@@ -74,8 +76,9 @@ class Scale(nn.Module):
         return self.weight.expand(len(x), 10)
 
 
-def mean_logit(logits: Tensor, batch: Batch) -> Tensor:
-    return logits.mean()
+class MeanLogit(Objective):
+    def forward(self, network: Watched, batch: Batch) -> Tensor:
+        return network.logits(batch).mean()
 
 
 PLAIN = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "precision": "fp32", "batch_size": 10_000}
@@ -84,10 +87,10 @@ PLAIN = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "precisio
 def test_sgd_and_the_moving_average_by_hand(context: Context) -> None:
     """Full-batch steps of -0.1; the average starts as a copy of the first step and decays by 0.5."""
     network = Scale()
-    fit(network, mean_logit, Training(epochs=3, learning_rate=0.1, **PLAIN), context, label="test")
+    fit(network, MeanLogit(), Training(epochs=3, learning_rate=0.1, **PLAIN), context, label="test")
     assert network.weight.item() == pytest.approx(-0.3)
     averaged = Scale()
-    fit(averaged, mean_logit, Training(epochs=3, learning_rate=0.1, ema=0.5, **PLAIN), context, label="test")
+    fit(averaged, MeanLogit(), Training(epochs=3, learning_rate=0.1, ema=0.5, **PLAIN), context, label="test")
     expected = -0.1
     for step in (-0.2, -0.3):
         expected = 0.5 * expected + 0.5 * step
@@ -112,18 +115,19 @@ def test_the_best_epoch_on_validation_is_kept_and_the_last_of_equals(context: Co
     only_zeros = Context(data=replace(context.data, validation=context.data.validation.take(zeros)))
     network = Drifts(10)
     training = Training(epochs=4, learning_rate=0.1, keep="best", **PLAIN)
-    details = fit(network, mean_logit, training, only_zeros, label="test")
+    details = fit(network, MeanLogit(), training, only_zeros, label="test")
     assert details["kept_epoch"] == 2
     assert network.weight.item() == pytest.approx(-0.2)
     assert [entry["validation_accuracy"] for entry in details["curve"]] == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_a_diverging_loss_is_said_with_epoch_and_learning_rate(context: Context) -> None:
-    def exploding(logits: Tensor, batch: Batch) -> Tensor:
-        return logits.mean() * float("nan")
+    class Exploding(Objective):
+        def forward(self, network: Watched, batch: Batch) -> Tensor:
+            return network.logits(batch).mean() * float("nan")
 
     with pytest.raises(StageError, match=r"the loss is nan in epoch 1 at learning rate 0\.5"):
-        fit(Scale(), exploding, Training(epochs=2, learning_rate=0.5), context, label="student")
+        fit(Scale(), Exploding(), Training(epochs=2, learning_rate=0.5), context, label="student")
 
 
 @pytest.mark.parametrize(
@@ -151,12 +155,13 @@ def test_every_training_image_is_seen_once_an_epoch(context: Context) -> None:
     seen: list[list[int]] = [[], []]
     views = []
 
-    def loss(logits: Tensor, batch: Batch) -> Tensor:
-        seen[len(views) // 10].extend(batch.indices.tolist())
-        views.append(batch.view)
-        return logits.mean()
+    class Seeing(Objective):
+        def forward(self, network: Watched, batch: Batch) -> Tensor:
+            seen[len(views) // 10].extend(batch.indices.tolist())
+            views.append(batch.view)
+            return network.logits(batch).mean()
 
-    fit(Scale(), loss, Training(epochs=2, batch_size=130), context, label="test")
+    fit(Scale(), Seeing(), Training(epochs=2, batch_size=130), context, label="test")
     everything = list(range(len(context.data.train)))
     assert sorted(seen[0]) == sorted(seen[1]) == everything
     assert seen[0] != seen[1]
@@ -165,7 +170,7 @@ def test_every_training_image_is_seen_once_an_epoch(context: Context) -> None:
 
 def test_no_epochs_leave_the_network_alone(context: Context) -> None:
     network = Scale()
-    assert fit(network, mean_logit, Training(epochs=0), context, label="test")["curve"] == []
+    assert fit(network, MeanLogit(), Training(epochs=0), context, label="test")["curve"] == []
     assert network.weight.item() == 0
 
 

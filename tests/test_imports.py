@@ -29,7 +29,15 @@ NOT_SEEN = {  # rooms that a room does without, though they lie below it
     "pruning": {"distillation"},
     "report": {"training", "distillation", "pruning"},
 }
-TOP = {"__init__", "console", "environment", "errors", "tracing"}  # modules outside the rooms, which all may use
+TOP = {
+    "__init__",
+    "console",
+    "environment",
+    "errors",
+    "plugins",
+    "tracing",
+    "tracking",
+}  # modules outside the rooms, which all may use
 
 
 def by_path(path: Path) -> str:

@@ -12,11 +12,10 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from compressor import Context, Measure, Pipeline, TorchModel, run
+from compressor import Context, Measure, Pipeline, Services, TorchModel, run
 from compressor.console import Console, TrainingProgress
 from compressor.errors import ArtifactError, StageError, UserError
 from compressor.models.artifact import WEIGHTS
-from compressor.runs.keys import source_digest
 from compressor.storage.checkpoints import Checkpoints
 from compressor.storage.files import SEAL, damaged, seal, write_bytes
 from stages import Export, Mask, Quantize, Train
@@ -110,6 +109,11 @@ def test_a_run_killed_at_random_moments_gives_the_same_bits(tmp_path: Path) -> N
         assert not [p for p in out.rglob("*") if p.name.endswith((".partial", ".old")) or "training" in p.name]
 
 
+def keeping(context: Context, checkpoints: Checkpoints, console: Console | None = None) -> Context:
+    """The context of a run that keeps checkpoints."""
+    return Context(data=context.data, services=Services(console or Console(), checkpoints=checkpoints))
+
+
 class Interrupting(Console):
     """A console in front of which someone presses Ctrl-C after so many epochs."""
 
@@ -149,10 +153,10 @@ def test_a_training_goes_on_to_the_same_bits(stage: Train, context: Context, tmp
     for interrupted in (steps // 2, 2 * steps + 3, steps + 1):
         console = Interrupting(interrupted)
         with pytest.raises(KeyboardInterrupt):
-            stage.run(None, Context(data=context.data, console=console, checkpoints=Checkpoints(tmp_path, "key")))
-    resumed = Context(data=context.data, checkpoints=Checkpoints(tmp_path, "key"))
+            stage.run(None, keeping(context, Checkpoints(tmp_path, "key"), console))
+    resumed = keeping(context, Checkpoints(tmp_path, "key"))
     assert equal_states(stage.run(None, resumed).network, alone.network)
-    anew = stage.run(None, Context(data=context.data, checkpoints=Checkpoints(tmp_path, "other")))
+    anew = stage.run(None, keeping(context, Checkpoints(tmp_path, "other")))
     assert equal_states(anew.network, alone.network)
 
 
@@ -162,9 +166,9 @@ def test_a_masked_training_goes_on_to_the_same_bits(context: Context, tiny: Torc
     stage = Train(epochs=3, learning_rate=0.01)
     checkpoints = Checkpoints(tmp_path, "key")
     with pytest.raises(KeyboardInterrupt):
-        stage.run(masked, Context(data=context.data, console=Interrupting(15), checkpoints=checkpoints))
+        stage.run(masked, keeping(context, checkpoints, Interrupting(15)))
     assert len(list(tmp_path.iterdir())) == 1
-    resumed = stage.run(masked, Context(data=context.data, checkpoints=checkpoints))
+    resumed = stage.run(masked, keeping(context, checkpoints))
     assert equal_states(resumed.network, stage.run(masked, Context(data=context.data)).network)
     assert resumed.counts.nonzero_parameters == masked.counts.nonzero_parameters
 
@@ -176,14 +180,14 @@ def test_a_damaged_checkpoint_is_said_and_not_used(
     stage = Train(model="resnet", arguments=TINY, epochs=3)
     checkpoints = Checkpoints(tmp_path, "key")
     with pytest.raises(KeyboardInterrupt):
-        stage.run(None, Context(data=context.data, console=Interrupting(25), checkpoints=checkpoints))
+        stage.run(None, keeping(context, checkpoints, Interrupting(25)))
     (path,) = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     for broken in (bytes(content), bytes(content[:1000]), b""):
         write_bytes(path, broken)
         console = Console.terminal()
-        resumed = stage.run(None, Context(data=context.data, console=console, checkpoints=checkpoints))
+        resumed = stage.run(None, keeping(context, checkpoints, console))
         assert "is damaged; the training starts anew" in " ".join(capsys.readouterr().out.split())
         assert equal_states(resumed.network, stage.run(None, Context(data=context.data)).network)
 
@@ -197,8 +201,7 @@ def test_the_last_good_weights_of_a_training_that_diverged_are_kept(context: Con
     stage = Train(model="tests.networks:Exploding", epochs=3, learning_rate=10)
     own = Context(
         data=context.data,
-        factories=frozenset({"tests.networks:Exploding"}),
-        checkpoints=Checkpoints(tmp_path / "checkpoints" / "teacher", "key"),
+        services=Services(checkpoints=Checkpoints(tmp_path / "checkpoints" / "teacher", "key")),
     )
     with pytest.raises(StageError, match=r"the loss is (nan|inf) in epoch \d at learning rate .*last_good/teacher"):
         stage.run(None, own)
@@ -225,48 +228,6 @@ def test_a_damaged_note_of_a_checkpoint_starts_the_training_anew(tmp_path: Path,
     path.write_bytes(safetensors.torch.save({"w": torch.zeros(2)}, metadata))
     with pytest.raises(ArtifactError, match="is damaged"):
         checkpoints.load("t", "start")
-
-
-def test_a_module_beside_the_factory_is_part_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    package = tmp_path / "their_nets"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "model.py").write_text("from their_nets.blocks import act\n")
-    (package / "blocks.py").write_text("act = 1\n")
-    (tmp_path / "alone.py").write_text("")
-    stages = (Train(model="their_nets.model:Net", epochs=0),)
-    pipeline = SHORT.model_copy(update={"stages": stages})
-    before = source_digest(pipeline)
-    (tmp_path / "alone.py").write_text("unrelated = 1\n")
-    assert source_digest(pipeline) == before
-    (package / "blocks.py").write_text("act = 2\n")
-    after = source_digest(pipeline)
-    assert after != before
-    (package / "blocks.py").rename(package / "other.py")
-    assert source_digest(pipeline) != after
-
-
-def test_a_file_beside_the_factorys_is_part_of_the_source_if_it_is_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "their_net.py").write_text("from their_blocks import act\nimport torch.nn as nn\n")
-    (tmp_path / "their_blocks.py").write_text("import their_net\nact = 1\n")
-    (tmp_path / "their_notes.py").write_text("")
-    pipeline = SHORT.model_copy(update={"stages": (Train(model="their_net:Net", epochs=0),)})
-    before = source_digest(pipeline)
-    (tmp_path / "their_notes.py").write_text("unrelated = 1\n")
-    assert source_digest(pipeline) == before
-    (tmp_path / "their_blocks.py").write_text("act = 2\n")
-    assert source_digest(pipeline) != before
-
-
-@pytest.mark.parametrize("factory", ["sys:exit", "nowhere:Net"])
-def test_a_factory_without_a_file_has_no_source(factory: str) -> None:
-    pipeline = SHORT.model_copy(update={"stages": (Train(model=factory, epochs=0),)})
-    with pytest.raises(UserError, match="is no Python file or package"):
-        source_digest(pipeline)
 
 
 def test_a_seal_is_over_all_files(tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ import torch
 
 from compressor import Data, Measure, Pipeline, run
 from compressor.data.dataset import Dataset
-from compressor.distillation.distillation import Cache
+from compressor.distillation.settings import Cache
 from compressor.errors import StageError, UserError
-from compressor.evaluation.latency import Setting, Timed
+from compressor.evaluation.engines.base import Session, Subject
+from compressor.evaluation.engines.onnx_runtime import OnnxRuntime
+from compressor.evaluation.setting import Setting
 from compressor.models.resnet import ResNet
 from compressor.report.report import Report
 from compressor.report.wording import remarks
@@ -179,11 +181,18 @@ def test_a_renamed_stage_is_reported_by_its_new_name(tmp_path: Path) -> None:
 def test_every_row_is_timed_once_before_any_is_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[str] = []
 
-    def runner(model: Path, setting: Setting) -> Timed:
-        timed.append(model.parent.name)
-        return lambda: 0.01
+    class Fixed(Session):
+        def run(self, inputs: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+            return inputs
 
-    monkeypatch.setattr("compressor.evaluation.latency.onnx_runner", runner)
+        def seconds(self) -> float:
+            return 0.01
+
+    def opened(self: OnnxRuntime, subject: Subject, setting: Setting) -> Session:
+        timed.append(subject.onnx.parent.name)
+        return Fixed()
+
+    monkeypatch.setattr(OnnxRuntime, "open", opened)
     report = run(SHORT, tmp_path / "out", device="cpu")
     assert timed == ["teacher", "teacher", "shipped", "teacher"] * 3
     assert [entry.moments for row in report.rows for entry in row.timed.values()] == [(1.0, 1.0, 1.0)] * 2

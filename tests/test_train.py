@@ -45,7 +45,7 @@ def test_weights_of_another_network_are_refused(tiny: TorchModel, context: Conte
 
 def own(context: Context, name: str) -> tuple[Context, str]:
     factory = f"tests.networks:{name}"
-    return Context(data=context.data, factories=frozenset({factory})), factory
+    return Context(data=context.data), factory
 
 
 def test_dropout_draws_from_the_seed(context: Context) -> None:

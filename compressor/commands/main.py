@@ -18,8 +18,8 @@ import compressor
 from compressor.config import yaml_file as yaml_source
 from compressor.console import Console
 from compressor.errors import CompressorError, DataError, StageError, UserError, first_line, is_out_of_memory
-from compressor.evaluation.bench import bench
-from compressor.evaluation.predict import predict
+from compressor.evaluation.benchmark import bench
+from compressor.evaluation.prediction import predict
 from compressor.pipeline.pipeline import Pipeline
 from compressor.pipeline.schema import json_schema
 from compressor.pipeline.stage import discover

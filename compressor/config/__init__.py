@@ -1,1 +1,5 @@
 """What a pipeline file may say, and what is said of one that is wrong."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

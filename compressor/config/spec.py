@@ -46,7 +46,7 @@ EXPECTED = {  # by pydantic's type of error; the rest is said in pydantic's word
 class Spec(BaseModel):
     """Settings. NaN and infinity are refused, and so are `true` and `false` where numbers are meant."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod

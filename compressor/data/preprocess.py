@@ -1,11 +1,21 @@
 """How an image becomes the input of a network: the one definition that training, scoring and users share."""
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, model_validator
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor
+
+LARGEST_SIDE = 4096
+FORWARD_BYTES = 2**29  # that a forward pass without gradients may take
+ACTIVATION_FACTOR = 20  # what it holds at its widest, over the images in float32: measured on MobileNetV2 at 224
+MAX_BATCH = 1000
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Preprocess(BaseModel):
@@ -16,10 +26,12 @@ class Preprocess(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: tuple[int, int]  # height, width
-    channels: int  # 1 or 3
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    size: tuple[Annotated[int, Field(ge=1, le=LARGEST_SIDE)], Annotated[int, Field(ge=1, le=LARGEST_SIDE)]]
+    """Height, width."""
+    channels: Literal[1, 3]
+    """1 (gray) or 3 (RGB)."""
+    mean: tuple[Finite, ...]
+    std: tuple[Annotated[Finite, Field(gt=0)], ...]
 
     @model_validator(mode="after")
     def _one_figure_a_channel(self) -> "Preprocess":
@@ -30,12 +42,15 @@ class Preprocess(BaseModel):
             )
         return self
 
-    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+    def pixels(self, image: "Image.Image") -> "NDArray[np.uint8]":
         """The image's pixels, `[C, H, W]` in 0..255.
 
         Raises:
             ValueError: the image has more than 8 bits a channel.
         """
+        import numpy as np
+        from PIL import Image
+
         if image.mode.startswith(("I", "F")):
             raise ValueError(
                 f"it has more than 8 bits a channel (Pillow's mode {image.mode}), which would be cut off at 255; "
@@ -47,8 +62,10 @@ class Preprocess(BaseModel):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image, np.uint8).reshape(height, width, self.channels).transpose(2, 0, 1)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: "Tensor") -> "Tensor":
         """Pixels `[N, C, H, W]` in 0..255, any type, to the float32 input of a network."""
+        import torch
+
         mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
         return (pixels.float() / 255 - mean) / std
@@ -56,3 +73,9 @@ class Preprocess(BaseModel):
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
         """`(batch, C, H, W)`."""
         return batch, self.channels, *self.size
+
+    @property
+    def max_batch(self) -> int:
+        """How many images a forward pass without gradients takes at once, so that memory stays within bounds."""
+        image_bytes = 4 * self.channels * self.size[0] * self.size[1]  # float32
+        return max(1, min(MAX_BATCH, FORWARD_BYTES // (ACTIVATION_FACTOR * image_bytes)))

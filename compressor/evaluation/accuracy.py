@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
-from compressor.data.dataset import Split
 from compressor.data.preprocess import Preprocess
+from compressor.data.split import Split
 from compressor.errors import ArtifactError, first_line
 from compressor.export import onnx_file
 from compressor.storage import files
@@ -106,7 +106,7 @@ class Answers:
         """The answers of an ONNX file on a whole split, in ONNX Runtime on the CPU."""
         session = onnx_file.session(model, threads=torch.get_num_threads())
         classes, confidence = [], []
-        for images in split.images.split(SCORE_BATCH):
+        for images in split.batches(min(SCORE_BATCH, preprocess.max_batch)):
             logits = session.run(["logits"], {"input": preprocess.normalise(images).numpy()})[0]  # [B, classes]
             classes.append(logits.argmax(1))
             confidence.append(probabilities(logits).max(1))

@@ -5,44 +5,27 @@ Nothing here knows of stages: it times saved artifacts, loaded back.
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
-from torch import nn
 
 from compressor.config.spec import validated_copy
-from compressor.data.preprocess import Preprocess
 from compressor.evaluation.accuracy import CONFIDENCE
-from compressor.export import onnx_file
+from compressor.evaluation.setting import Setting
 
 WINDOW = 10  # rounds; warm-up ends when the medians of two windows in a row agree
 STEADY = 0.02  # to this share
 LONGEST_WARMUP_SECONDS = 3.0
-MOMENTS = 3
+SESSIONS = 3
 LEAST_ROUNDS = 40
 LEAST_SECONDS = 0.4
 BLOCKS = 20
-PROTOCOL = (MOMENTS, LEAST_ROUNDS, LEAST_SECONDS, BLOCKS)  # what a figure depends on, besides the files and the machine
 RESAMPLES = 2000
 
 Timed = Callable[[], float]  # runs a network once, and says how many seconds that took
 Comparison = Callable[[], "Latency"]  # times a network in turn with another, both loaded anew
-
-
-class Setting(BaseModel):
-    """One way to run a network."""
-
-    model_config = ConfigDict(frozen=True)
-
-    engine: Literal["torch", "onnxruntime"]
-    device: Literal["cpu", "cuda"]
-    threads: int
-    batch: int
 
 
 class Latency(Setting):
@@ -71,57 +54,6 @@ class NotMeasured(Setting):
     """A setting that was not timed, and why."""
 
     reason: str
-
-
-def onnx_runner(model: Path, setting: Setting) -> Timed:
-    """An ONNX file on a random batch; on a GPU the copies to it and back are counted."""
-    session = onnx_file.session(model, threads=setting.threads, device=setting.device)
-    feed = _random_feed(session, model, setting.batch)
-    return timed(lambda: session.run(None, feed))
-
-
-def left_to_cpu(model: Path, setting: Setting) -> tuple[str, ...]:
-    """The operators of an ONNX file that a session on the setting's device executes on the CPU, as `Conv x 3`."""
-    feed = _random_feed(onnx_file.session(model), model, setting.batch)
-    return onnx_file.operators_on_cpu(model, feed, setting.device)
-
-
-def torch_runner(network: nn.Module, preprocess: Preprocess, setting: Setting) -> Timed:
-    """A float network in eager torch on a random batch that lies on the device."""
-    device = torch.device(setting.device)
-    network = network.to(device)
-    inputs = random_batch(preprocess.input_shape(setting.batch)).to(device)
-
-    @torch.inference_mode()
-    def run() -> object:
-        return network(inputs)
-
-    return _timed_on_gpu(run) if setting.device == "cuda" else timed(run)
-
-
-def timed(run: Callable[[], object]) -> Timed:
-    """`run`, by the clock of this machine."""
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-
-    return seconds
-
-
-def _timed_on_gpu(run: Callable[[], object]) -> Timed:
-    """`run`, by events in the GPU's own stream."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-
-    def seconds() -> float:
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
-
-    return seconds
 
 
 def compare(candidate: Timed, baseline: Timed, setting: Setting, on_cpu: tuple[str, ...] = ()) -> Latency:
@@ -154,16 +86,16 @@ def compare(candidate: Timed, baseline: Timed, setting: Setting, on_cpu: tuple[s
     )
 
 
-def at_moments(comparisons: Sequence[Comparison], moments: int = MOMENTS) -> list[Latency]:
+def in_sessions(comparisons: Sequence[Comparison], moments: int = SESSIONS) -> list[Latency]:
     """What each comparison gives, all of them made once before any is made again, so that moments lie far apart.
 
     What a moment does to a ratio (a neighbour on the machine, how memory came to lie) cannot be seen from within it.
     """
     rounds = [[compare_now() for compare_now in comparisons] for _ in range(moments)]
-    return [over_moments([each[index] for each in rounds]) for index in range(len(comparisons))]
+    return [over_sessions([each[index] for each in rounds]) for index in range(len(comparisons))]
 
 
-def over_moments(entries: Sequence[Latency]) -> Latency:
+def over_sessions(entries: Sequence[Latency]) -> Latency:
     """Times and speed-up are the medians; the interval spans those of all moments."""
     return validated_copy(
         entries[0],
@@ -239,13 +171,3 @@ class OtherLoad:
         idle = machine.idle + getattr(machine, "iowait", 0.0)
         guests = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)  # counted in user and nice too
         return sum(machine) - idle - guests, own.user + own.system, time.monotonic()
-
-
-def _random_feed(session: Any, model: Path, batch: int) -> dict[str, NDArray[np.float32]]:
-    name, sides = onnx_file.input_of(session, batch, source=model)
-    return {name: random_batch((batch, *sides)).numpy()}
-
-
-def random_batch(shape: tuple[int, ...]) -> torch.Tensor:
-    """The same normally distributed numbers for the same shape."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))

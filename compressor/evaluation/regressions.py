@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from compressor.console import Console
 from compressor.data.corruptions import CORRUPTIONS
-from compressor.data.dataset import Dataset, Split
+from compressor.data.dataset import Dataset
+from compressor.data.split import InMemory, Split
 from compressor.evaluation.accuracy import SCORE_BATCH, Accuracy, Answers, ClassScore, class_scores
 from compressor.storage import files
 
@@ -75,7 +77,13 @@ class Harm(BaseModel):
         )
 
 
-def harm_of(baseline: tuple[Path, Answers], shipped: tuple[Path, Answers], data: Dataset, known: Harm | None) -> Harm:
+def harm_of(
+    baseline: tuple[Path, Answers],
+    shipped: tuple[Path, Answers],
+    data: Dataset,
+    known: Harm | None,
+    console: Console | None = None,
+) -> Harm:
     """What the shipped network does worse and better than the baseline.
 
     Args:
@@ -83,13 +91,15 @@ def harm_of(baseline: tuple[Path, Answers], shipped: tuple[Path, Answers], data:
         shipped: as `baseline`.
         data: with the test split.
         known: of an earlier report; what it says of corrupted images stands if nothing that this depends on changed.
+        console: where progress is shown.
     """
     test = data.test
     depends_on = [files.digest(baseline[0].read_bytes()), files.digest(shipped[0].read_bytes()), test.fingerprint]
     if known is not None and known.key == _key(depends_on, known.corrupted):
         corrupted = known.corrupted
     else:
-        corrupted = tuple(_on_corrupted(baseline[0], shipped[0], data))
+        made = _on_corrupted(baseline[0], shipped[0], data)
+        corrupted = tuple((console or Console()).follow("corrupting images", made, len(CORRUPTIONS)))
     before, after = baseline[1].right, shipped[1].right
     return Harm(
         baseline_classes=class_scores(baseline[1], len(data.labels)),
@@ -116,7 +126,7 @@ def _flips(which: NDArray[np.bool_], baseline: Answers, shipped: Answers, test: 
             baseline=int(baseline.classes[index]),
             shipped=int(shipped.classes[index]),
             confidence=float(shipped.confidence[index]),
-            png=thumbnail(test.images[index].permute(1, 2, 0).numpy()),
+            png=thumbnail(test.batch(torch.tensor([index]))[0].permute(1, 2, 0).numpy()),
         )
 
 
@@ -133,8 +143,8 @@ def _on_corrupted(baseline: Path, shipped: Path, data: Dataset) -> Iterator[Corr
     chosen = np.sort(np.random.default_rng(0).permutation(len(data.test))[:CORRUPTED_IMAGES])
     clean = data.test.take(torch.from_numpy(chosen))
     for corruption in CORRUPTIONS:
-        corrupted = [corruption.apply(images.numpy()) for images in clean.images.split(SCORE_BATCH)]
-        split = Split(torch.from_numpy(np.concatenate(corrupted)), clean.labels)
+        corrupted = [corruption.apply(images.numpy()) for images in clean.batches(SCORE_BATCH)]
+        split = Split.of(InMemory(torch.from_numpy(np.concatenate(corrupted)), clean.labels))
         before, after = (Answers.of(model, split, data.preprocess) for model in (baseline, shipped))
         yield Corrupted(
             corruption=corruption.name,

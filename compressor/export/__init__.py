@@ -1,1 +1,5 @@
 """ONNX files: writing them lean, reading them safely, and sessions that run them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

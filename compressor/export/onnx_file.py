@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -132,7 +132,7 @@ def has_cuda() -> bool:
 
 
 def session(
-    model: bytes | Path, threads: int = 1, device: Literal["cpu", "cuda"] = "cpu", profile: Path | None = None
+    model: bytes | Path, threads: int = 1, device: str = "cpu", profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session with a fixed number of threads; `profile` is how the file of a profile begins."""
     options = onnxruntime.SessionOptions()
@@ -145,7 +145,7 @@ def session(
     return onnxruntime.InferenceSession(source, options, providers=[CUDA, CPU] if device == "cuda" else [CPU])
 
 
-def operators_on_cpu(model: Path, feed: Mapping[str, NDArray[Any]], device: Literal["cpu", "cuda"]) -> tuple[str, ...]:
+def operators_on_cpu(model: Path, feed: Mapping[str, NDArray[Any]], device: str) -> tuple[str, ...]:
     """The operators that ONNX Runtime executes on the CPU in a session for `device`, as `Conv x 3`."""
     with TemporaryDirectory() as folder:
         profiled = session(model, device=device, profile=Path(folder, "profile"))

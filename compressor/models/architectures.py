@@ -9,15 +9,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from compressor.config.factories import factory_of
 from compressor.config.spec import did_you_mean
 from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
 from compressor.models.resnet import ResNet, blocks_of_depth
 from compressor.tracing import layer_in_words, running_layers
-
-
-def factory_of(model: str) -> str | None:
-    """The `package.module:Factory` that a model's name is; None for a network that ships with a library."""
-    return model if ":" in model and not model.startswith("torchvision:") else None
 
 
 class Architecture(BaseModel):

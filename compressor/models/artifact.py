@@ -82,6 +82,8 @@ class TorchModel:
         architecture: what builds the network, before `changes`.
         changes: structural changes in the order they were made.
         details: JSON that a stage has to say of its result (training curves, widths), for the report.
+        frozen: names of parameters that no training changes: those that the architecture builds with
+            `requires_grad=False`.
     """
 
     network: nn.Module
@@ -90,6 +92,21 @@ class TorchModel:
     labels: tuple[str, ...]
     changes: tuple[Change, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    frozen: frozenset[str] = frozenset()
+
+    @classmethod
+    def of_new(
+        cls,
+        network: nn.Module,
+        architecture: Architecture,
+        preprocess: Preprocess,
+        labels: tuple[str, ...],
+        changes: tuple[Change, ...] = (),
+        details: Mapping[str, Any] | None = None,
+    ) -> "TorchModel":
+        """A network as its architecture builds it: parameters that it does not want trained are `frozen`."""
+        frozen = frozenset(name for name, each in network.named_parameters() if not each.requires_grad)
+        return cls(network, architecture, preprocess, labels, changes, details or {}, frozen)
 
     def __post_init__(self) -> None:
         network = copy.deepcopy(self.network)  # the caller's own stays as it is
@@ -253,7 +270,7 @@ def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
         )
     network = _build(manifest.architecture, manifest.changes, manifest.preprocess, factories)
     load_weights(network, safetensors.torch.load(content), source=str(folder / WEIGHTS))
-    return TorchModel(
+    return TorchModel.of_new(
         network,
         manifest.architecture,
         manifest.preprocess,
@@ -343,8 +360,11 @@ def _build(
 ) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         network = architecture.build(factories=factories)
+    trained = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     for change in changes:
         network = change.apply(network, preprocess.input_shape(2))
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(trained.get(name, True))
     return network
 
 

@@ -1,1 +1,5 @@
 """Pipelines and stages: how they connect, what a stage is given, the schema of a file."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,70 +1,48 @@
 """A pipeline: data and a tuple of stages, read from YAML and checked before anything runs."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, InstanceOf, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from compressor.config import yaml_file as yaml_source
+from compressor.config.factories import factory_of
 from compressor.config.spec import Spec, did_you_mean, problems_of, validated_copy
 from compressor.config.yaml_file import Key, Source, dotted
-from compressor.data.dataset import Data
+from compressor.data.settings import Data
 from compressor.errors import SpecError
-from compressor.models.architectures import factory_of
-from compressor.models.artifact import TorchModel
-from compressor.pipeline.stage import ID_PATTERN, LONGEST_ID, Stage, discover, makes, named_teachers, takes
+from compressor.pipeline.measure import Measure, TrackerName
+from compressor.pipeline.stage import ID_PATTERN, LONGEST_ID, NOTHING, Stage, discover, makes, named_teachers, takes
 from compressor.storage import files
-
-if TYPE_CHECKING:
-    AnyStage = Stage[Any, Any]
-else:
-    AnyStage = InstanceOf[Stage]  # a parametrized generic would be validated anew, as if it had no fields
 
 LARGEST_SEED = 2**32 - 1  # numpy's
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 
-class Measure(Spec):
-    """What latency is measured on: every combination that the machine has.
-
-    Attributes:
-        engines: eager torch, ONNX Runtime.
-        devices: that networks are timed on; ONNX Runtime on a GPU where onnxruntime-gpu is installed.
-        threads: that an engine computes with on the CPU.
-        batches: images at once.
-    """
-
-    engines: tuple[Literal["torch", "onnxruntime"], ...] = ("torch", "onnxruntime")
-    devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
-    threads: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field((1,), min_length=1)
-    batches: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field((1,), min_length=1)
-
-
 class Pipeline(Spec):
-    """A run, as data.
-
-    Attributes:
-        name: names the default output folder.
-        seed: what every random choice derives from.
-        seeds: run once with each, in place of `seed`; the first is what ships, the others show how much chance does.
-        license: of the weights, as the model card is to give it.
-        data: the images.
-        stages: in order; each takes what the one before it makes.
-        measure: what latency is measured on.
-        baseline: id of the stage that the others are compared with; the first by default.
-    """
+    """A run, as data."""
 
     name: str = Field(pattern=ID_PATTERN, max_length=LONGEST_ID)
+    """Names the default output folder."""
     seed: Seed = 0
+    """What every random choice derives from."""
     seeds: tuple[Seed, ...] = ()
+    """Run once with each, in place of `seed`; the first is what ships, the others show how much is chance."""
     license: str = Field("", max_length=200)
+    """The license of the weights, for the model card."""
     data: Data
-    stages: tuple[SerializeAsAny[AnyStage], ...] = Field(min_length=1)
+    """The images."""
+    stages: tuple[SerializeAsAny[InstanceOf[Stage]], ...] = Field(min_length=1)
+    """In order; each takes what the one before it makes."""
     measure: Measure = Measure()
+    """What latency is measured on."""
+    tracking: tuple[TrackerName, ...] = ()
+    """Who else follows the run: TensorBoard, MLflow (each by an extra), or a tracker that another package offers."""
     baseline: str = Field("", validate_default=False)
+    """The id of the stage that the others are compared with; the first by default."""
 
     @model_validator(mode="after")
     def _check_connections(self) -> "Pipeline":
@@ -176,12 +154,12 @@ class _Link:
     """What decides whether a stage connects. `kind` is None where that is not known."""
 
     id: str | None
-    kind: type[Stage[Any, Any]] | None
+    kind: type[Stage] | None
     teachers: Sequence[tuple[Key, str]]  # each with its key in the stage
     needs_model: bool  # it could start anew, but names no model
 
     @classmethod
-    def of(cls, stage: AnyStage) -> "_Link":
+    def of(cls, stage: Stage) -> "_Link":
         return cls._with(type(stage), {name: getattr(stage, name) for name in type(stage).model_fields})
 
     @classmethod
@@ -193,7 +171,7 @@ class _Link:
         return cls._with(discover().get(tag) if isinstance(tag, str) else None, {"id": tag, **content})
 
     @classmethod
-    def _with(cls, kind: type[Stage[Any, Any]] | None, settings: Mapping[str, Any]) -> "_Link":
+    def _with(cls, kind: type[Stage] | None, settings: Mapping[str, Any]) -> "_Link":
         words = {name: value for name, value in settings.items() if isinstance(value, str)}
         fields = kind.model_fields if kind is not None else {}
         needs_model = "model" in fields and settings.get("model") is None
@@ -203,21 +181,21 @@ class _Link:
 
 def _disconnected(links: Sequence[_Link], baseline: Any) -> Iterator[tuple[Key, str]]:
     """Where ids are not unique, neighbours do not connect, or a teacher or baseline is not there: the key, and why."""
-    made: tuple[type, ...] | None = (type(None),)
+    made: frozenset[str] | None = frozenset({NOTHING})
     before = "nothing before it"
-    earlier: dict[str | None, tuple[type, ...] | None] = {}
+    earlier: dict[str | None, frozenset[str] | None] = {}
     for index, link in enumerate(links):
         key: Key = ("stages", index)
         known = ", ".join(f"`{stage_id}`" for stage_id in earlier if stage_id) or "none"
         if link.id is not None and link.id in earlier:
             yield (*key, "id"), f"two stages have the id {link.id!r}; give each its own"
-        if link.kind is not None and made is not None and not set(made) <= set(takes(link.kind)):
+        if link.kind is not None and made is not None and not made <= takes(link.kind):
             yield key, f"stage {link.id!r} takes {_words(takes(link.kind))}, but there is {before}"
         for where, teacher in link.teachers:
             if teacher not in earlier:
                 hint = did_you_mean(teacher, [i for i in earlier if i]) or f"; earlier are: {known}"
                 yield (*key, *where), f"{teacher!r} is not the id of an earlier stage{hint}"
-            elif TorchModel not in (earlier[teacher] or (TorchModel,)):
+            elif "TorchModel" not in (earlier[teacher] or {"TorchModel"}):
                 kinds = _words(earlier[teacher] or ())
                 yield (*key, *where), f"{teacher!r} makes {kinds}, which cannot teach; name a stage before the export"
         if index == 0 and link.needs_model:
@@ -273,6 +251,6 @@ def _line_and_column(problem: str) -> tuple[int, int]:
     return (int(place[1]), int(place[2])) if place else (0, 0)
 
 
-def _words(kinds: Sequence[type]) -> str:
-    names = {"NoneType": "nothing", "TorchModel": "a torch network", "OnnxModel": "an ONNX file"}
-    return " or ".join(names.get(kind.__name__, kind.__name__) for kind in kinds)
+def _words(kinds: Iterable[str]) -> str:
+    names = {NOTHING: "nothing", "TorchModel": "a torch network", "OnnxModel": "an ONNX file"}
+    return " or ".join(names.get(kind, kind) for kind in sorted(kinds, reverse=True))

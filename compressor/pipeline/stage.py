@@ -1,99 +1,29 @@
-"""A stage maps an artifact to an artifact; a context is all it may look at besides."""
+"""A stage maps an artifact to an artifact: its settings are its fields, its work is `run`."""
 
-import hashlib
 import types
-import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch
 from pydantic import Field, model_validator
 
+from compressor import plugins
 from compressor.config.spec import Arguments, Spec
 from compressor.config.yaml_file import Key
-from compressor.console import Console
-from compressor.data.dataset import Dataset
 from compressor.errors import CompressorError, StageError, UserError, first_line, is_out_of_memory
-from compressor.models.architectures import Architecture, check_fits
-from compressor.models.artifact import TorchModel
-from compressor.storage.checkpoints import Checkpoints
 
-GROUP = "compressor.stages"
+if TYPE_CHECKING:
+    from compressor.models.artifact import Artifact, TorchModel
+    from compressor.pipeline.context import Context
+
 ID_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
 LONGEST_ID = 64
-
-In = TypeVar("In")
-Out = TypeVar("Out")
+NOTHING = "None"
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a stage works with besides the artifact it is given.
-
-    Attributes:
-        data: the images; a run gives stages an empty test split.
-        seed: what every random choice derives from.
-        device: where networks are trained.
-        teachers: the artifacts of earlier stages, by id.
-        factories: factories of one's own (`package.module:Factory`) that loaded artifacts may import.
-        pipeline: digest of the pipeline, which goes into the metadata of ONNX files.
-        console: where progress is shown.
-        checkpoints: where unfinished trainings are kept; none are by default.
-        soft_labels: the folder where teachers' stored outputs are kept; none are by default.
-    """
-
-    data: Dataset
-    seed: int = 0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    teachers: Mapping[str, TorchModel] = field(default_factory=dict)
-    factories: frozenset[str] = frozenset()
-    pipeline: str = ""
-    console: Console = field(default_factory=Console)
-    checkpoints: Checkpoints | None = None
-    soft_labels: Path | None = None
-
-    def seed_for(self, purpose: str) -> int:
-        """A seed of its own for every purpose."""
-        return int.from_bytes(hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()[:6])
-
-    def new_model(self, model: str, arguments: dict[str, Any]) -> TorchModel:
-        """An untrained network for this data, initialised by the seed.
-
-        Raises:
-            ArchitectureError: it cannot be built, or does not fit the images or classes.
-        """
-        preprocess = self.data.preprocess
-        architecture = Architecture(
-            model=model,
-            arguments=arguments,
-            num_classes=len(self.data.labels),
-            in_channels=preprocess.channels,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed_for("initial weights"))
-            network = architecture.build(factories=frozenset({model}))  # who makes the stage names its model
-        check_fits(network, architecture, preprocess.input_shape(2))
-        return TorchModel(network, architecture, preprocess, self.data.labels)
-
-    def teacher(self, stage_id: str) -> TorchModel:
-        """The earlier stage's artifact to learn from.
-
-        Raises:
-            UserError: no earlier stage has this id.
-        """
-        if stage_id not in self.teachers:
-            known = ", ".join(self.teachers) or "none"
-            raise UserError(f"teacher {stage_id!r} is not an earlier stage with a torch network; there are: {known}")
-        return self.teachers[stage_id]
-
-
-class Stage(Spec, Generic[In, Out]):
-    """One step of a pipeline: its settings are its fields, its work is `run`.
+class Stage(Spec):
+    """One step of a pipeline.
 
     A stage is found through the entry-point group `compressor.stages`, whose names are the tags in `stage:`.
     The annotations of `run` say what it takes and makes; `None` among what it takes means that it can come first.
@@ -104,7 +34,9 @@ class Stage(Spec, Generic[In, Out]):
     recovers: ClassVar[bool] = False  # it trains what such a stage made
 
     stage: str
+    """Which stage this is."""
     id: str = Field("", pattern=ID_PATTERN, max_length=LONGEST_ID, validate_default=False)
+    """Names the stage's folder and its row; the tag by default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -113,7 +45,7 @@ class Stage(Spec, Generic[In, Out]):
             return {**values, "id": values.get("stage", cls.model_fields["stage"].default)}
         return values
 
-    def run(self, model: In, context: Context) -> Out:
+    def run(self, model: Any, context: "Context") -> "Artifact":
         """Make this stage's artifact out of `model`, which is left as it is."""
         raise TypeError(f"{type(self).__name__} defines no run()")
 
@@ -123,7 +55,7 @@ class Stage(Spec, Generic[In, Out]):
 
 
 @contextmanager
-def named(stage: Stage[Any, Any]) -> Iterator[None]:
+def named(stage: Stage) -> Iterator[None]:
     """Say of an error in which stage it arose.
 
     Raises:
@@ -143,15 +75,12 @@ def named(stage: Stage[Any, Any]) -> Iterator[None]:
 
 
 class Start(Spec):
-    """Settings of a stage that trains a new network, or goes on with the one that comes in.
-
-    Attributes:
-        model: the architecture of a new network; absent, the network that comes in learns on.
-        arguments: of the architecture.
-    """
+    """Settings of a stage that trains a new network, or goes on with the one that comes in."""
 
     model: str | None = None
+    """The architecture of a new network; without one, the network that comes in is trained further."""
     arguments: Arguments = {}
+    """Arguments of the architecture."""
 
     @model_validator(mode="after")
     def _arguments_are_of_a_model(self) -> Self:
@@ -159,7 +88,7 @@ class Start(Spec):
             raise ValueError("arguments are those of a model, and no model is named; add `model:`, or leave them out")
         return self
 
-    def start(self, incoming: TorchModel | None, context: Context) -> TorchModel:
+    def start(self, incoming: "TorchModel | None", context: "Context") -> "TorchModel":
         """The network that training starts from.
 
         Raises:
@@ -181,48 +110,36 @@ def named_teachers(settings: Mapping[str, Any]) -> list[tuple[Key, str]]:
     return [(key, stage_id) for key, stage_id in named if isinstance(stage_id, str)]
 
 
-def takes(stage: type[Stage[Any, Any]]) -> tuple[type, ...]:
-    """The artifact types that `stage.run` takes; `NoneType` among them if it can come first."""
-    return _alternatives(typing.get_type_hints(stage.run)["model"])
+def takes(stage: type[Stage]) -> frozenset[str]:
+    """The names of the artifact types that `stage.run` takes; `None` among them if it can come first."""
+    return _names(stage.run.__annotations__["model"])
 
 
-def makes(stage: type[Stage[Any, Any]]) -> tuple[type, ...]:
-    """The artifact types that `stage.run` makes."""
-    return _alternatives(typing.get_type_hints(stage.run)["return"])
+def makes(stage: type[Stage]) -> frozenset[str]:
+    """The names of the artifact types that `stage.run` makes."""
+    return _names(stage.run.__annotations__["return"])
 
 
 @cache
-def discover() -> Mapping[str, type[Stage[Any, Any]]]:
+def discover() -> Mapping[str, type[Stage]]:
     """The installed stages by tag.
 
     Raises:
         UserError: a package offers what is no stage or cannot be imported, or two packages offer one tag.
     """
-    offered: dict[str, EntryPoint] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, _package(entry))):
-        if entry.name in offered:
-            packages = f"{_package(offered[entry.name])} and {_package(entry)}"
-            raise UserError(f"the stage {entry.name!r} is offered by two packages, {packages}; uninstall one of them")
-        offered[entry.name] = entry
-    return {tag: _load(entry) for tag, entry in offered.items()}
+    stages: dict[str, type[Stage]] = {}
+    for tag, entry in plugins.offered(plugins.STAGES, "stage").items():
+        stages[tag] = plugins.load(entry, "stage", Stage)
+        own = stages[tag].model_fields["stage"].default
+        if own != tag:
+            whose = f"the stage {tag!r} of the package {plugins.package_of(entry)}"
+            raise UserError(f"{whose} calls itself {own!r}; the two names must be one")
+    return stages
 
 
-def _load(entry: EntryPoint) -> type[Stage[Any, Any]]:
-    whose = f"the stage {entry.name!r} of the package {_package(entry)}"
-    try:
-        kind = entry.load()
-    except (Exception, SystemExit) as error:  # importing runs the package's code
-        raise UserError(f"{whose} cannot be imported: {first_line(error)}; repair or uninstall it") from error
-    if not (isinstance(kind, type) and issubclass(kind, Stage)):
-        raise UserError(f"{whose} is no subclass of compressor.Stage; repair or uninstall it")
-    if kind.model_fields["stage"].default != entry.name:
-        raise UserError(f"{whose} calls itself {kind.model_fields['stage'].default!r}; the two names must be one")
-    return kind
-
-
-def _package(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else entry.module
-
-
-def _alternatives(hint: Any) -> tuple[type, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+def _names(hint: Any) -> frozenset[str]:
+    """The types of an annotation, by name: it may be text, so that nothing need be imported to read it."""
+    if isinstance(hint, str):
+        return frozenset(part.strip().strip("\"'") for part in hint.split("|"))
+    alternatives = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
+    return frozenset(NOTHING if each in (None, types.NoneType) else each.__name__ for each in alternatives)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from compressor.evaluation.latency import Setting
 from compressor.evaluation.regressions import Corrupted
+from compressor.evaluation.setting import Setting
 from compressor.report.report import Report, Row
 from compressor.report.wording import setting_name
 

@@ -9,8 +9,9 @@ from compressor.data.preprocess import Preprocess
 from compressor.environment import Environment
 from compressor.errors import ArtifactError
 from compressor.evaluation.accuracy import Accuracy, Paired
-from compressor.evaluation.latency import Latency, NotMeasured, Setting
+from compressor.evaluation.latency import Latency, NotMeasured
 from compressor.evaluation.regressions import Harm
+from compressor.evaluation.setting import REFERENCE, Setting
 
 JSON = "report.json"
 
@@ -19,8 +20,8 @@ class Scored(BaseModel):
     """One stage's artifact, scored: what `row.json` in its folder says.
 
     `sha256` is of its ONNX file; `calibration_error` the expected one, in 0..1; `details` what the stage has to say
-    (training curve, widths, agreement). `key` is the digest of all that made the artifact, `scored_on` that of the
-    test split.
+    (training curve, widths, agreement). `key` is the digest of all that made the artifact, which `made_from` lists;
+    `scored_on` that of the test split, `scored_by` that of the code.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,7 +39,9 @@ class Scored(BaseModel):
     sha256: str
     details: dict[str, Any] = {}
     key: str
+    made_from: dict[str, str] = {}
     scored_on: str
+    scored_by: str = ""
 
 
 class Timings(BaseModel):
@@ -157,7 +160,7 @@ class Report(BaseModel):
     @property
     def headline_setting(self) -> Setting | None:
         """What "how fast?" is answered for: the first setting of ONNX Runtime that the shipped file was timed in."""
-        return next((setting for setting in self.shipped_row.timed if setting.engine == "onnxruntime"), None)
+        return next((setting for setting in self.shipped_row.timed if setting.engine == REFERENCE), None)
 
     def row(self, stage_id: str) -> Row:
         """The row of a stage."""

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from compressor.environment import Environment
 from compressor.evaluation.accuracy import Accuracy, Paired
-from compressor.evaluation.latency import Latency, Setting
+from compressor.evaluation.engines.base import title_of
+from compressor.evaluation.latency import Latency
+from compressor.evaluation.setting import Setting
 from compressor.report.report import Report, Row
 
 NOTICEABLE = 1.005  # times; less is called the same
@@ -173,7 +175,7 @@ def threads(setting: Setting) -> str:
 
 def setting_name(setting: Setting) -> str:
     """What a network was timed with."""
-    engine = {"torch": "torch", "onnxruntime": "ONNX Runtime"}[setting.engine]
+    engine = title_of(setting.engine)
     where = "GPU" if setting.device == "cuda" else threads(setting)
     return f"{engine}, {where}, batch {setting.batch}"
 

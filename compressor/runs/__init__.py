@@ -1,1 +1,5 @@
 """Running a pipeline: the straight line, what is kept and reused, latency, comparison."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,14 +11,14 @@ from compressor.errors import ArtifactError
 from compressor.evaluation.accuracy import SIGNIFICANT, Answers, Paired
 from compressor.report.report import Report, Row
 from compressor.report.wording import difference, percent, setting_name, speedup
-from compressor.runs.store import ANSWERS
+from compressor.runs.store import PREDICTIONS
 
 Side = tuple[Path, Report]
 
 
 def paired(one: Side, row: Row, other: Side, other_row: Row) -> Paired | None:
     """`other_row` of the run `other` against `row` of `one`; None with other test images, or without their answers."""
-    files = one[0] / row.artifact / ANSWERS, other[0] / other_row.artifact / ANSWERS
+    files = one[0] / row.artifact / PREDICTIONS, other[0] / other_row.artifact / PREDICTIONS
     if row.scored_on != other_row.scored_on or not all(path.is_file() for path in files):
         return None
     before, after = (Answers.load(path) for path in files)

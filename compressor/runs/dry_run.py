@@ -8,14 +8,17 @@ import numpy as np
 import torch
 
 from compressor.console import Console
-from compressor.data.dataset import Augment, Dataset, Split
+from compressor.data.dataset import Dataset
 from compressor.data.preprocess import Preprocess
+from compressor.data.settings import Augment
+from compressor.data.split import InMemory, Split
 from compressor.errors import StageError
 from compressor.models import artifact
 from compressor.models.artifact import Artifact, OnnxModel, TorchModel
 from compressor.models.changes import Int8
+from compressor.pipeline.context import Context
 from compressor.pipeline.pipeline import Pipeline
-from compressor.pipeline.stage import Context, makes, named
+from compressor.pipeline.stage import makes, named
 
 IMAGES = 4
 
@@ -49,7 +52,6 @@ def rehearse(
         data=synthetic(labels, preprocess, pipeline.data.augment or Augment()),
         seed=pipeline.seed,
         device=device or torch.device("cpu"),
-        factories=pipeline.factories,
         pipeline="rehearsal",
     )
     model: Artifact | None = None
@@ -60,9 +62,9 @@ def rehearse(
             target.mkdir()
             with named(stage):
                 stage.rehearsal().run(model, context).save(target)
-                model = artifact.load(target, factories=context.factories)
+                model = artifact.load(target, factories=pipeline.factories)
                 kind = _kind(model)
-                if kind not in exported and (after is None or OnnxModel not in makes(type(after))):
+                if kind not in exported and (after is None or "OnnxModel" not in makes(type(after))):
                     _run_exported(model, context)
                     exported.add(kind)
             if isinstance(model, TorchModel):
@@ -77,7 +79,7 @@ def synthetic(labels: tuple[str, ...], preprocess: Preprocess, augment: Augment)
     """A few random images in every split but the test split."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, preprocess.input_shape(IMAGES), dtype=torch.uint8, generator=generator)
-    split = Split(images, torch.arange(IMAGES) % len(labels))
+    split = Split.of(InMemory(images, torch.arange(IMAGES) % len(labels)))
     return Dataset(split, split, split, split.take(torch.arange(0)), labels, preprocess, augment)
 
 

@@ -1,33 +1,54 @@
-"""What a stage's artifact depends on, as one digest: what decides whether it is made again."""
+"""What a stage's artifact depends on, as digests: what decides whether it is made again, and why."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from compressor.models.artifact import Artifact, OnnxModel, TorchModel
-from compressor.pipeline.pipeline import AnyStage, Pipeline
-from compressor.pipeline.stage import Context, discover, makes, named_teachers
+from compressor.models.artifact import Artifact, TorchModel
+from compressor.pipeline.context import Context
+from compressor.pipeline.pipeline import Pipeline
+from compressor.pipeline.stage import Stage, makes, named_teachers
 from compressor.storage import files
-from compressor.storage.code import code_digest
+from compressor.storage.code import code_digests
 
 
-def stage_key(
-    stage: AnyStage, before: Artifact | None, teachers: Mapping[str, TorchModel], context: Context, sources: str
-) -> str:
-    """SHA-256 over all that a stage's artifact depends on, but no folder name or time."""
+def made_from(
+    stage: Stage, before: Artifact | None, teachers: Mapping[str, TorchModel], context: Context, code: Mapping[str, str]
+) -> dict[str, str]:
+    """The digest of everything that decides a stage's artifact, by name; no folder name or time is among it."""
     weights = getattr(stage, "weights", None)
-    return files.digest_json(
-        {
-            "settings": stage.model_dump(mode="json", exclude={"id", "teacher", "teachers", "weights"}),
-            "weights": _digest_of(weights) if weights is not None else None,
-            "before": before.digest if before is not None else None,
-            "teachers": [teachers[stage_id].digest for _, stage_id in named_teachers(vars(stage))],
-            "data": context.data.fingerprint,
-            "seed": context.seed,
-            "device": context.device.type,
-            "sources": sources,
-            "metadata": context.pipeline if OnnxModel in makes(type(stage)) else None,
-        }
-    )
+    decides = {
+        "its settings": stage.model_dump(mode="json", exclude={"id", "teacher", "teachers", "weights"}),
+        "its weights file": _digest_of(weights) if weights is not None else None,
+        "the network before it": before.digest if before is not None else None,
+        "its teachers": [teachers[stage_id].digest for _, stage_id in named_teachers(vars(stage))],
+        "the data": context.data.fingerprint,
+        "the seed": context.seed,
+        "the device": context.device.type,
+        "the pipeline": context.pipeline if "OnnxModel" in makes(type(stage)) else None,
+    }
+    return {name: files.digest_json(value) for name, value in decides.items()} | {
+        f"the code of {unit}": digest for unit, digest in code.items()
+    }
+
+
+def key_of(parts: Mapping[str, str]) -> str:
+    """SHA-256 over all of them."""
+    return files.digest_json(dict(parts))
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What is not as it was, in words."""
+    return [name for name in dict.fromkeys((*now, *before)) if before.get(name) != now.get(name)]
+
+
+def code_of(stage: Stage, pipeline: Pipeline) -> dict[str, str]:
+    """The code that the stage and the pipeline's own networks can reach, as digests.
+
+    Raises:
+        UserError: the module of a factory cannot be found.
+    """
+    factories = (factory.partition(":")[0] for factory in sorted(pipeline.factories))
+    return code_digests(type(stage).__module__, *factories)
 
 
 def _digest_of(path: Path) -> str | None:
@@ -35,10 +56,3 @@ def _digest_of(path: Path) -> str | None:
         return files.digest(path.read_bytes())
     except OSError:
         return None  # the stage says what is wrong with it
-
-
-def source_digest(pipeline: Pipeline) -> str:
-    """The digest of the code: the packages of this project, of the pipeline's stages, and of its factories."""
-    catalogue = discover()
-    stages = {catalogue[stage.stage].__module__ for stage in pipeline.stages}
-    return code_digest(stages | {factory.partition(":")[0] for factory in pipeline.factories})

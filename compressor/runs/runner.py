@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +16,21 @@ from compressor.data.dataset import Dataset
 from compressor.environment import environment
 from compressor.errors import UserError
 from compressor.evaluation.regressions import harm_of
-from compressor.models.artifact import ONNX, Artifact, TorchModel
-from compressor.pipeline.pipeline import AnyStage, Pipeline
-from compressor.pipeline.stage import Context, named
+from compressor.models.artifact import ONNX, TorchModel
+from compressor.pipeline.context import Context, Services
+from compressor.pipeline.pipeline import Pipeline
+from compressor.pipeline.stage import named
 from compressor.report.report import DataFacts, Report, Row
 from compressor.report.writing import WRITTEN, write
 from compressor.runs.dry_run import rehearse
-from compressor.runs.keys import source_digest, stage_key
+from compressor.runs.keys import code_of, key_of, made_from
 from compressor.runs.seeds import over_seeds
-from compressor.runs.store import ROW, Finished, finish, sweep, take_over
+from compressor.runs.store import ROW, Finished, reuse, store, sweep
 from compressor.runs.timing import timings_of
+from compressor.runs.trackers import following
 from compressor.storage import files
 from compressor.storage.checkpoints import Checkpoints
+from compressor.tracking import Tracker
 
 CHECKPOINTS = "checkpoints"
 SOFT_LABELS = "soft_labels"
@@ -35,6 +38,7 @@ LOCK = ".lock"
 SEEDS = "seeds"
 STAGES = "stages"
 SPEC = "pipeline.yaml"
+TRIED = ".tried"  # the digest of what passed the dry run
 SPEC_HEADER = "# As it was run, overrides applied; written by compress run.\n"
 
 
@@ -45,6 +49,7 @@ def run(
     device: str = "auto",
     fresh: bool = False,
     console: Console | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> Report:
     """Run a whole pipeline; what is done and unchanged in `out` is not repeated.
 
@@ -54,6 +59,7 @@ def run(
         device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
         fresh: start over.
         console: where progress is shown; nowhere by default.
+        trackers: who follows the run, besides those that the pipeline names.
 
     Raises:
         UserError: the data, weights, device or folder cannot be used.
@@ -63,16 +69,27 @@ def run(
     folder = Path(out) if out is not None else Path("runs") / pipeline.name
     chosen = choose_device(device)
     first, *others = pipeline.repeats
-    data = first.data.load(first.seed)
+    labels = first.data.labels()
     _prepare(folder)
-    with _locked(folder):
+    with _locked(folder), following(pipeline, folder, trackers) as followers:
         sweep(folder / STAGES)
         if fresh:
             _start_over(folder)
-        results = [_run_once(first, data, folder, chosen, console)]
+        _try(first, labels, folder, chosen, console)
+        services = Services(console, followers, soft_labels=folder / SOFT_LABELS)
+        results = [_run_once(first, folder, chosen, services)]
         for other in others:
             console.say(f"The same with seed {other.seed}", style="bold")
-            results.append(run(other, folder / SEEDS / str(other.seed), device=device, fresh=fresh, console=console))
+            results.append(
+                run(
+                    other,
+                    folder / SEEDS / str(other.seed),
+                    device=device,
+                    fresh=fresh,
+                    console=console,
+                    trackers=trackers,
+                )
+            )
         files.write_text(folder / SPEC, SPEC_HEADER + pipeline.to_yaml())
         result = results[0]
         if others:
@@ -80,23 +97,42 @@ def run(
                 result, spec=pipeline.to_yaml(), seeds=pipeline.seeds, over_seeds=over_seeds(results)
             )
             write(result, folder)
+        for tracker in followers:
+            for row in result.rows:
+                tracker.on_row(row.model_dump(mode="json"))
+            for name in (ONNX, *WRITTEN):
+                tracker.on_artifact(folder / name)
         return result
 
 
-def _run_once(pipeline: Pipeline, data: Dataset, folder: Path, device: torch.device, console: Console) -> Report:
+def _try(pipeline: Pipeline, labels: tuple[str, ...], folder: Path, device: torch.device, console: Console) -> None:
+    """The dry run, before anything is decoded, unless this very pipeline has passed it in this folder."""
+    preprocess = pipeline.data.preprocess()
+    tried = files.digest_json(
+        [
+            pipeline.model_dump(mode="json", include={"data", "seed", "stages"}),
+            [code_of(stage, pipeline) for stage in pipeline.stages],
+            labels,
+            environment().versions,
+        ]
+    )
+    record = folder / TRIED
+    if record.is_file() and record.read_text(errors="replace") == tried:
+        return
+    console.say("Dry run: every stage on a few synthetic images", style="bold")
+    rehearse(pipeline, labels, preprocess, device=device)
+    files.write_text(record, tried)
+
+
+def _run_once(pipeline: Pipeline, folder: Path, device: torch.device, services: Services) -> Report:
     """All stages with one seed, and the report of them."""
-    _introduce(pipeline, data, device, console)
+    data = pipeline.data.load(pipeline.seed, services.console)
+    _introduce(pipeline, data, device, services.console)
     context = Context(
-        data=data.without_test(),
-        seed=pipeline.seed,
-        device=device,
-        factories=pipeline.factories,
-        pipeline=pipeline.digest,
-        console=console,
-        soft_labels=folder / SOFT_LABELS,
+        data=data.without_test(), seed=pipeline.seed, device=device, pipeline=pipeline.digest, services=services
     )
     finished = _run_stages(pipeline, data, context, folder)
-    result = _measured(pipeline, finished, data, _earlier(folder), console)
+    result = _measured(pipeline, finished, data, _earlier(folder), services.console)
     files.write_bytes(folder / ONNX, finished[-1].onnx.read_bytes())
     write(result, folder)
     return result
@@ -105,17 +141,21 @@ def _run_once(pipeline: Pipeline, data: Dataset, folder: Path, device: torch.dev
 def _measured(
     pipeline: Pipeline, finished: list[Finished], data: Dataset, known: Report | None, console: Console
 ) -> Report:
-    """What takes all stages to measure: latency in turn with the baseline, and the harm done to it."""
+    """What takes all stages to measure: latency in turn with the baseline, and predictions beside the baseline's."""
     baseline = next(done for done in finished if done.row.id == pipeline.baseline_id)
     shipped = finished[-1]
     console.say("Measuring latency, in turn with the baseline", style="bold")
     earlier = {row.id: row for row in known.rows} if known is not None else {}
     timings = timings_of(pipeline, finished, earlier, console)
-    before = baseline.answers
-    paired = [done.answers.against(before) for done in finished]
-    console.say("Looking at what was lost: classes, images, corrupted images", style="bold")
+    before = baseline.predictions
+    paired = [done.predictions.against(before) for done in finished]
+    console.say("Comparing predictions: classes, images, corrupted images", style="bold")
     harm = harm_of(
-        (baseline.onnx, before), (shipped.onnx, shipped.answers), data, known.harm if known is not None else None
+        (baseline.onnx, before),
+        (shipped.onnx, shipped.predictions),
+        data,
+        known.harm if known is not None else None,
+        console,
     )
     return Report(
         pipeline=pipeline.name,
@@ -183,7 +223,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _start_over(folder: Path) -> None:
     """Remove what earlier runs made here, and nothing else."""
-    for name in (SPEC, ONNX, *WRITTEN):
+    for name in (SPEC, ONNX, TRIED, *WRITTEN):
         (folder / name).unlink(missing_ok=True)
     for row in (folder / STAGES).glob(f"*/{ROW}"):
         shutil.rmtree(row.parent)
@@ -205,44 +245,33 @@ def _introduce(pipeline: Pipeline, data: Dataset, device: torch.device, console:
 
 def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Path) -> list[Finished]:
     finished: list[Finished] = []
-    sources = source_digest(pipeline)
-    rehearsed = False
+    say = context.services.console.say
     for number, stage in enumerate(pipeline.stages, 1):
         teachers = {d.row.id: d.artifact for d in finished if isinstance(d.artifact, TorchModel)}
         before = finished[-1].artifact if finished else None
-        key = stage_key(stage, before, teachers, context, sources)
+        parts = made_from(stage, before, teachers, context, code_of(stage, pipeline))
         target = folder / STAGES / stage.id
         title = f"[{number}/{len(pipeline.stages)}] {stage.id} ({stage.stage})"
-        done = take_over(target, key, context, data)
+        done = reuse(target, parts, context, data, pipeline.factories)
         if done is None:
-            if not rehearsed:
-                context.console.say("Trying every stage on a few synthetic images", style="bold")
-                rehearse(pipeline, data.labels, data.preprocess, device=context.device)
-                rehearsed = True
-            context.console.say(title, style="bold")
-            checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, key)
+            say(title, style="bold")
+            checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, key_of(parts))
+            services = replace(context.services, checkpoints=checkpoints)
+            own = replace(context, teachers=teachers, services=services)
             with named(stage):
-                own = replace(context, teachers=teachers, checkpoints=checkpoints)
-                done = _run_stage(stage, before, own, data, key, target)
+                started = time.monotonic()
+                made = stage.run(before, own)
+                seconds = time.monotonic() - started
+                done = store(
+                    stage, made, own, data, parts=parts, factories=pipeline.factories, target=target, seconds=seconds
+                )
         else:
-            context.console.say(f"{title}: done before, unchanged", style="bold")
-        accuracy = done.row.accuracy
-        context.console.say(
-            f"  {accuracy.correct}/{accuracy.total} right ({100 * accuracy.value:.2f}%), {done.row.parameters:,} "
-            f"parameters, {done.row.macs / 1e6:.2f} MMACs, {done.row.size_bytes / 1e3:.1f} kB, {done.row.seconds:.0f} s"
-        )
+            say(f"{title}: done before, unchanged", style="bold")
+        for tracker in (context.services.console, *context.services.trackers):
+            tracker.on_row(done.row.model_dump(mode="json"))
         finished.append(done)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return finished
-
-
-def _run_stage(
-    stage: AnyStage, before: Artifact | None, context: Context, data: Dataset, key: str, target: Path
-) -> Finished:
-    """Run one stage, and keep what it makes."""
-    started = time.monotonic()
-    made = stage.run(before, context)
-    return finish(stage, made, context, data, key=key, target=target, seconds=time.monotonic() - started)
 
 
 def _earlier(folder: Path) -> Report | None:

@@ -1,27 +1,32 @@
-"""A finished stage: its folder is written whole and sealed, and taken over by later runs that would make the same."""
+"""Finished stages: their folders are written whole and sealed, and reused by later runs that would make the same."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from compressor.config.spec import validated_copy
 from compressor.data.dataset import Dataset
-from compressor.evaluation.accuracy import Answers
+from compressor.errors import UserError
+from compressor.evaluation.accuracy import Answers as Predictions
 from compressor.export import onnx_file
 from compressor.models import artifact
 from compressor.models.artifact import ONNX, Artifact, OnnxModel, TorchModel
-from compressor.pipeline.pipeline import AnyStage
-from compressor.pipeline.stage import Context
+from compressor.pipeline.context import Context
+from compressor.pipeline.stage import Stage
 from compressor.report.report import Scored
+from compressor.runs import keys
 from compressor.storage import files
+from compressor.storage.code import code_digest
 
-ANSWERS = "answers.safetensors"
+PREDICTIONS = "answers.safetensors"
 ROW = "row.json"
+MAX_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,21 @@ class Finished:
         return self.folder / ONNX
 
     @property
-    def answers(self) -> Answers:
-        """What that file says of the test split."""
-        return Answers.load(self.folder / ANSWERS)
+    def predictions(self) -> Predictions:
+        """That file's predictions on the test split."""
+        return Predictions.load(self.folder / PREDICTIONS)
 
 
-def finish(
-    stage: AnyStage, made: Artifact, context: Context, data: Dataset, *, key: str, target: Path, seconds: float
+def store(
+    stage: Stage,
+    made: Artifact,
+    context: Context,
+    data: Dataset,
+    *,
+    parts: Mapping[str, str],
+    factories: frozenset[str],
+    target: Path,
+    seconds: float,
 ) -> Finished:
     """Save what a stage made, load it back, export and score it.
 
@@ -53,53 +66,72 @@ def finish(
         made: what it made.
         context: of the run.
         data: with the test split, which stages are not given.
-        key: digest of all that it depends on.
+        parts: digests of all that it depends on.
+        factories: factories of one's own that may be imported to load it.
         target: the folder to keep it in.
         seconds: that it took.
     """
     with _whole(target) as folder:
         made.save(folder)
-        loaded = artifact.load(folder, factories=context.factories)
+        loaded = artifact.load(folder, factories=factories)
         shipped = _shipped(loaded, context)
         row = Scored(
             id=stage.id,
             stage=stage.stage,
             artifact=f"{target.parent.name}/{target.name}",
             seconds=round(seconds, 3),
-            **_measured(shipped, folder, data),
+            **_scored(shipped, folder, data),
             parameters=shipped.counts.parameters,
             nonzero_parameters=shipped.counts.nonzero_parameters,
             macs=shipped.counts.macs,
             details=dict(loaded.details),
-            key=key,
+            key=keys.key_of(parts),
+            made_from=dict(parts),
         )
         files.write_text(folder / ROW, row.model_dump_json(indent=1) + "\n")
     return Finished(loaded, target, row)
 
 
-def take_over(target: Path, key: str, context: Context, data: Dataset) -> Finished | None:
-    """The stage in `target`, if it was made by this key and is whole.
+def reuse(
+    target: Path, parts: Mapping[str, str], context: Context, data: Dataset, factories: frozenset[str]
+) -> Finished | None:
+    """The stage in `target`, if it was made from the same and is whole; if not, what changed is said.
 
-    It is exported again if its file names another pipeline, and scored again if the test split is another.
+    It is exported again if its file names another pipeline, and scored again if the test split or the code that scores
+    is another.
     """
+    say = context.services.console.say
     if not target.exists():
         return None
     damage = files.damaged(target)
     if damage is not None:
-        context.console.say(f"{damage}; it is made again")
+        say(f"{damage}; it is made again")
         return None
     try:
         row = Scored.model_validate_json((target / ROW).read_bytes())
-    except (OSError, ValidationError):  # whole, but of another version
+    except (OSError, ValidationError):
+        say(f"{target} was made by another version; it is made again")
         return None
-    if row.key != key:
+    if changed := keys.changes(row.made_from, parts):
+        more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
+        say(f"{target.name} is made again: {', '.join(changed[:MAX_NAMED])}{more} changed")
         return None
-    done = Finished(artifact.load(target, factories=context.factories), target, row)
-    if row.scored_on == data.test.fingerprint and onnx_file.pipeline_of(done.onnx) == context.pipeline:
+    try:
+        done = Finished(artifact.load(target, factories=factories), target, row)
+        stands = (
+            row.scored_on == data.test.fingerprint
+            and row.scored_by == _scoring()
+            and onnx_file.pipeline_of(done.onnx) == context.pipeline
+            and np.array_equal(done.predictions.labels, data.test.labels.numpy())
+        )
+    except UserError as error:
+        say(f"{error}; it is made again")
+        return None
+    if stands:
         return done
     with _whole(target) as folder:
         shutil.copytree(target, folder, dirs_exist_ok=True)
-        row = validated_copy(row, **_measured(_shipped(done.artifact, context), folder, data))
+        row = validated_copy(row, **_scored(_shipped(done.artifact, context), folder, data))
         files.write_text(folder / ROW, row.model_dump_json(indent=1) + "\n")
     return replace(done, row=row)
 
@@ -126,20 +158,26 @@ def _whole(target: Path) -> Iterator[Path]:
     files.replace_folder(partial, target)
 
 
-def _measured(shipped: OnnxModel, folder: Path, data: Dataset) -> dict[str, Any]:
-    """Write the file that a stage would ship as into its folder, with its answers; the part of a row they decide."""
+def _scored(shipped: OnnxModel, folder: Path, data: Dataset) -> dict[str, Any]:
+    """Write the file that a stage would ship as, and its predictions; gives the part of a row that they decide."""
     files.write_bytes(folder / ONNX, shipped.content)
-    answers = Answers.of(folder / ONNX, data.test, data.preprocess)
-    answers.save(folder / ANSWERS)
+    predictions = Predictions.of(folder / ONNX, data.test, data.preprocess)
+    predictions.save(folder / PREDICTIONS)
     return {
         "size_bytes": len(shipped.content),
         "sha256": files.digest(shipped.content),
-        "accuracy": answers.accuracy(split="test"),
-        "calibration_error": answers.calibration_error(),
+        "accuracy": predictions.accuracy(split="test"),
+        "calibration_error": predictions.calibration_error(),
         "scored_on": data.test.fingerprint,
+        "scored_by": _scoring(),
     }
 
 
 def _shipped(made: Artifact, context: Context) -> OnnxModel:
     """The ONNX file that an artifact would ship as."""
     return made.to_onnx(context.pipeline) if isinstance(made, TorchModel) else made
+
+
+def _scoring() -> str:
+    """The digest of the code that scores a file."""
+    return code_digest(Predictions.__module__)

@@ -1,30 +1,21 @@
-"""Latency: every row of a run timed in turn with the baseline, at several moments, once all stages have run."""
+"""Latency: every row of a run timed in turn with the baseline, in several sessions, once all stages have run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from compressor.console import Console
 from compressor.environment import environment
 from compressor.evaluation import latency
-from compressor.evaluation.latency import (
-    MOMENTS,
-    PROTOCOL,
-    Comparison,
-    Latency,
-    NotMeasured,
-    Setting,
-    Timed,
-    at_moments,
-)
-from compressor.export import onnx_file
-from compressor.models.artifact import Artifact, OnnxModel, TorchModel
+from compressor.evaluation.engines.base import Subject, engine_of
+from compressor.evaluation.latency import SESSIONS, Comparison, Latency, NotMeasured, in_sessions
+from compressor.evaluation.setting import REFERENCE, Setting
+from compressor.models.artifact import TorchModel
 from compressor.pipeline.pipeline import Pipeline
 from compressor.report.report import Row, Timings
 from compressor.runs.store import Finished
 from compressor.storage import files
+from compressor.storage.code import code_digest
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ class _Timing:
         settings = _settings(self.pipeline)
         plan = [_plan(self.done, self.baseline, setting) for setting in settings]
         if self.before is not None and self.done.artifact.quantized and not self.before.artifact.quantized:
-            plan += [_plan(self.done, self.before, setting) for setting in settings if setting.engine == "onnxruntime"]
+            plan += [_plan(self.done, self.before, setting) for setting in settings if setting.engine == REFERENCE]
         return plan
 
     def timings(self, outcome: Sequence[Latency | NotMeasured]) -> Timings:
@@ -57,11 +48,12 @@ class _Timing:
     def digest(self, *figures: Sequence[Latency | NotMeasured]) -> str:
         """SHA-256 over a row's figures and all that they depend on: the files, the settings, how and where."""
         others = [other for other in (self.baseline, self.before) if other is not None]
+        engines = self.pipeline.measure.engines
         identity = {
             "id": self.done.row.id,
             "files": [files.digest(each.onnx.read_bytes()) for each in (self.done, *others)],
             "measure": self.pipeline.measure.model_dump(mode="json"),
-            "protocol": PROTOCOL,
+            "code": code_digest(latency.__name__, *(type(engine_of(name)).__module__ for name in engines)),
             "environment": environment().model_dump(mode="json", exclude={"commit"}),
         }
         entries = [entry.model_dump(mode="json") for part in figures for entry in part]
@@ -73,7 +65,7 @@ def timings_of(
 ) -> list[Timings]:
     """How fast the file of each stage is.
 
-    All are timed, or none: rows of one report are of the same moments.
+    All are timed, or none: rows of one report are of the same sessions.
 
     Args:
         pipeline: says what to measure on, and what to compare with.
@@ -89,8 +81,8 @@ def timings_of(
         return [known[timing.done.row.id].timings for timing in timings]
     plans = [timing.plan() for timing in timings]
     comparisons = [each for plan in plans for each in plan if not isinstance(each, NotMeasured)]
-    with console.timings(MOMENTS * len(comparisons)) as one_more:
-        figures = iter(at_moments([partial(_followed, each, one_more) for each in comparisons]))
+    with console.timings(SESSIONS * len(comparisons)) as one_more:
+        figures = iter(in_sessions([partial(_followed, each, one_more) for each in comparisons]))
     outcomes = [[each if isinstance(each, NotMeasured) else next(figures) for each in plan] for plan in plans]
     return [timing.timings(outcome) for timing, outcome in zip(timings, outcomes, strict=True)]
 
@@ -114,34 +106,18 @@ def _settings(pipeline: Pipeline) -> list[Setting]:
 
 
 def _plan(done: Finished, reference: Finished, setting: Setting) -> Comparison | NotMeasured:
+    engine = engine_of(setting.engine)
     for each in (done, reference):
-        if (reason := _reason_not_to_time(each.artifact, setting)) is not None:
+        if (reason := engine.why_not(_subject(each), setting.device)) is not None:
             return NotMeasured(**setting.model_dump(), reason=reason)
     return partial(_compare, done, reference, setting)
 
 
 def _compare(done: Finished, reference: Finished, setting: Setting) -> Latency:
-    candidate, other = (_runner(each, setting) for each in (done, reference))
-    on_cpu: tuple[str, ...] = ()
-    if (setting.engine, setting.device) == ("onnxruntime", "cuda"):
-        on_cpu = latency.left_to_cpu(done.onnx, setting)
-    return latency.compare(candidate, other, setting, on_cpu)
+    engine = engine_of(setting.engine)
+    candidate, other = (engine.open(_subject(each), setting) for each in (done, reference))
+    return latency.compare(candidate.seconds, other.seconds, setting, candidate.on_cpu)
 
 
-def _runner(done: Finished, setting: Setting) -> Timed:
-    if setting.engine == "onnxruntime":
-        return latency.onnx_runner(done.onnx, setting)
-    assert isinstance(done.artifact, TorchModel)
-    return latency.torch_runner(done.artifact.copy_network(), done.artifact.preprocess, setting)
-
-
-def _reason_not_to_time(model: Artifact, setting: Setting) -> str | None:
-    if setting.device == "cuda" and not torch.cuda.is_available():
-        return "no CUDA device"
-    if (setting.engine, setting.device) == ("onnxruntime", "cuda") and not onnx_file.has_cuda():
-        return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
-    if setting.engine == "torch" and isinstance(model, OnnxModel):
-        return "an ONNX file does not run in torch"
-    if setting.engine == "torch" and model.quantized:
-        return "a fake-quantized network in eager torch is not what ships"
-    return None
+def _subject(done: Finished) -> Subject:
+    return Subject(done.onnx, done.artifact if isinstance(done.artifact, TorchModel) else None)

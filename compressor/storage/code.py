@@ -1,59 +1,151 @@
-"""The code that a result depends on, as a digest: what was made by other code is made again."""
+"""The code that a result depends on, as digests: what other code made is made again.
+
+Of this package a whole room counts as soon as something in it is imported; of other packages, the modules that are
+imported, whatever else lies beside them. Imports are read off the source, so that nothing has to run; those for type
+checkers only do not count.
+"""
 
 import ast
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from compressor.errors import UserError
 from compressor.storage import files
 
+OURS = __name__.partition(".")[0]
 
-def code_digest(modules: Iterable[str]) -> str:
-    """SHA-256 over the Python files of the top-level packages that hold `modules`, and of this one.
+
+def code_digests(*modules: str) -> dict[str, str]:
+    """SHA-256 of every room and module that `modules` reach through imports, this one among them, by name.
 
     Raises:
         UserError: a module cannot be found.
     """
-    sources = {path for module in {__name__, *modules} for path in _sources(module)}
-    return files.digest_json(sorted([name, files.digest(path.read_bytes())] for name, path in sources))
+    found: dict[str, list[Path]] = {}
+    waiting = [__name__, *modules]
+    while waiting:
+        module = waiting.pop()
+        unit = _unit(module)
+        if unit in found:
+            continue
+        found[unit] = list(_files(unit))
+        if not found[unit] and module in modules:
+            raise UserError(
+                f"{module} is no Python file or package that can be imported; it is looked for beside the pipeline "
+                "that `compress run` is given, where you are, and among what is installed"
+            )
+        for path in found[unit]:
+            waiting += _reached(unit, path)
+    return {
+        unit.replace(".", "/"): files.digest_json([files.digest(path.read_bytes()) for path in paths])
+        for unit, paths in found.items()
+        if paths
+    }
 
 
-def _sources(module: str) -> Iterator[tuple[str, Path]]:
-    """The Python files of the top-level package that holds `module`, by their names in it.
+def code_digest(*modules: str) -> str:
+    """The same as one digest."""
+    return files.digest_json(code_digests(*modules))
 
-    A module that is one file is taken with those beside it that it imports.
-    """
-    package = module.partition(".")[0]
+
+def _unit(module: str) -> str:
+    """What is digested as one: the room of a module of this package, else the module."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == OURS else module
+
+
+def _files(unit: str) -> Iterator[Path]:
+    path = _path(unit)
+    if path is not None and path.name == "__init__.py" and unit.startswith(f"{OURS}."):
+        yield from sorted(path.parent.rglob("*.py"))
+    elif path is not None:
+        yield path
+
+
+def _path(module: str) -> Path | None:
+    """The file of a module; None where there is none."""
+    top, *rest = module.split(".")
+    roots = _roots(top)
+    for root in roots:
+        if not rest:
+            return root if root.is_file() else None
+        if root.name == "__init__.py":
+            whole = root.parent.joinpath(*rest)
+            for path in (whole / "__init__.py", whole.with_suffix(".py")):
+                if path.is_file():
+                    return path
+    return None
+
+
+@cache
+def _roots(top: str) -> tuple[Path, ...]:
+    """The files that a top-level name is imported from."""
     try:
-        spec = find_spec(package)
+        spec = find_spec(top)
     except (ImportError, ValueError):
-        spec = None
-    if spec is None or not (spec.has_location or spec.submodule_search_locations):
-        raise UserError(
-            f"{module} is no Python file or package that can be imported; it is looked for beside the pipeline that "
-            "`compress run` is given, where you are, and among what is installed"
-        )
-    if spec.submodule_search_locations is None:
-        yield from _with_neighbours(Path(str(spec.origin)), {})
-        return
-    for folder in spec.submodule_search_locations:
-        for path in Path(folder).rglob("*.py"):
-            yield f"{package}/{path.relative_to(folder).as_posix()}", path
+        return ()
+    if spec is None:
+        return ()
+    if spec.submodule_search_locations is not None:
+        return tuple(Path(folder, "__init__.py") for folder in spec.submodule_search_locations)
+    return (Path(str(spec.origin)),) if spec.has_location else ()
 
 
-def _with_neighbours(path: Path, known: dict[str, Path]) -> Iterator[tuple[str, Path]]:
-    """A file, and those of its folder that it imports, and so on; each by its name, once."""
-    if path.stem in known or not path.is_file():
-        return
-    known[path.stem] = path
-    yield path.stem, path
+def _reached(unit: str, path: Path) -> Iterator[str]:
+    """The modules that a file imports, and the packages that hold them, as far as they are of the same owner."""
+    top = unit.partition(".")[0]
+    package = unit if path.name == "__init__.py" else unit.rpartition(".")[0]
+    if unit.startswith(f"{OURS}."):  # any file of a room
+        package = ".".join((OURS, *path.relative_to(_roots(OURS)[0].parent).parent.parts))
+    yield from (".".join(unit.split(".")[:length]) for length in range(1, unit.count(".") + 1) if top != OURS)
+    for name, alias in _imports(path, package):
+        first = name.partition(".")[0]
+        if first not in (OURS, top) and not _beside(top, first):
+            continue
+        if alias is not None and (inside := _exported(name, alias)) is not None:
+            yield inside
+        elif name != OURS:
+            yield name
+
+
+def _beside(top: str, name: str) -> bool:
+    """Whether `name` is a file in the folder of the module `top`, which is one file itself."""
+    return any(root.name != "__init__.py" and root.with_name(f"{name}.py").is_file() for root in _roots(top))
+
+
+def _exported(package: str, name: str) -> str | None:
+    """The module that `from package import name` loads: `name` itself, or what the package's stub takes it from."""
+    if _path(f"{package}.{name}") is not None:
+        return f"{package}.{name}"
+    path = _path(package)
+    stub = path.with_suffix(".pyi") if path is not None else None
+    if stub is not None and stub.is_file():
+        return next((module for module, alias in _imports(stub, package) if alias == name), None)
+    return None
+
+
+def _imports(path: Path, package: str) -> Iterator[tuple[str, str | None]]:
+    """Every module that a file imports, with the name that it takes from it, if it takes one."""
     try:
         tree = ast.parse(path.read_bytes())
     except SyntaxError:
         return  # importing it says what is wrong
-    for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        for name in names:
-            yield from _with_neighbours(path.with_name(f"{name.partition('.')[0]}.py"), known)
+    for node in _running(tree.body):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((module, alias.name) for alias in node.names)
+
+
+def _running(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """All nodes but those that only type checkers read."""
+    for node in body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from _running(node.orelse)
+        else:
+            yield node
+            yield from _running(ast.iter_child_nodes(node))

@@ -12,37 +12,34 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 class Training(Spec):
-    """Settings of a training, for stages that train.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images a step.
-        optimizer: SGD with Nesterov momentum, or AdamW.
-        learning_rate: the peak; the schedule starts from it or rises to it. By default 0.1 for SGD, 0.001 for AdamW.
-        momentum: of SGD.
-        weight_decay: of weights; norms and biases are left out unless `decay_all`.
-        decay_all: also decay norms and biases.
-        schedule: cosine to 0, one-cycle (Smith 2018), a factor of 10 down at each of `milestones`, or constant.
-        milestones: epochs after which multi_step lowers the learning rate.
-        warmup_epochs: linear rise to the peak before the schedule starts.
-        ema: decay of an exponential moving average of the weights, which is then what training gives; off by default.
-        keep: the network of the last epoch, or of the epoch best on validation.
-        precision: bf16 autocast where the processor has it, or as named.
-    """
+    """Settings of a training, for stages that train."""
 
     epochs: int = Field(ge=0, le=100_000)
+    """Passes over the training images."""
     batch_size: int = Field(128, ge=1, le=65_536)
+    """Images in each step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum, or AdamW."""
     learning_rate: float | None = Field(None, gt=0, le=10)
+    """The peak learning rate; 0.1 for SGD and 0.001 for AdamW by default."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """The momentum of SGD."""
     weight_decay: float = Field(5e-4, ge=0, le=1)
+    """Weight decay; norms and biases are left out unless `decay_all`."""
     decay_all: bool = False
+    """Decay norms and biases too."""
     schedule: Literal["cosine", "one_cycle", "multi_step", "constant"] = "cosine"
+    """Cosine to 0, one-cycle (Smith 2018), division by 10 after each of `milestones`, or constant."""
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """The epochs after which multi_step lowers the learning rate."""
     warmup_epochs: int = Field(0, ge=0, le=100_000)
+    """Epochs of linear warm-up to the peak before the schedule starts."""
     ema: float | None = Field(None, gt=0, lt=1)
+    """The decay of an exponential moving average of the weights, which training then returns; off by default."""
     keep: Literal["last", "best"] = "last"
+    """Keep the last epoch, or the one that is best on validation (the initial network counts as epoch 0)."""
     precision: Precision = "auto"
+    """`auto` is bf16 autocast where the processor has it, else fp32."""
 
     @model_validator(mode="after")
     def _schedule_is_whole(self) -> Self:

@@ -1,7 +1,7 @@
 """A network in training: its optimizer, schedule, moving average, and what a checkpoint holds of them."""
 
 import warnings
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from compressor.errors import ArchitectureError
 from compressor.training.settings import Training
 
 
@@ -19,6 +20,7 @@ class TrainingState:
     """A network in training: all that its next epoch depends on."""
 
     network: nn.Module
+    objective: nn.Module  # whose own parameters are trained too
     training: Training
     steps: int  # an epoch
     masked: Set[str] = frozenset()  # parameters whose zeros stay zero
@@ -29,7 +31,10 @@ class TrainingState:
 
     def __post_init__(self) -> None:
         self.accelerator = Accelerator(device_placement=False)  # the network is where the context says, always
-        self.raw_optimizer = optimizer_of(self.network, self.training)
+        parameters = [p for p in (*self.network.parameters(), *self.objective.parameters()) if p.requires_grad]
+        if not any(p.requires_grad for p in self.network.parameters()):
+            raise ArchitectureError("every parameter of the network is frozen, so there is nothing to train")
+        self.raw_optimizer = optimizer_of(parameters, self.training)
         self.model, self.optimizer = self.accelerator.prepare(self.network, self.raw_optimizer)
         self.schedule = schedule_of(self.optimizer, self.training, self.steps)
         self.average = _average(self.network, self.training)
@@ -64,7 +69,11 @@ class TrainingState:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint, by name."""
-        groups: dict[str, Mapping[str, Any]] = {"network": self.network.state_dict(), "best": self.best}
+        groups: dict[str, Mapping[str, Any]] = {
+            "network": self.network.state_dict(),
+            "objective": self.objective.state_dict(),
+            "best": self.best,
+        }
         if self.average is not None:
             groups["average"] = self.average.state_dict()
         for index, values in self.raw_optimizer.state_dict()["state"].items():
@@ -73,15 +82,21 @@ class TrainingState:
 
     def notes(self) -> dict[str, Any]:
         """What else a checkpoint holds."""
-        return {"curve": self.curve, "best_epoch": self.best_epoch, "best_correct": self.best_correct}
+        return {
+            "curve": self.curve,
+            "best_epoch": self.best_epoch,
+            "best_correct": self.best_correct,
+            "threads": torch.get_num_threads(),
+        }
 
-    def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Go back to a checkpoint; the schedule is replayed."""
+    def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> int:
+        """Go back to a checkpoint; the schedule is replayed. Gives the number of threads that it was made with."""
 
         def group(prefix: str) -> dict[str, Tensor]:
             return {n.removeprefix(f"{prefix}/"): t for n, t in tensors.items() if n.startswith(f"{prefix}/")}
 
         self.network.load_state_dict(group("network"))
+        self.objective.load_state_dict(group("objective"))
         self.best, self.best_epoch, self.best_correct = group("best"), notes["best_epoch"], notes["best_correct"]
         if self.average is not None:
             self.average.load_state_dict(group("average"))
@@ -93,6 +108,7 @@ class TrainingState:
         parameters = [p for options in self.raw_optimizer.param_groups for p in options["params"]]
         state = {index: _like(group(f"optimizer/{index}"), p) for index, p in enumerate(parameters)}
         self.raw_optimizer.load_state_dict({**self.raw_optimizer.state_dict(), "state": state})
+        return int(notes["threads"])
 
 
 def _like(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
@@ -108,9 +124,8 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
-def optimizer_of(network: nn.Module, training: Training) -> Optimizer:
+def optimizer_of(parameters: Sequence[nn.Parameter], training: Training) -> Optimizer:
     """The optimizer; only matrices and kernels decay, unless `decay_all`."""
-    parameters = list(network.parameters())
     decayed = [p for p in parameters if training.decay_all or p.dim() > 1]
     others = [p for p in parameters if not (training.decay_all or p.dim() > 1)]
     groups = [

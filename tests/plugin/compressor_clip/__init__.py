@@ -7,17 +7,14 @@ from pydantic import Field
 from compressor import Context, Stage, TorchModel
 
 
-class Clip(Stage[TorchModel, TorchModel]):
-    """Limit every weight to a range around 0.
-
-    Attributes:
-        limit: the largest magnitude that is left.
-    """
+class Clip(Stage):
+    """Limit every weight to a range around 0."""
 
     example: ClassVar[dict[str, Any]] = {"stage": "clip", "limit": 0.5}
 
     stage: Literal["clip"] = "clip"
     limit: float = Field(gt=0)
+    """The largest magnitude that is left."""
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """The network with no weight beyond the limit."""

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from compressor.environment import Environment, environment
 from compressor.errors import ArtifactError, UserError
 from compressor.evaluation import latency
-from compressor.evaluation.latency import Latency, Setting
+from compressor.evaluation.engines.base import Subject, engine_of
+from compressor.evaluation.latency import Latency
+from compressor.evaluation.setting import Setting
 from compressor.export import onnx_file
 from compressor.storage import files
 
@@ -32,39 +33,39 @@ def bench(
     model: Path,
     against: Path | None = None,
     *,
+    engine: str = "onnxruntime",
     threads: Sequence[int] = (1,),
     batches: Sequence[int] = (1,),
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: str = "cpu",
 ) -> Bench:
     """Time `model` against another ONNX file, or itself, in every combination of threads and batch.
 
     Raises:
         ArtifactError: a file cannot be read, or not be timed.
-        UserError: ONNX Runtime has no such device here.
+        UserError: there is no such engine, or it cannot compute on the device here.
     """
-    if device == "cuda" and not onnx_file.has_cuda():
-        raise UserError("this ONNX Runtime has no CUDA provider (onnxruntime-gpu has); use --device cpu")
-    other = against or model
+    chosen, other = engine_of(engine), against or model
+    digests = [_digest(path) for path in (model, other)]
+    if (reason := chosen.why_not(Subject(model), device)) is not None:
+        raise UserError(f"{chosen.title} cannot time {model} on {device}: {reason}")
     settings = [
-        Setting(engine="onnxruntime", device=device, threads=count, batch=batch)
+        Setting(engine=engine, device=device, threads=count, batch=batch)
         for count in (threads if device == "cpu" else threads[:1])
         for batch in batches
     ]
-    digests = [_digest(path) for path in (model, other)]
+
+    def timed(setting: Setting) -> Latency:
+        candidate, baseline = (chosen.open(Subject(path), setting) for path in (model, other))
+        return latency.compare(candidate.seconds, baseline.seconds, setting, candidate.on_cpu)
+
     return Bench(
         model=str(model),
         sha256=digests[0],
         against=str(other),
         against_sha256=digests[1],
         environment=environment(),
-        latency=tuple(latency.at_moments([partial(_timed, model, other, setting) for setting in settings])),
+        latency=tuple(latency.in_sessions([partial(timed, setting) for setting in settings])),
     )
-
-
-def _timed(model: Path, other: Path, setting: Setting) -> Latency:
-    candidate, baseline = (latency.onnx_runner(path, setting) for path in (model, other))
-    on_cpu = latency.left_to_cpu(model, setting) if setting.device == "cuda" else ()
-    return latency.compare(candidate, baseline, setting, on_cpu)
 
 
 def _digest(model: Path) -> str:

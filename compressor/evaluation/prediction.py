@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from compressor.data.sources import SUFFIXES
+from compressor.data.sources.image_folder import SUFFIXES
 from compressor.errors import DataError, first_line, pass_on_out_of_memory
 from compressor.evaluation.accuracy import probabilities
 from compressor.export import onnx_file

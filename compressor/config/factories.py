@@ -1,0 +1,6 @@
+"""A network of one's own, as a pipeline names it: `package.module:Factory`."""
+
+
+def factory_of(model: str) -> str | None:
+    """The factory that a model's name is; None for a network that ships with a library."""
+    return model if ":" in model and not model.startswith("torchvision:") else None

@@ -1,0 +1,10 @@
+from .corruptions import CORRUPTIONS as CORRUPTIONS
+from .dataset import Dataset as Dataset
+from .preprocess import Preprocess as Preprocess
+from .settings import Augment as Augment
+from .settings import Data as Data
+from .sources.image_folder import SUFFIXES as SUFFIXES
+from .split import InMemory as InMemory
+from .split import Source as Source
+from .split import Split as Split
+from .views import View as View

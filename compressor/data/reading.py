@@ -1,0 +1,66 @@
+"""What a data set's module offers: a reader, which lists classes and reads images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from compressor.console import Console
+from compressor.data.preprocess import Preprocess
+from compressor.data.split import InMemory, Source
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a reader: where the files lie, the shape of images, the seed of what is rendered."""
+
+    root: Path
+    preprocess: Preprocess
+    seed: int
+    skip_unreadable: bool = False
+
+
+class Read(NamedTuple):
+    """Training images, the other splits where the data has its own, the names of the classes, and what was odd."""
+
+    train: Source
+    test: Source | None
+    labels: Sequence[str]
+    validation: Source | None = None
+    notes: Sequence[str] = ()
+
+
+class Reader(Protocol):
+    """Reads one data set."""
+
+    def labels(self, root: Path) -> Sequence[str]:
+        """The names of the classes, without reading an image.
+
+        Raises:
+            DataError: the files that name them are missing.
+        """
+
+    def own_splits(self, root: Path) -> frozenset[str]:
+        """Which of `test` and `validation` the data has itself."""
+
+    def read(self, request: Request, console: Console) -> Read:
+        """The images, shaped as the request's preprocessing wants them.
+
+        Raises:
+            DataError: they are missing, damaged or unreadable.
+        """
+
+
+def in_memory(images: NDArray[np.uint8], labels: NDArray[np.integer]) -> InMemory:
+    """Arrays `[N, C, H, W]` and `[N]` as a source."""
+    return InMemory(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64)))
+
+
+def resized(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Arrays `[N, H, W]` or `[N, H, W, 3]` through the one definition of preprocessing."""
+    return np.stack([preprocess.pixels(Image.fromarray(image)) for image in images])

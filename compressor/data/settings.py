@@ -1,0 +1,97 @@
+"""Which images, at what size, split and augmented how: what a pipeline says of its data."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from compressor.config.spec import Spec
+from compressor.data.catalogue import CATALOGUE, DataSet
+from compressor.data.preprocess import LARGEST_SIDE, Preprocess
+
+if TYPE_CHECKING:
+    from compressor.console import Console
+    from compressor.data.dataset import Dataset
+
+Count = Annotated[int, Field(ge=1, le=100_000_000)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+
+
+class Augment(Spec):
+    """Random changes to training images."""
+
+    crop: int = Field(0, ge=0, le=LARGEST_SIDE)
+    """Pad with this many black pixels on each side, then crop at random back to the original size."""
+    flip: bool = False
+    """Mirror half of the images."""
+
+
+class Data(Spec):
+    """Which images, at what size, split how."""
+
+    name: Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "emnist", "glyphs", "image_folder"]
+    """A data set; `image_folder` reads `root/<class>/*`, or `root/train/<class>/*` beside `root/test` or `root/val`."""
+    root: Path = Path("data")
+    """The folder of the files, or the one that torchvision downloads to."""
+    size: tuple[Side, Side] | None = None
+    """`[height, width]` that every image is resized to; by default the data set's own (224 x 224 for a folder)."""
+    channels: Literal[1, 3] | None = None
+    """1 (gray) or 3 (RGB); by default the data set's own, 3 for a folder."""
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    """The mean of each channel, for pixels in 0..1; by default the data set's own, ImageNet's for a folder in RGB."""
+    std: tuple[Annotated[float, Field(ge=1e-3, le=1)], ...] | None = None
+    """The standard deviation of each channel, with the same defaults as `mean`."""
+    train: Count | None = None
+    """How many images to train on, drawn by the seed; all by default."""
+    validation: Count | None = None
+    """How many images to carve from the training images; a tenth by default."""
+    test: Count | None = None
+    """How many images to set apart where the data has no test split of its own; a fifth by default."""
+    calibration: Count = 512
+    """How many training images to estimate ranges and BatchNorm statistics on."""
+    unreadable: Literal["refuse", "skip"] = "refuse"
+    """What to do about files of a folder that cannot be decoded: name them and stop, or name them and go on without."""
+    augment: Augment | None = None
+    """What training does to images; by default the data set's own, nothing for a folder."""
+
+    @model_validator(mode="after")
+    def _figures_fit_the_channels(self) -> Self:
+        try:
+            self.preprocess()
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        return self
+
+    @property
+    def data_set(self) -> DataSet:
+        """What is known of the data set without reading it."""
+        return CATALOGUE[self.name]
+
+    def preprocess(self) -> Preprocess:
+        """How an image becomes an input."""
+        known = self.data_set
+        channels = self.channels or known.channels
+        own = channels == known.channels
+        mean = self.mean if self.mean is not None else (known.mean if own else (0.5,) * channels)
+        std = self.std if self.std is not None else (known.std if own else (0.5,) * channels)
+        return Preprocess(size=self.size or known.size, channels=channels, mean=mean, std=std)
+
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, without reading an image.
+
+        Raises:
+            DataError: they are named by folders or files, and these are missing; or a split has no effect.
+        """
+        from compressor.data import loading  # torch takes seconds, and a wrong pipeline is told before
+
+        return loading.labels_of(self)
+
+    def load(self, seed: int, console: "Console | None" = None) -> "Dataset":
+        """Read and split the images; `console` shows progress.
+
+        Raises:
+            DataError: they are missing or unreadable, or there are too few for the split.
+        """
+        from compressor.data import loading
+
+        return loading.load(self, seed, console)

@@ -1,0 +1,89 @@
+"""Images by number: the one interface through which training, calibration and scoring read them."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+READ_AT_ONCE = 1000  # images, where all of a split are read
+
+
+class Source(Protocol):
+    """Labeled images, wherever they are kept: in memory, on disk, or rendered on demand."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of every image, int64 `[N]`."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """The images at `indices` (int64 `[B]`), uint8 `[B, C, H, W]` on the CPU."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Images that are held in memory: uint8 `[N, C, H, W]`, and their classes int64 `[N]`."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Some images of a source, in an order of their own: `indices` int64 `[N]` into the source."""
+
+    source: Source
+    indices: Tensor
+
+    @classmethod
+    def of(cls, source: Source) -> "Split":
+        """All images of a source."""
+        return cls(source, torch.arange(len(source)))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The class of every image, int64 `[N]`."""
+        return self.source.labels[self.indices]
+
+    @property
+    def images(self) -> Tensor:
+        """All images at once, uint8 `[N, C, H, W]`; only for splits that fit in memory."""
+        return self.batch(torch.arange(len(self)))
+
+    def batch(self, positions: Tensor) -> Tensor:
+        """The images at `positions` (int64 `[B]`) of this split, uint8 `[B, C, H, W]`."""
+        return self.source.batch(self.indices[positions])
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All images in order, uint8 `[B, C, H, W]` with B at most `size`."""
+        for positions in torch.arange(len(self)).split(size):
+            yield self.batch(positions)
+
+    def take(self, positions: Tensor) -> "Split":
+        """The images at `positions`."""
+        return Split(self.source, self.indices[positions])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the shape, the pixels and the classes."""
+        shape = (len(self), *self.source.batch(torch.zeros(1, dtype=torch.int64)).shape[1:])
+        sha = hashlib.sha256(repr(shape).encode())
+        for images in self.batches(READ_AT_ONCE):
+            sha.update(images.contiguous().numpy().data)
+        sha.update(self.labels.numpy().data)
+        return sha.hexdigest()

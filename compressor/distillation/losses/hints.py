@@ -1,0 +1,38 @@
+"""A layer of the student is trained to predict a layer of the teacher: Romero et al., "FitNets" (ICLR 2015)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compressor.distillation.teacher import Teacher
+from compressor.errors import ArchitectureError
+from compressor.training.objectives import Batch, Objective, Watched
+
+
+class Hint(Objective):
+    """½ · mean((h − r(g))²): h the teacher's layer, g the student's, r a 1x1 convolution that is trained along.
+
+    The paper's regressor has a kernel that brings g to the size of h; here the larger of the two maps is averaged down
+    to the smaller one, so that r needs no more weights than channels ask for.
+    """
+
+    def __init__(self, teacher: Teacher, student_layer: str, teacher_layer: str, given: Tensor, wanted: Tensor) -> None:
+        """`given` and `wanted` are examples of what the two layers give, each `[N, C, H, W]`.
+
+        Raises:
+            ArchitectureError: a layer gives something else.
+        """
+        super().__init__()
+        for whose, layer, example in (("student", student_layer, given), ("teacher", teacher_layer, wanted)):
+            if example.dim() != 4:
+                raise ArchitectureError(
+                    f"the {whose}'s layer {layer!r} gives {list(example.shape)}; a hint needs [N, C, H, W]"
+                )
+        self.teacher, self.teacher_layer = teacher, teacher_layer
+        self.layers = (student_layer,)
+        self.regressor = nn.Conv2d(given.shape[1], wanted.shape[1], 1)
+
+    def forward(self, network: Watched, batch: Batch) -> Tensor:
+        predicted = self.regressor(network.layer(self.layers[0], batch))
+        hint = self.teacher.layer(self.teacher_layer, batch)
+        size = min(predicted.shape[2], hint.shape[2]), min(predicted.shape[3], hint.shape[3])
+        return F.mse_loss(F.adaptive_avg_pool2d(predicted, size), F.adaptive_avg_pool2d(hint, size)) / 2

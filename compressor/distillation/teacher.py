@@ -1,0 +1,113 @@
+"""A teacher: its logits, asked for or stored, and what layers inside it give."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from compressor.errors import ArtifactError
+from compressor.models.artifact import TorchModel
+from compressor.storage import files, tensors
+from compressor.storage.code import code_digest
+from compressor.training import objectives
+from compressor.training.loop import autocast, evaluate, layout_of, training_views
+from compressor.training.objectives import Batch, Watched
+
+if TYPE_CHECKING:
+    from compressor.pipeline.context import Context
+
+
+class Teacher:
+    """What a teacher gives for training batches.
+
+    With `views`, its logits for that many augmented views of all training images are computed once; training then
+    cycles through these views, and the teacher is not run again. Where the run keeps soft labels, every later
+    stage and run with the same teacher, images, augmentation, seed and code reuses them. `layers` are those inside it
+    that `layer` shows.
+    """
+
+    def __init__(self, teacher: TorchModel, context: "Context", views: int | None, layers: Sequence[str] = ()) -> None:
+        self.device = context.device
+        self.network = teacher.copy_network().eval().requires_grad_(False).to(self.device)
+        self.layout = layout_of(self.network, context.data)
+        self.watched = Watched(self.network, self._run)
+        self.watched.watch(layers)
+        self.stored: list[Tensor] | None = None  # for each view, [N, classes]
+        if views is not None:
+            self.stored = list(self._soft_labels(teacher, context, views))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits `[B, classes]` for this batch."""
+        if self.stored is None:
+            return self.watched.logits(batch)
+        return self.stored[batch.view][batch.indices.to(self.device)]
+
+    def layer(self, name: str, batch: Batch) -> Tensor:
+        """What the layer `name` gives for this batch."""
+        return self.watched.layer(name, batch)
+
+    def layer_outputs(self, layers: Sequence[str], example: Tensor) -> dict[str, Tensor]:
+        """What these layers give for an example `[N, C, H, W]`."""
+        return objectives.layer_outputs(self.network, layers, example.to(self.device))
+
+    def accuracy(self, context: "Context") -> float:
+        """On the validation images."""
+        validation = context.data.validation
+        return evaluate(self.network, validation, context, "fp32", self.layout) / len(validation)
+
+    def _soft_labels(self, teacher: TorchModel, context: "Context", views: int) -> Iterator[Tensor]:
+        paths = _paths(teacher, context, views)
+        reused = 0
+        for path, inputs in zip(paths, training_views(context, views, self.layout), strict=True):
+            stored = _read(path, context)
+            if stored is None:
+                stored = torch.cat([self._run(x) for x in inputs])
+                if path is not None:
+                    tensors.write(path, {"logits": stored})
+            else:
+                reused += 1
+            yield stored.to(self.device)
+        if reused:
+            context.services.console.say(f"  {reused} of {views} views have the teacher's outputs stored already")
+
+    @torch.no_grad()
+    def _run(self, inputs: Tensor) -> Tensor:
+        with autocast(self.device, "auto"):
+            logits: Tensor = self.network(inputs.contiguous(memory_format=self.layout))
+        return logits.float()
+
+
+def _paths(teacher: TorchModel, context: "Context", views: int) -> list[Path | None]:
+    """Where the soft labels of each view are kept, named by all that they depend on."""
+    folder = context.services.soft_labels
+    if folder is None:
+        return [None] * views
+    factory = teacher.architecture.factory
+    depends_on = {
+        "teacher": teacher.digest,
+        "images": context.data.train.fingerprint,
+        "preprocess": context.data.preprocess.model_dump(mode="json"),
+        "augment": context.data.augment.model_dump(mode="json"),
+        "seed": context.seed,
+        "device": context.device.type,
+        "code": code_digest(__name__, *([] if factory is None else [factory.partition(":")[0]])),
+    }
+    return [folder / f"{files.digest_json({**depends_on, 'view': view})}.safetensors" for view in range(views)]
+
+
+def _read(path: Path | None, context: "Context") -> Tensor | None:
+    """Stored outputs, if they are there, whole, and of the right shape: `[N, classes]`."""
+    if path is None or not path.exists():
+        return None
+    try:
+        logits = tensors.read(path)[0]["logits"]
+    except (ArtifactError, KeyError) as error:
+        context.services.console.say(f"  soft labels: {error}; they are computed again")
+        return None
+    expected = (len(context.data.train), len(context.data.labels))
+    if tuple(logits.shape) != expected or not bool(logits.isfinite().all()):
+        context.services.console.say(f"  soft labels: {path} does not hold {list(expected)}; they are computed again")
+        return None
+    return logits

@@ -1,0 +1,54 @@
+"""OpenVINO, which reads the same file, integers included; installed by the extra `openvino`."""
+
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.errors import ArtifactError, first_line
+from compressor.evaluation.engines.base import Engine, Session, Subject, clocked, random_batch
+from compressor.evaluation.setting import Setting
+from compressor.export import onnx_file
+
+
+class OpenVino(Engine):
+    """On the CPU, for the latency of one batch after the other."""
+
+    name: ClassVar[str] = "openvino"
+    title: ClassVar[str] = "OpenVINO"
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+
+    def why_not(self, subject: Subject | None, device: str) -> str | None:
+        if device not in self.devices:
+            return "OpenVINO is timed on the CPU only"
+        if find_spec("openvino") is None:
+            return "OpenVINO is not installed (pip install 'compressor[openvino]')"
+        return None
+
+    def open(self, subject: Subject, setting: Setting) -> Session:
+        return _Opened(subject, setting)
+
+
+class _Opened(Session):
+    def __init__(self, subject: Subject, setting: Setting) -> None:
+        import openvino
+
+        _, sides = onnx_file.input_of(onnx_file.session(subject.onnx), setting.batch, source=subject.onnx)
+        options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": setting.threads}
+        try:
+            core = openvino.Core()
+            model = core.read_model(str(subject.onnx))
+            model.reshape([setting.batch, *sides])
+            compiled = core.compile_model(model, "CPU", options)
+        except RuntimeError as error:
+            raise ArtifactError(f"OpenVINO cannot open {subject.onnx}: {first_line(error)}") from error
+        self.request: Any = compiled.create_infer_request()
+        self.feed = random_batch((setting.batch, *sides)).numpy()
+
+    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = next(iter(self.request.infer([inputs]).values()))
+        return logits
+
+    def seconds(self) -> float:
+        return clocked(lambda: self.request.infer([self.feed]))

@@ -1,0 +1,17 @@
+from .architectures import Architecture as Architecture
+from .architectures import check_fits as check_fits
+from .artifact import ONNX as ONNX
+from .artifact import PREDICT_BATCH as PREDICT_BATCH
+from .artifact import Artifact as Artifact
+from .artifact import OnnxModel as OnnxModel
+from .artifact import TorchModel as TorchModel
+from .artifact import load as load
+from .artifact import load_weights as load_weights
+from .artifact import read_weights as read_weights
+from .changes import Int8 as Int8
+from .changes import Masked as Masked
+from .changes import Removed as Removed
+from .changes import Widths as Widths
+from .changes import widths_of as widths_of
+from .size import Share as Share
+from .size import Size as Size

@@ -1,0 +1,11 @@
+from .context import Context as Context
+from .context import Services as Services
+from .measure import Measure as Measure
+from .pipeline import Pipeline as Pipeline
+from .schema import json_schema as json_schema
+from .stage import Stage as Stage
+from .stage import Start as Start
+from .stage import discover as discover
+from .stage import makes as makes
+from .stage import named as named
+from .stage import named_teachers as named_teachers

@@ -1,0 +1,88 @@
+"""What a stage may look at besides the artifact it is given, and what the run does for it."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.console import Console
+from compressor.data.dataset import Dataset
+from compressor.errors import UserError
+from compressor.models.architectures import Architecture, check_fits
+from compressor.models.artifact import TorchModel
+from compressor.storage.checkpoints import Checkpoints
+from compressor.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a run does for its stages; nothing of it decides a result."""
+
+    console: Console = field(default_factory=Console)
+    """Where progress is shown."""
+    trackers: tuple[Tracker, ...] = ()
+    """Who else follows the run."""
+    checkpoints: Checkpoints | None = None
+    """Where unfinished trainings are kept; none are by default."""
+    soft_labels: Path | None = None
+    """The folder where teachers' stored outputs are kept; none are by default."""
+
+    def on_epoch(self, stage: str, point: Mapping[str, float]) -> None:
+        """Tell everyone that an epoch ended."""
+        for tracker in (self.console, *self.trackers):
+            tracker.on_epoch(stage, point)
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that decides what a stage makes, besides its settings and the artifact it is given."""
+
+    data: Dataset
+    """The images; a run gives stages an empty test split."""
+    seed: int = 0
+    """What every random choice derives from."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where networks are trained."""
+    teachers: Mapping[str, TorchModel] = field(default_factory=dict)
+    """The artifacts of earlier stages, by id."""
+    pipeline: str = ""
+    """The digest of the pipeline, which goes into the metadata of ONNX files."""
+    services: Services = field(default_factory=Services)
+    """What the run does for the stage."""
+
+    def seed_for(self, purpose: str) -> int:
+        """A seed of its own for every purpose."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()[:6])
+
+    def new_model(self, model: str, arguments: dict[str, Any]) -> TorchModel:
+        """An untrained network for this data, initialised by the seed.
+
+        Raises:
+            ArchitectureError: it cannot be built, or does not fit the images or classes.
+        """
+        preprocess = self.data.preprocess
+        architecture = Architecture(
+            model=model,
+            arguments=arguments,
+            num_classes=len(self.data.labels),
+            in_channels=preprocess.channels,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed_for("initial weights"))
+            network = architecture.build(factories=frozenset({model}))  # who makes the stage names its model
+        check_fits(network, architecture, preprocess.input_shape(2))
+        return TorchModel.of_new(network, architecture, preprocess, self.data.labels)
+
+    def teacher(self, stage_id: str) -> TorchModel:
+        """The earlier stage's artifact to learn from.
+
+        Raises:
+            UserError: no earlier stage has this id.
+        """
+        if stage_id not in self.teachers:
+            known = ", ".join(self.teachers) or "none"
+            raise UserError(f"teacher {stage_id!r} is not an earlier stage with a torch network; there are: {known}")
+        return self.teachers[stage_id]

@@ -1,0 +1,36 @@
+"""What latency is measured on, and who follows a run: by the names under which engines and trackers are installed."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from compressor import plugins
+from compressor.config.spec import Spec, did_you_mean
+
+
+def _installed(group: str, what: str) -> AfterValidator:
+    def check(name: str) -> str:
+        names = list(plugins.offered(group, what))
+        if name not in names:
+            expected = f"; expected one of {', '.join(f'`{each}`' for each in names)}"
+            raise ValueError(f"there is no {what} {name!r}{did_you_mean(name, names) or expected}")
+        return name
+
+    return AfterValidator(check)
+
+
+EngineName = Annotated[str, _installed(plugins.ENGINES, "engine")]
+TrackerName = Annotated[str, _installed(plugins.TRACKERS, "tracker")]
+
+
+class Measure(Spec):
+    """What latency is measured on: every combination that the machine has."""
+
+    engines: tuple[EngineName, ...] = ("torch", "onnxruntime")
+    """`torch` (eager), `onnxruntime`, `openvino` (by an extra), or what another package offers."""
+    devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
+    """Where networks are timed; ONNX Runtime on a GPU where onnxruntime-gpu is installed."""
+    threads: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field((1,), min_length=1)
+    """How many threads an engine computes with on the CPU."""
+    batches: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field((1,), min_length=1)
+    """How many images at once."""

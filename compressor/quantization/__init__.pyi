@@ -1,0 +1,12 @@
+from .calibration import CALIBRATION_BATCH as CALIBRATION_BATCH
+from .calibration import Observer as Observer
+from .calibration import calibrate as calibrate
+from .calibration import signal_to_noise as signal_to_noise
+from .network import ActivationQuantizer as ActivationQuantizer
+from .network import ParameterQuantizer as ParameterQuantizer
+from .network import QuantizedNetwork as QuantizedNetwork
+from .network import attribute as attribute
+from .network import set_attribute as set_attribute
+from .placement import CONVOLUTIONS as CONVOLUTIONS
+from .placement import aten as aten
+from .placement import quantize_network as quantize_network

@@ -1,0 +1,2 @@
+from .dry_run import rehearse as rehearse
+from .runner import run as run

@@ -1,0 +1,50 @@
+"""MLflow: a run with its curves, figures, report and model; installed by the extra `mlflow`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import UserError, first_line
+from compressor.runs.trackers.figures import figures
+from compressor.tracking import Tracker
+
+STORE = "MLFLOW_TRACKING_URI"  # MLflow's own variable
+LONGEST_VALUE = 500  # characters of a parameter
+
+
+class MLflow(Tracker):
+    """Logs to `MLFLOW_TRACKING_URI`, or to `mlruns` beside the run's folder; the experiment is the pipeline's name."""
+
+    def begin(self, folder: Path, pipeline: Mapping[str, Any]) -> None:
+        try:
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
+        except ImportError as error:
+            raise UserError("tracking: mlflow is not installed; run `pip install 'compressor[mlflow]'`") from error
+        store = os.environ.get(STORE) or (folder.absolute().parent / "mlruns").as_uri()
+        try:
+            self.client: Any = MlflowClient(store)
+            found = self.client.get_experiment_by_name(pipeline["name"])
+            experiment = found.experiment_id if found else self.client.create_experiment(pipeline["name"])
+            self.run_id = self.client.create_run(experiment, run_name=folder.name).info.run_id
+        except MlflowException as error:
+            raise UserError(f"tracking: MLflow cannot log to {store}: {first_line(error)}") from error
+        self.client.log_param(self.run_id, "seed", pipeline["seed"])
+        for stage in pipeline["stages"]:
+            for name, value in stage.items():
+                self.client.log_param(self.run_id, f"{stage['id']}.{name}", str(value)[:LONGEST_VALUE])
+
+    def on_epoch(self, stage: str, point: Mapping[str, float]) -> None:
+        for name in ("loss", "validation_accuracy", "learning_rate"):
+            self.client.log_metric(self.run_id, f"{stage}/{name}", point[name], step=int(point["epoch"]))
+
+    def on_row(self, row: Mapping[str, Any]) -> None:
+        for name, value in figures(row).items():
+            self.client.log_metric(self.run_id, f"{row['id']}/{name}", value)
+
+    def on_artifact(self, path: Path) -> None:
+        self.client.log_artifact(self.run_id, str(path))
+
+    def end(self) -> None:
+        self.client.set_terminated(self.run_id)

@@ -1,0 +1,13 @@
+from .loop import autocast as autocast
+from .loop import evaluate as evaluate
+from .loop import fit as fit
+from .loop import layout_of as layout_of
+from .loop import training_views as training_views
+from .objectives import Batch as Batch
+from .objectives import CrossEntropy as CrossEntropy
+from .objectives import Objective as Objective
+from .objectives import Watched as Watched
+from .objectives import WeightedSum as WeightedSum
+from .objectives import layer_of as layer_of
+from .objectives import layer_outputs as layer_outputs
+from .settings import Training as Training

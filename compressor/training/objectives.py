@@ -1,0 +1,157 @@
+"""What a training minimises, and what it may look at.
+
+A new loss is a subclass of `Objective`; it need not be registered anywhere.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from compressor.config.spec import did_you_mean
+from compressor.errors import ArchitectureError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images, augmented and normalised `[B, C, H, W]`, and where they come from."""
+
+    inputs: Tensor
+    labels: Tensor  # [B]
+    indices: Tensor  # [B], into the training images
+    view: int  # which augmented view of them
+
+
+class Watched:
+    """A network that runs once for each batch, however often it is asked, and shows what layers inside it give.
+
+    `run` is how the network is called: it may cast, or be wrapped for several devices.
+    """
+
+    def __init__(self, network: nn.Module, run: Any = None) -> None:
+        self.network = network
+        self._run = run or network
+        self._shown: dict[str, Tensor] = {}
+        self._batch: Batch | None = None
+        self._logits: Tensor | None = None
+
+    def watch(self, layers: Iterable[str]) -> list[RemovableHandle]:
+        """Keep what these layers give, until the handles are removed.
+
+        Raises:
+            ArchitectureError: the network has no such layer.
+        """
+        found = {name: layer_of(self.network, name) for name in layers}
+        return [
+            layer.register_forward_hook(lambda _, __, output, name=name: self._show(name, output))
+            for name, layer in found.items()
+        ]
+
+    @contextmanager
+    def watching(self, layers: Iterable[str]) -> Iterator[None]:
+        """`watch`, as long as the block lasts."""
+        handles = self.watch(layers)
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._batch, self._logits = None, None
+            self._shown.clear()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Float32 `[B, classes]`."""
+        if batch is not self._batch or self._logits is None:
+            self._shown.clear()
+            output = self._run(batch.inputs)
+            if not isinstance(output, Tensor):
+                raise ArchitectureError(
+                    f"the network gives a {type(output).__name__} while training, and logits are needed; "
+                    "switch auxiliary outputs off with arguments, as in {aux_logits: false}"
+                )
+            self._batch, self._logits = batch, output.float()
+        return self._logits
+
+    def layer(self, name: str, batch: Batch) -> Tensor:
+        """What the layer `name` gives for the batch, in float32; of a layer that runs several times, what it gave last.
+
+        Raises:
+            ArchitectureError: the layer did not run, or gave no tensor.
+        """
+        self.logits(batch)
+        if name not in self._shown:
+            raise ArchitectureError(f"layer {name!r} gives no tensor when the network runs; name another")
+        return self._shown[name]
+
+    def _show(self, name: str, output: Any) -> None:
+        if isinstance(output, Tensor):
+            self._shown[name] = output.float()
+
+
+def layer_of(network: nn.Module, name: str) -> nn.Module:
+    """The layer of that name.
+
+    Raises:
+        ArchitectureError: there is none; the closest name is suggested.
+    """
+    layers: dict[str, nn.Module] = dict(network.named_modules())
+    if not name or name not in layers:
+        raise ArchitectureError(f"the network has no layer {name!r}{did_you_mean(name, layers)}")
+    return layers[name]
+
+
+@torch.no_grad()
+def layer_outputs(network: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, Tensor]:
+    """What these layers give for an example `[N, C, H, W]`, the network in eval mode.
+
+    Raises:
+        ArchitectureError: the network has no such layer, or it gives no tensor.
+    """
+    watched = Watched(network.eval())
+    batch = Batch(example, torch.zeros(len(example), dtype=torch.int64), torch.arange(len(example)), 0)
+    with watched.watching(layers):
+        return {name: watched.layer(name, batch) for name in layers}
+
+
+class Objective(nn.Module):
+    """A loss: `forward(network, batch)` gives a scalar, averaged over the batch.
+
+    `layers` names the layers of the network that it looks at, for `network.layer`. Its parameters (adapters between
+    two networks, say) are trained and checkpointed with the network's, and dropped when the training ends.
+    """
+
+    layers: Sequence[str] = ()
+
+    def forward(self, network: Watched, batch: Batch) -> Tensor:
+        """The loss of this batch."""
+        raise NotImplementedError
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy on the labels, with label smoothing (Szegedy et al. 2016)."""
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, network: Watched, batch: Batch) -> Tensor:
+        return F.cross_entropy(network.logits(batch), batch.labels, label_smoothing=self.label_smoothing)
+
+
+class WeightedSum(Objective):
+    """The sum of other objectives, each times its weight."""
+
+    def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
+        super().__init__()
+        self.weights = [weight for weight, _ in terms]
+        self.terms = nn.ModuleList(term for _, term in terms)
+        self.layers = [name for _, term in terms for name in term.layers]
+
+    def forward(self, network: Watched, batch: Batch) -> Tensor:
+        losses = [weight * term(network, batch) for weight, term in zip(self.weights, self.terms, strict=True)]
+        return torch.stack(losses).sum()
