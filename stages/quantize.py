@@ -15,6 +15,7 @@ from compressor.models.artifact import TorchModel
 from compressor.models.changes import Int8
 from compressor.pipeline.stage import Context, Stage
 from compressor.quantization.calibration import CALIBRATION_BATCH, Observer, calibrate, signal_to_noise
+from compressor.quantization.float_layers import float_batch_norms, float_layers, in_float
 from compressor.quantization.placement import quantize_network
 from compressor.training.loop import Batch, fit
 
@@ -79,7 +80,15 @@ class Quantize(Taught, Stage[TorchModel, TorchModel]):
         details = fit(network, loss, self, context, label=self.id, views=self.views, masked=model.masked)
         change = Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
         noise = signal_to_noise(network, data.calibration_batches(CALIBRATION_BATCH))
-        details |= {"signal_to_noise_db": noise, "teacher_weights": weights}
+        layers, batch_norms = float_layers(network, data.preprocess.input_shape(2)), float_batch_norms(network)
+        if words := in_float(layers, batch_norms):
+            context.console.say(f"  {self.id} leaves in float: {words}")
+        details |= {
+            "signal_to_noise_db": noise,
+            "teacher_weights": weights,
+            "float_layers": layers,
+            "float_batch_norms": batch_norms,
+        }
         return model.with_network(network, change, details=details)
 
 

@@ -16,6 +16,7 @@ from compressor.models.artifact import Artifact, OnnxModel, TorchModel
 from compressor.models.changes import Int8
 from compressor.pipeline.pipeline import Pipeline
 from compressor.pipeline.stage import Context, makes, named
+from compressor.quantization.float_layers import in_float
 
 IMAGES = 4
 
@@ -71,6 +72,8 @@ def rehearse(
             console.say(
                 f"  {stage.id} ({stage.stage}): {counts.parameters:,} parameters, {counts.macs / 1e6:.2f} MMACs"
             )
+            if words := in_float(model.details.get("float_layers", {}), model.details.get("float_batch_norms", 0)):
+                console.say(f"  {stage.id} leaves in float: {words}")
 
 
 def synthetic(labels: tuple[str, ...], preprocess: Preprocess, augment: Augment) -> Dataset:
