@@ -313,3 +313,22 @@ class Versioned(nn.Module):
     def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
         assert metadata.get("version") == 2
         super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+class Standardized(nn.Linear):
+    """Computes its weight in forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Computed(nn.Module):
+    """A layer whose weight is computed in forward, behind one whose weight is a parameter."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(64, 16)
+        self.fc = Standardized(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.stem(x.flatten(1)))

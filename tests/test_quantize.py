@@ -381,6 +381,8 @@ def test_skipped_layers_stay_in_float(tiny: TorchModel, context: Context, tmp_pa
     assert operators["QLinearConv"] == 2  # layer1.0.conv1 and conv2
     weights = skipping.network.get_parameter("conv1.weight")
     assert len(torch.unique(weights)) > 64
+    computed = quantize_network(networks.Computed(10), (2, 1, 8, 8), skip=("fc",))  # stays in float anyway
+    assert computed.points == ("input", "stem:linear")
     with pytest.raises(ArchitectureError, match="skip names 'layer9'"):
         Quantize(mode="ptq", skip=("layer9",)).run(tiny, context)
 

@@ -73,7 +73,8 @@ def quantize_network(
     graph = graph_module.graph
     _fold_batch_norm(graph_module)
     for name in skip:
-        if not any(_is_layer(node) and _inside(layer_of(node), name) for node in graph.nodes):
+        kinds = CONVOLUTIONS | LINEAR | ADDITIONS
+        if not any(node.target in kinds and _inside(layer_of(node), name) for node in graph.nodes):
             raise ArchitectureError(f"skip names {name!r}, but no convolution, linear layer or addition lies there")
     layers = [
         node for node in graph.nodes if _is_layer(node) and not any(_inside(layer_of(node), name) for name in skip)
