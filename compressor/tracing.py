@@ -2,9 +2,12 @@
 
 import io
 import logging
+import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 
 import torch
 from torch import fx, nn
@@ -12,6 +15,7 @@ from torch.export import ExportedProgram
 
 from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
 
+TORCH = Path(torch.__file__).parent
 LOGGERS = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
 
 
@@ -29,7 +33,7 @@ def trace(network: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:
         return _exported(network, input_shape)
     except Exception as error:  # the exporter raises whatever the network's code and its own passes raise
         pass_on_out_of_memory(error)
-        reason = first_line(error)
+        reason = f"{first_line(error)}{_line_in_words(network, error)}"
     with running_layers(network) as running:
         try:
             return _exported(network, input_shape)
@@ -66,6 +70,15 @@ def layer_in_words(network: nn.Module, running: Sequence[str]) -> str:
     name = running[-1] if running else ""
     kind = type(network.get_submodule(name)).__name__
     return f"layer {name!r} ({kind})" if name else f"the network itself ({kind})"
+
+
+def _line_in_words(network: nn.Module, error: Exception) -> str:
+    """The innermost line of the network's own source that an error passed through; empty where there is none."""
+    modules = (sys.modules.get(type(module).__module__) for module in network.modules())
+    files = {file for module in modules if (file := getattr(module, "__file__", None))}
+    own = {file for file in files if not Path(file).is_relative_to(TORCH)}
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
+    return f", at {Path(lines[-1].filename).name}:{lines[-1].lineno}: `{lines[-1].line}`" if lines else ""
 
 
 def layer_of(node: fx.Node) -> str:

@@ -14,6 +14,7 @@ from compressor.models.changes import Int8
 from compressor.pipeline.context import Context
 from compressor.pipeline.stage import Stage
 from compressor.quantization.calibration import CALIBRATION_BATCH, Observer, calibrate, signal_to_noise
+from compressor.quantization.float_layers import float_batch_norms, float_layers, in_float
 from compressor.quantization.placement import quantize_network
 from compressor.training.loop import fit
 from compressor.training.objectives import CrossEntropy
@@ -90,5 +91,13 @@ class Quantize(Distillation, Stage):
         )
         change = Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
         noise = signal_to_noise(network, data.calibration_batches(CALIBRATION_BATCH))
-        details |= {"signal_to_noise_db": noise, "teacher_weights": weights}
+        layers, batch_norms = float_layers(network, data.preprocess.input_shape(2)), float_batch_norms(network)
+        if words := in_float(layers, batch_norms):
+            context.services.console.say(f"  {self.id} leaves in float: {words}")
+        details |= {
+            "signal_to_noise_db": noise,
+            "teacher_weights": weights,
+            "float_layers": layers,
+            "float_batch_norms": batch_norms,
+        }
         return model.with_network(network, change, details=details)

@@ -1,5 +1,7 @@
 """Networks of one's own, as a user would bring them."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -181,3 +183,152 @@ class WrongHead(nn.Module):
 
 def not_a_network() -> str:
     return "hello"
+
+
+def _used(network: nn.Module) -> None:
+    """Statistics, scales and shifts of BatchNorm as after training."""
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(norm.weight, 0.5, 2)
+            nn.init.normal_(norm.bias)
+
+
+class NormOnInput(nn.Module):
+    """BatchNorm in front of the first convolution."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(in_channels)
+        self.conv = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.fc = nn.Linear(16, num_classes)
+        _used(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.conv(self.bn(x))).mean((2, 3)))
+
+
+class NormOnFeatures(nn.Module):
+    """BatchNorm of the flattened features, in front of a linear layer."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 16, 3, stride=4)
+        self.bn = nn.BatchNorm1d(64)
+        self.fc = nn.Linear(64, num_classes)
+        _used(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.bn(F.relu(self.conv(x)).flatten(1)))
+
+
+class RepVGG(nn.Module):
+    """A 3x3 and a 1x1 convolution and an identity, each with its BatchNorm, added (Ding et al. 2021)."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.conv3, self.bn3 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.conv1, self.bn1 = nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16)
+        self.identity = nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16, num_classes)
+        _used(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.bn3(self.conv3(x)) + self.bn1(self.conv1(x)) + self.identity(x))
+        return self.fc(x.mean((2, 3)))
+
+
+class NormAdded(nn.Module):
+    """`conv(x) + bn(x)`."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.conv, self.bn = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16, num_classes)
+        _used(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.fc((self.conv(x) + self.bn(x)).mean((2, 3)))
+
+
+class Signal(nn.Module):
+    """The rows of the image as channels of a signal: convolutions over time, the second of one channel each."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv1d(8, 16, 3, padding=1), nn.BatchNorm1d(16)
+        self.depthwise = nn.Conv1d(16, 16, 3, padding="same", groups=16)
+        self.fc = nn.Linear(16, num_classes)
+        _used(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.depthwise(F.relu(self.bn(self.conv(x.flatten(1, 2)))))).mean(2))
+
+
+class PartlyFloat(nn.Module):
+    """Operators that stay in float: a transposed convolution, attention, and a layer with another's weight transposed."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(1, 4, 2, stride=2)
+        self.embed = nn.Linear(64, 32)
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.embed(self.up(x).flatten(2).view(-1, 1, 16, 64)))  # [N, 1, 16, 32]
+        x = F.scaled_dot_product_attention(x, x, x)
+        x = F.linear(x, self.embed.weight.t())  # [N, 1, 16, 64]
+        return self.fc(x.mean((1, 2)))
+
+
+class WeightNormed(nn.Module):
+    """A weight that is computed from its direction and its length, in torch's old form or its new one."""
+
+    def __init__(self, num_classes: int, old: bool) -> None:
+        super().__init__()
+        norm = nn.utils.weight_norm if old else nn.utils.parametrizations.weight_norm
+        self.fc = norm(nn.Linear(64, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1))
+
+
+class Versioned(nn.Module):
+    """Asks for the version of the state that it is to load, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1))
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+        assert metadata.get("version") == 2
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+class Standardized(nn.Linear):
+    """Computes its weight in forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Computed(nn.Module):
+    """A layer whose weight is computed in forward, behind one whose weight is a parameter."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(64, 16)
+        self.fc = Standardized(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.stem(x.flatten(1)))

@@ -1,14 +1,19 @@
 """Networks by name."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from compressor import Context
+from compressor import Context, TorchModel, load
 from compressor.data.preprocess import Preprocess
 from compressor.errors import ArchitectureError
-from compressor.models.architectures import Architecture
+from compressor.models.architectures import Architecture, check_fits
 from compressor.models.artifact import count_macs
 from compressor.models.resnet import ResNet
+from stages import Train
+from tests.conftest import equal_states
+from tests.networks import WeightNormed
 
 CIFAR = Preprocess(size=(32, 32), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -82,6 +87,7 @@ def test_a_factory_is_imported_only_when_the_pipeline_names_it() -> None:
             r"does not take images of shape \[1, 8, 8\] \(C, H, W\): the network itself \(Asserting\): AssertionError",
         ),
         ("tests.networks:Tied", "shares parameters between layers"),
+        ("tests.networks:TwoOutputs", r"gives a tuple while training, and logits are needed; .* \{aux_logits: false\}"),
         ("tests.networks:Missing", "cannot be imported"),
         ("tests.nowhere:LeNet", "cannot be imported"),
     ],
@@ -94,6 +100,59 @@ def test_a_factory_that_does_not_fit_is_refused(factory: str, words: str, contex
 def test_images_that_the_network_does_not_take_are_refused(context: Context) -> None:
     with pytest.raises(ArchitectureError, match=r"does not take images of shape \[1, 8, 8\]"):
         context.new_model("torchvision:resnet18", {})
+
+
+def test_auxiliary_outputs_are_told_before_anything_runs() -> None:
+    googlenet = build("torchvision:googlenet", init_weights=False)
+    architecture = Architecture(model="torchvision:googlenet", num_classes=10, in_channels=3)
+    with pytest.raises(ArchitectureError, match=r"gives a GoogLeNetOutputs while training, .* \{aux_logits: false\}"):
+        check_fits(googlenet, architecture, (2, 3, 64, 64))
+    without = build("torchvision:googlenet", init_weights=False, aux_logits=False)
+    check_fits(without, architecture, (2, 3, 64, 64))
+
+
+def test_a_check_changes_nothing(context: Context) -> None:
+    """Not the statistics, and not what is drawn next."""
+    network = build("torchvision:mobilenet_v2")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    generator = torch.random.get_rng_state()
+    check_fits(network, Architecture(model="a:B", num_classes=10, in_channels=3), (2, 3, 32, 32))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    assert not network.training
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize(
+    ("old", "remedy"),
+    [(True, "torch.nn.utils.remove_weight_norm"), (False, "torch.nn.utils.parametrize.remove_parametrizations")],
+)
+def test_weight_norm_is_refused_by_name(old: bool, remedy: str, tiny: TorchModel) -> None:
+    name = "tests.networks:WeightNormed"
+    with pytest.raises(ArchitectureError, match=rf"^layer 'fc' \(.*\) computes its weight .* call {remedy} on it$"):
+        build(name, frozenset({name}), old=old)
+    with pytest.raises(ArchitectureError, match=r"^layer 'fc'"):
+        TorchModel(WeightNormed(10, old), tiny.architecture, tiny.preprocess, tiny.labels)
+
+
+def test_mnasnet_is_loaded_to_the_same_bits(tmp_path: Path) -> None:
+    """It asks for the version of its weights."""
+    architecture = Architecture(model="torchvision:mnasnet1_0", num_classes=10, in_channels=3)
+    model = TorchModel(architecture.build(), architecture, CIFAR, tuple("0123456789"))
+    model.save(tmp_path)
+    loaded = load(tmp_path)
+    assert isinstance(loaded, TorchModel)
+    inputs = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded.predict(inputs), model.predict(inputs))
+
+
+def test_a_network_that_asks_for_the_version_of_its_weights_is_trained(context: Context, tmp_path: Path) -> None:
+    name = "tests.networks:Versioned"
+    trained = Train(model=name, epochs=1, keep="best", ema=0.9).run(None, context)
+    trained.save(tmp_path)
+    loaded = load(tmp_path, factories=frozenset({name}))
+    assert isinstance(loaded, TorchModel)
+    assert equal_states(loaded.network, trained.network)
 
 
 def test_initial_weights_follow_the_seed(context: Context) -> None:

@@ -167,6 +167,11 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
     "16-bit image": deep_image,
     "classes do not fit the network": lambda _: with_settings("stages.teacher.model=tests.networks:WrongHead", OWN),
     "channels do not fit the network": lambda _: with_settings("stages.teacher.model=tests.networks:Colour", OWN),
+    "auxiliary outputs": lambda _: with_settings("stages.teacher.model=tests.networks:TwoOutputs", OWN),
+    "weight norm": lambda _: with_settings(
+        "stages.teacher.model=tests.networks:WeightNormed", "stages.teacher.arguments={old: false}"
+    ),
+    "a branch on values": lambda _: with_settings("stages.teacher.model=tests.networks:Branching", OWN),
     "weights do not fit": misfitting_weights,
     "pickle for safetensors": a_pickle,
     "loss not finite": lambda _: with_settings(

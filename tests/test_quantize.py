@@ -1,5 +1,10 @@
 """Int8: rounding against numpy, where quantizers lie, and what ONNX Runtime then executes."""
 
+import inspect
+import io
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,17 +12,22 @@ import onnx
 import pytest
 import torch
 from pydantic import ValidationError
+from rich.console import Console as RichConsole
 from torch import nn
 
 from compressor import Context, Preprocess, TorchModel, load
-from compressor.errors import ArchitectureError, ArtifactError
+from compressor.console import Console
+from compressor.errors import ArchitectureError, ArtifactError, StageError
 from compressor.export import lowering
 from compressor.models.architectures import Architecture
 from compressor.models.changes import Int8
-from compressor.quantization.calibration import calibrate, signal_to_noise
+from compressor.quantization.calibration import Observer, calibrate, signal_to_noise
+from compressor.quantization.float_layers import in_float
 from compressor.quantization.network import ActivationQuantizer, ParameterQuantizer, QuantizedNetwork
 from compressor.quantization.placement import quantize_network
+from compressor_command import main
 from stages import Prune, Quantize, Target
+from tests import networks
 from tests.conftest import accuracy, executed
 
 FLOAT_COMPUTE = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add"}
@@ -96,6 +106,105 @@ def test_odd_networks_are_folded_right(context: Context, tmp_path: Path) -> None
     loaded = load(tmp_path, factories=frozenset({name}))
     assert isinstance(loaded, TorchModel)
     assert torch.equal(loaded.predict(inputs), quantized.predict(inputs))
+
+
+@pytest.mark.parametrize(
+    ("name", "integers"),
+    [
+        ("NormOnInput", {"QLinearConv": 1, "QGemm": 1}),
+        ("NormOnFeatures", {"QLinearConv": 1, "QGemm": 1}),
+        ("RepVGG", {"QLinearConv": 3, "QLinearAdd": 2, "QGemm": 1}),
+        ("NormAdded", {"QLinearConv": 2, "QLinearAdd": 1, "QGemm": 1}),
+    ],
+)
+def test_a_batch_norm_that_cannot_be_folded_stays_in_float_and_the_rest_is_integer(
+    name: str, integers: dict[str, int], context: Context, tmp_path: Path
+) -> None:
+    model = context.new_model(f"tests.networks:{name}", {})
+    quantized = Quantize(mode="ptq").run(model, context)
+    exported = quantized.to_onnx("test")
+    operators = executed(exported.content, tmp_path)
+    assert {op: operators[op] for op in integers} == integers
+    assert operators["BatchNormalization"] == 1
+    assert not FLOAT_COMPUTE & set(operators)
+    assert (quantized.details["float_layers"], quantized.details["float_batch_norms"]) == ({}, 1)
+    inputs = context.data.preprocess.normalise(context.data.validation.images)
+    logits = quantized.predict(inputs)
+    assert np.abs(exported.predict(inputs.numpy()) - logits.numpy()).mean() < 1e-4
+    assert (logits - model.predict(inputs)).abs().max() < 0.05
+    quantized.save(tmp_path)
+    loaded = load(tmp_path, factories=frozenset({model.architecture.model}))
+    assert isinstance(loaded, TorchModel)
+    assert torch.equal(loaded.predict(inputs), logits)
+
+
+def test_convolutions_over_time_execute_on_integers(context: Context, tmp_path: Path) -> None:
+    model = context.new_model("tests.networks:Signal", {})
+    quantized = Quantize(mode="ptq").run(model, context)
+    exported = quantized.to_onnx("test")
+    operators = executed(exported.content, tmp_path)
+    assert (operators["QLinearConv"], operators["QGemm"]) == (2, 1)
+    assert not FLOAT_COMPUTE & set(operators)
+    assert (quantized.details["float_layers"], quantized.details["float_batch_norms"]) == ({}, 0)
+    inputs = context.data.preprocess.normalise(context.data.validation.images)
+    logits = quantized.predict(inputs)
+    assert np.abs(exported.predict(inputs.numpy()) - logits.numpy()).mean() < 1e-4
+    assert (logits - model.predict(inputs)).abs().max() < 0.05
+
+
+def test_what_stays_in_float_is_named_with_its_share_of_the_macs(context: Context, tmp_path: Path) -> None:
+    shown = io.StringIO()
+    telling = replace(context, console=Console(RichConsole(file=shown)))
+    model = context.new_model("tests.networks:PartlyFloat", {})
+    quantized = Quantize(mode="ptq", skip=("fc",)).run(model, telling)
+    up, embed, attention, tied, fc = 64 * 4 * 4, 16 * 64 * 32, 2 * 16 * 16 * 32, 16 * 32 * 64, 64 * 10
+    total = up + embed + attention + tied + fc
+    assert quantized.details["float_layers"] == pytest.approx(
+        {
+            "embed.weight (linear)": tied / total,
+            "forward (scaled_dot_product_attention)": attention / total,
+            "up (conv_transpose2d)": up / total,
+            "fc (linear)": fc / total,
+        }
+    )
+    assert shown.getvalue() == (
+        "  quantize leaves in float: embed.weight (linear) 39.2%, forward (scaled_dot_product_attention) 19.6%, "
+        "up (conv_transpose2d) 1.2%, fc (linear) 0.8% of the MACs\n"
+    )
+    inputs = context.data.preprocess.normalise(context.data.validation.images)
+    exported = quantized.to_onnx("test")
+    assert np.abs(exported.predict(inputs.numpy()) - quantized.predict(inputs).numpy()).mean() < 1e-4
+
+
+def test_validate_names_what_stays_in_float(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.yaml").write_text(
+        "name: partly\n"
+        "data: {name: digits}\n"
+        "stages:\n"
+        "  - {stage: train, id: own, model: 'tests.networks:PartlyFloat', epochs: 0}\n"
+        "  - {stage: quantize, id: int8, mode: ptq}\n"
+    )
+    assert main(["validate", "p.yaml"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "leaves in float" in line]
+    assert said == [
+        "  int8 leaves in float: embed.weight (linear) 39.2%, forward (scaled_dot_product_attention) 19.6%, "
+        "up (conv_transpose2d) 1.2% of the MACs"
+    ]
+
+
+def test_words_of_what_stays_in_float() -> None:
+    assert in_float({}, 0) == ""
+    assert in_float({}, 1) == "1 BatchNorm that cannot be folded"
+    layers = {f"layer{index} (conv2d)": 0.1 for index in range(7)}
+    named = ", ".join(f"layer{index} (conv2d) 10.0%" for index in range(5))
+    assert in_float(layers, 2) == f"{named}, 2 more 20.0% of the MACs; 2 BatchNorms that cannot be folded"
+
+
+def test_nothing_is_said_where_nothing_stays_in_float(int8: TorchModel) -> None:
+    assert (int8.details["float_layers"], int8.details["float_batch_norms"]) == ({}, 0)
 
 
 def test_points_are_the_inputs_of_layers_and_their_outputs_behind_relu(tiny: TorchModel) -> None:
@@ -272,6 +381,8 @@ def test_skipped_layers_stay_in_float(tiny: TorchModel, context: Context, tmp_pa
     assert operators["QLinearConv"] == 2  # layer1.0.conv1 and conv2
     weights = skipping.network.get_parameter("conv1.weight")
     assert len(torch.unique(weights)) > 64
+    computed = quantize_network(networks.Computed(10), (2, 1, 8, 8), skip=("fc",))  # stays in float anyway
+    assert computed.points == ("input", "stem:linear")
     with pytest.raises(ArchitectureError, match="skip names 'layer9'"):
         Quantize(mode="ptq", skip=("layer9",)).run(tiny, context)
 
@@ -301,13 +412,46 @@ def test_ranges_that_do_not_fit_are_refused(tiny: TorchModel) -> None:
         network.set_ranges(ranges)
 
 
-def test_a_network_that_cannot_be_traced_is_said() -> None:
-    class Branching(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x if x.sum() > 0 else -x
+@pytest.mark.parametrize(
+    "grid", [(0.0, 3), (1e-300, 3), (-1.0, 3), (1e39, 3), (np.nan, 3), (np.inf, 3), (0.1, -1), (0.1, 256)]
+)
+def test_a_grid_that_is_none_is_refused(grid: tuple[float, int]) -> None:
+    with pytest.raises(ValidationError, match=r"activations\.input"):
+        Int8(activations={"input": grid})
 
-    with pytest.raises(ArchitectureError, match="cannot be traced"):
-        quantize_network(Branching(), (2, 1, 8, 8))
+
+@pytest.mark.parametrize("bits", [0, 1, 6, 9, 64])
+def test_other_widths_of_weights_are_refused(bits: int) -> None:
+    with pytest.raises(ValidationError, match="weight_bits"):
+        Int8.model_validate({"activations": {}, "weight_bits": bits})
+
+
+def test_a_saved_scale_of_zero_is_refused(int8: TorchModel, tmp_path: Path) -> None:
+    int8.save(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["changes"][0]["activations"]["input"][0] = 0.0
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="not a manifest of this version"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("observer", ["min_max", "moving_average", "histogram", "percentile"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_activations_without_a_range_are_said(observer: Observer, value: float) -> None:
+    network = quantize_network(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (2, 1, 2, 2))
+    with pytest.raises(StageError, match="input holds numbers that are not finite on the calibration images"):
+        calibrate(network, [torch.full((1, 1, 2, 2), value)], observer, 0.99)
+
+
+def test_a_branch_on_values_is_said_with_its_line() -> None:
+    line = next(
+        number
+        for number, text in enumerate(inspect.getsource(networks).splitlines(), start=1)
+        if "return x * 2 if" in text
+    )
+    where = re.escape(f"at networks.py:{line}: `return x * 2 if x.sum() > 0 else x`")
+    with pytest.raises(ArchitectureError, match=rf"^layer 'gate' \(Gate\) cannot be traced by .*, {where}$"):
+        quantize_network(networks.Branching(10), (2, 1, 8, 8))
 
 
 def test_twice_is_refused(int8: TorchModel, context: Context) -> None:

@@ -223,6 +223,16 @@ def test_int8_error_is_said_of_every_layer(report: Report) -> None:
     assert ratios["input"] == max(ratios.values())  # nothing was rounded before it
 
 
+def test_what_stays_in_float_is_said(report: Report) -> None:
+    assert not [remark for remark in remarks(report) if "in float" in remark]
+    row = report.row("int8")
+    partly = row.model_copy(update={"details": {**row.details, "float_layers": {"up (conv_transpose2d)": 0.25}}})
+    rows = tuple(partly if row.id == "int8" else row for row in report.rows)
+    assert "int8 leaves in float: up (conv_transpose2d) 25.0% of the MACs." in remarks(
+        report.model_copy(update={"rows": rows})
+    )
+
+
 def test_the_model_card_is_what_a_hub_reads(finished: Path, report: Report) -> None:
     _, front, text = (finished / "README.md").read_text().split("---\n", 2)
     said = yaml.safe_load(front)

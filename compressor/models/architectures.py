@@ -1,5 +1,6 @@
 """From a name to an untrained network: `resnet56`, `resnet`, `torchvision:NAME`, `package.module:Factory`."""
 
+import copy
 import importlib
 import inspect
 import re
@@ -8,12 +9,20 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from compressor.config.factories import factory_of
 from compressor.config.spec import did_you_mean
 from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
 from compressor.models.resnet import ResNet, blocks_of_depth
 from compressor.tracing import layer_in_words, running_layers
+
+REMEDIES = {  # hooks that compute a weight before each forward pass
+    WeightNorm: "torch.nn.utils.remove_weight_norm",
+    SpectralNorm: "torch.nn.utils.remove_spectral_norm",
+}
 
 
 class Architecture(BaseModel):
@@ -61,6 +70,7 @@ class Architecture(BaseModel):
             raise ArchitectureError(f"model {self.model!r} gave a {type(network).__name__}, not an nn.Module")
         if len(list(network.parameters())) != len(list(network.named_parameters(remove_duplicate=False))):
             raise ArchitectureError(f"model {self.model!r} shares parameters between layers, which cannot be saved")
+        check_weights_are_parameters(network)
         return network
 
     def _build(self, factories: frozenset[str]) -> Any:
@@ -122,24 +132,30 @@ def _call(factory: Any, arguments: dict[str, Any], data: dict[str, Any]) -> Any:
     return factory(**{name: value for name, value in data.items() if name in accepted} | arguments)
 
 
-def check_fits(network: nn.Module, architecture: Architecture, input_shape: tuple[int, ...]) -> None:
-    """Run one blank batch through `network` and require logits of shape `[N, num_classes]`.
+def check_weights_are_parameters(network: nn.Module) -> None:
+    """Refuse weights that are computed from other parameters (weight norm): they are neither pruned nor quantized.
 
     Raises:
-        ArchitectureError: the forward pass fails, or gives another shape.
+        ArchitectureError: there are such; the layer is named, and what takes them off.
     """
-    with running_layers(network) as running:
-        try:
-            with torch.no_grad():
-                output = network.eval()(torch.zeros(input_shape))
-        except Exception as error:  # a forward raises what it likes
-            pass_on_out_of_memory(error)
+    for name, module in network.named_modules():
+        remedies = [REMEDIES[kind] for hook in module._forward_pre_hooks.values() if (kind := type(hook)) in REMEDIES]
+        if is_parametrized(module):
+            remedies.append("torch.nn.utils.parametrize.remove_parametrizations")
+        if remedies:
             raise ArchitectureError(
-                f"model {architecture.model!r} does not take images of shape {list(input_shape[1:])} (C, H, W): "
-                f"{layer_in_words(network, running)}: {first_line(error)}"
-            ) from error
-    if not isinstance(output, torch.Tensor):
-        raise ArchitectureError(f"model {architecture.model!r} gives a {type(output).__name__}, and logits are needed")
+                f"{layer_in_words(network, [name])} computes its weight from other parameters (weight norm or another "
+                f"parametrization); where the network is made, call {remedies[0]} on it"
+            )
+
+
+def check_fits(network: nn.Module, architecture: Architecture, input_shape: tuple[int, ...]) -> None:
+    """Run one blank batch through `network` and require logits `[N, num_classes]`.
+
+    Raises:
+        ArchitectureError: the forward pass fails, or gives something else.
+    """
+    output = _run_blank(network.eval(), architecture, input_shape)
     shape = tuple(output.shape)
     expected = (input_shape[0], architecture.num_classes)
     if shape != expected:
@@ -147,3 +163,36 @@ def check_fits(network: nn.Module, architecture: Architecture, input_shape: tupl
             f"model {architecture.model!r} gives an output of shape {list(shape)} for {expected[0]} images; "
             f"the data has {expected[1]} classes, so {list(expected)} is needed"
         )
+
+
+def check_trains(network: nn.Module, architecture: Architecture, input_shape: tuple[int, ...]) -> None:
+    """Run one blank batch through a copy of `network` in training mode and require one output: no auxiliary heads.
+
+    Raises:
+        ArchitectureError: the forward pass fails, or gives something else.
+    """
+    _run_blank(copy.deepcopy(network).train(), architecture, input_shape)
+
+
+@torch.no_grad()
+def _run_blank(network: nn.Module, architecture: Architecture, input_shape: tuple[int, ...]) -> torch.Tensor:
+    training, advice = "", ""
+    if network.training:
+        training = " while training"
+        advice = "switch auxiliary outputs off with arguments, as in {aux_logits: false}"
+    with running_layers(network) as running, torch.random.fork_rng(devices=[]):
+        try:
+            output = network(torch.zeros(input_shape))
+        except Exception as error:  # a forward raises what it likes
+            pass_on_out_of_memory(error)
+            raise ArchitectureError(
+                f"model {architecture.model!r} does not take images of shape {list(input_shape[1:])} (C, H, W)"
+                f"{training}: {layer_in_words(network, running)}: {first_line(error)}"
+                + (f"; if this is an auxiliary output, {advice}" if advice else "")
+            ) from error
+    if not isinstance(output, torch.Tensor):
+        raise ArchitectureError(
+            f"model {architecture.model!r} gives a {type(output).__name__}{training}, and logits are needed"
+            + (f"; {advice}" if advice else "")
+        )
+    return output

@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from compressor.data.preprocess import Preprocess
 from compressor.errors import ArtifactError, pass_on_out_of_memory
 from compressor.export import onnx_file
-from compressor.models.architectures import Architecture
+from compressor.models.architectures import Architecture, check_weights_are_parameters
 from compressor.models.changes import Change, Int8, Masked
-from compressor.storage import files
+from compressor.storage import files, tensors
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -109,6 +109,7 @@ class TorchModel:
         return cls(network, architecture, preprocess, labels, changes, details or {}, frozen)
 
     def __post_init__(self) -> None:
+        check_weights_are_parameters(self.network)
         network = copy.deepcopy(self.network)  # the caller's own stays as it is
         _normalise(network)
         object.__setattr__(self, "network", network)
@@ -332,7 +333,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: s
         wrapped = all(name.startswith("module.") for name in weights)
         hint = "; its names begin with `module.` (DataParallel): take that off and save it again" if wrapped else ""
         raise ArtifactError(f"{source} does not fit the network: {'; '.join(misfits[:3])}{more}{hint}")
-    network.load_state_dict(weights, strict=False)  # only BatchNorm's counters may be absent, checked above
+    tensors.load_into(network, weights)  # only BatchNorm's counters may be absent, checked above
 
 
 def _misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:

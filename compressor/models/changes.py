@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from compressor.errors import ArtifactError
+from compressor.quantization.network import UINT8_MAX
 from compressor.quantization.placement import quantize_network
 
 
@@ -70,15 +71,19 @@ class Masked(BaseModel):
         return network
 
 
+Scale = Annotated[float, Field(ge=torch.finfo(torch.float32).tiny, le=torch.finfo(torch.float32).max)]
+ZeroPoint = Annotated[int, Field(ge=0, le=UINT8_MAX)]
+
+
 class Int8(BaseModel):
     """The network is quantized: BatchNorm folded, every point of `activations` and all weights on an integer grid."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["int8"] = "int8"
-    activations: dict[str, tuple[float, int]]  # point -> (scale, zero point) of its uint8 grid
+    activations: dict[str, tuple[Scale, ZeroPoint]]  # point -> (scale, zero point) of its uint8 grid
     skip: tuple[str, ...] = ()
-    weight_bits: int = 8
+    weight_bits: Literal[7, 8] = 8
 
     def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
         """A quantized network that fakes integers in float, with the ranges of `activations`."""

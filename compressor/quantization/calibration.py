@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from compressor.errors import StageError
 from compressor.quantization.network import QuantizedNetwork
 
 CALIBRATION_BATCH = 64
@@ -22,19 +23,28 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Ob
     """Set the ranges of `network`, in place, from its float activations on batches of inputs.
 
     Images pass in small batches and observers keep a few numbers each, so memory does not grow with their count.
+
+    Raises:
+        StageError: an activation is not finite.
     """
     from compressor.quantization.observers import (
         observer_of,  # torchao takes seconds, and a wrong pipeline is told before
     )
 
     observers = {point: observer_of(observer, percentile) for point in network.points}
-    with _watched(network, {point: watching.forward for point, watching in observers.items()}):
+    with _watched(network, {point: partial(_observe, point, observers[point]) for point in network.points}):
         for inputs in batches:
             network(inputs)
     for point, quantizer in network.activation_quantizers.items():
         scale, zero_point = observers[point].calculate_qparams()
         quantizer.scale.copy_(scale.squeeze())
         quantizer.zero_point.copy_(zero_point.squeeze())
+
+
+def _observe(point: str, observer: Callable[[Tensor], object], values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        raise StageError(f"{point} holds numbers that are not finite on the calibration images; they have no range")
+    observer(values)
 
 
 @torch.no_grad()

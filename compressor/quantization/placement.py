@@ -3,7 +3,8 @@
 A quantized network is the exported graph of the float one, with BatchNorm folded into the layer before it, and with
 quantizers where ONNX Runtime wants them to execute every convolution, linear layer and residual addition on integers:
 at the inputs of every such layer, and at its output, behind the activation function where one follows. Pooling by
-maximum and changes of shape share the grid of what they are given.
+maximum and changes of shape share the grid of what they are given. A layer whose weight or bias is computed in the
+forward pass stays in float, and so does a BatchNorm that cannot be folded; `float_layers` names what does.
 """
 
 import copy
@@ -28,7 +29,7 @@ from compressor.tracing import layer_of, trace
 
 aten = torch.ops.aten
 
-CONVOLUTIONS = {aten.conv2d.default, aten.conv2d.padding}
+CONVOLUTIONS = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding}
 LINEAR = {aten.linear.default}
 ADDITIONS = {aten.add.Tensor}
 ACTIVATIONS = {aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default}
@@ -46,7 +47,6 @@ SAME_GRID = {  # their outputs are values of their input
     aten.max_pool2d_with_indices.default,
     aten.clone.default,
     aten.dropout.default,
-    operator.getitem,
 }
 BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
@@ -73,7 +73,8 @@ def quantize_network(
     graph = graph_module.graph
     _fold_batch_norm(graph_module)
     for name in skip:
-        if not any(_is_layer(node) and _inside(layer_of(node), name) for node in graph.nodes):
+        kinds = CONVOLUTIONS | LINEAR | ADDITIONS
+        if not any(node.target in kinds and _inside(layer_of(node), name) for node in graph.nodes):
             raise ArchitectureError(f"skip names {name!r}, but no convolution, linear layer or addition lies there")
     layers = [
         node for node in graph.nodes if _is_layer(node) and not any(_inside(layer_of(node), name) for name in skip)
@@ -90,6 +91,13 @@ def quantize_network(
     return quantized.eval()
 
 
+def operation_of(node: fx.Node) -> str:
+    """The operator that a tensor arises from, as `conv2d`; one that is taken out of several, from what made them."""
+    if node.target is operator.getitem:
+        return operation_of(node.all_input_nodes[0])
+    return "batch_norm" if node.target is BATCH_NORM else node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+
+
 def _graph(network: nn.Module, input_shape: tuple[int, int, int, int]) -> fx.GraphModule:
     program = trace(copy.deepcopy(network).cpu().eval(), input_shape)
     functional = program.run_decompositions({}).module(check_guards=False)
@@ -102,7 +110,7 @@ def _fold_batch_norm(graph_module: fx.GraphModule) -> None:
     for norm in [node for node in graph.nodes if node.target is BATCH_NORM]:
         layer, *statistics = norm.args[:5]
         eps = norm.args[6]
-        if layer.target not in CONVOLUTIONS | LINEAR or len(layer.users) > 1:
+        if layer.target in ADDITIONS or not _is_layer(layer) or len(layer.users) > 1:
             continue
         weight, bias = _parameters(layer)
         if len(weight.users) > 1 or (bias is not None and len(bias.users) > 1):
@@ -138,7 +146,7 @@ def _points(layers: Sequence[fx.Node]) -> list[fx.Node]:
 
     def add(node: fx.Node) -> None:
         points.add(node)
-        if node.target in SAME_GRID:
+        if _shares_grid(node):
             add(node.all_input_nodes[0])
 
     for layer in layers:
@@ -158,7 +166,7 @@ def _place_activations(graph_module: fx.GraphModule, points: Sequence[fx.Node]) 
     graph_module.add_module(ACTIVATIONS_AT, quantizers)
     grid_of: dict[fx.Node, str] = {}
     for point in points:
-        if point.target in SAME_GRID:
+        if _shares_grid(point):
             if not isinstance(point.meta.get("val"), Tensor):
                 grid_of[point] = grid_of[point.all_input_nodes[0]]
                 continue  # several tensors at once (a split); each is rounded where it is taken out
@@ -206,17 +214,25 @@ def _names(graph_module: fx.GraphModule) -> tuple[str, ...]:
         elif source.op == "get_attr":
             base = str(source.target)
         else:
-            operation = source.target.__name__.partition(".")[0]
-            base = f"{layer_of(source)}:{operation}"
+            base = f"{layer_of(source)}:{operation_of(source)}"
         repeat = sum(name.partition("#")[0] == base for name in names.values())
         names[node.target] = f"{base}#{repeat + 1}" if repeat else base
     return tuple(names[f"{ACTIVATIONS_AT}.{index}"] for index in range(len(names)))
 
 
+def _shares_grid(node: fx.Node) -> bool:
+    """Whether the values of `node` are values of its input."""
+    if node.target is operator.getitem:
+        return _shares_grid(node.all_input_nodes[0])
+    return node.target in SAME_GRID
+
+
 def _is_layer(node: fx.Node) -> bool:
     if node.target in ADDITIONS:
         return all(isinstance(a, fx.Node) and _is_float(a) for a in node.args[:2])
-    return node.target in CONVOLUTIONS | LINEAR
+    return node.target in CONVOLUTIONS | LINEAR and all(
+        given is None or given.op == "get_attr" for given in _parameters(node)
+    )
 
 
 def _is_float(node: fx.Node) -> bool:
@@ -229,11 +245,7 @@ def _activation_inputs(layer: fx.Node) -> Sequence[fx.Node]:
 
 
 def _parameters(layer: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-    weight = layer.args[1]
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        raise ArchitectureError(f"the weight of {layer_of(layer)!r} is computed in forward; it cannot be quantized")
-    return weight, bias  # type: ignore[return-value]
+    return layer.args[1], layer.args[2] if len(layer.args) > 2 else None  # type: ignore[return-value]
 
 
 def _inside(path: str, name: str) -> bool:

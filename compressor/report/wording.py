@@ -7,6 +7,7 @@ from compressor.evaluation.accuracy import Accuracy, Paired
 from compressor.evaluation.engines.base import title_of
 from compressor.evaluation.latency import Latency
 from compressor.evaluation.setting import Setting
+from compressor.quantization.float_layers import in_float
 from compressor.report.report import Report, Row
 
 NOTICEABLE = 1.005  # times; less is called the same
@@ -96,6 +97,8 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
     if len(weights := row.details.get("teacher_weights", [])) > 1:
         shares = ", ".join(f"{weight:.3f}" for weight in weights)
         yield f"{row.id}: its teachers' shares in the loss are {shares}, in their order."
+    if words := in_float(row.details.get("float_layers", {}), row.details.get("float_batch_norms", 0)):
+        yield f"{row.id} leaves in float: {words}."
     if row.details.get("zeros"):
         yield (
             f"{row.id}: {row.parameters - row.nonzero_parameters:,} parameters are zero; zeros alone make nothing "

@@ -19,6 +19,7 @@ from compressor.models.changes import Int8
 from compressor.pipeline.context import Context
 from compressor.pipeline.pipeline import Pipeline
 from compressor.pipeline.stage import makes, named
+from compressor.quantization.float_layers import in_float
 
 IMAGES = 4
 
@@ -73,6 +74,8 @@ def rehearse(
             console.say(
                 f"  {stage.id} ({stage.stage}): {counts.parameters:,} parameters, {counts.macs / 1e6:.2f} MMACs"
             )
+            if words := in_float(model.details.get("float_layers", {}), model.details.get("float_batch_norms", 0)):
+                console.say(f"  {stage.id} leaves in float: {words}")
 
 
 def synthetic(labels: tuple[str, ...], preprocess: Preprocess, augment: Augment) -> Dataset:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.errors import ArtifactError
 from compressor.storage import files
@@ -39,6 +39,16 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names and values."""
     return files.digest(_serialized(tensors))
+
+
+def load_into(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load tensors by name; what is not among them stays as it is.
+
+    Some modules ask for the version of their state, which files of tensors do not hold: it is that of the network.
+    """
+    state = network.state_dict()
+    state.update(tensors)
+    network.load_state_dict(state)
 
 
 def _seal(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:

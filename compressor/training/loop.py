@@ -93,7 +93,7 @@ def fit(
             if services.checkpoints is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 services.checkpoints.save(label, start, state.tensors(), state.notes())
                 saved = time.monotonic()
-    network.load_state_dict(state.best or weights_of(state.kept))
+    tensors.load_into(network, state.best or weights_of(state.kept))
     network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return {"curve": state.curve, "kept_epoch": state.best_epoch if state.best else training.epochs}
 

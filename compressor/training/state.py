@@ -12,6 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from compressor.errors import ArchitectureError
+from compressor.storage.tensors import load_into
 from compressor.training.settings import Training
 
 
@@ -95,11 +96,11 @@ class TrainingState:
         def group(prefix: str) -> dict[str, Tensor]:
             return {n.removeprefix(f"{prefix}/"): t for n, t in tensors.items() if n.startswith(f"{prefix}/")}
 
-        self.network.load_state_dict(group("network"))
+        load_into(self.network, group("network"))
         self.objective.load_state_dict(group("objective"))
         self.best, self.best_epoch, self.best_correct = group("best"), notes["best_epoch"], notes["best_correct"]
         if self.average is not None:
-            self.average.load_state_dict(group("average"))
+            load_into(self.average, group("average"))
         self.curve.extend(notes["curve"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch misses the optimizer's steps, which are in the state that follows
