@@ -26,19 +26,19 @@ PLAIN_WIDTH = 150
 
 
 class Console(Tracker):
-    """Messages and progress. `quiet` shows neither: for Python callers and tests."""
+    """Messages and progress; `quiet` shows neither, `verbose` prints a line for every epoch."""
 
-    def __init__(self, rich: RichConsole | None = None, *, quiet: bool = True) -> None:
-        self.quiet = quiet
+    def __init__(self, rich: RichConsole | None = None, *, quiet: bool = True, verbose: bool = False) -> None:
+        self.quiet, self.verbose = quiet, verbose
         self._training: TrainingProgress | None = None
         self.rich = rich or RichConsole(quiet=quiet)
         if not self.rich.is_terminal:
             self.rich.width = PLAIN_WIDTH
 
     @classmethod
-    def terminal(cls) -> "Console":
+    def terminal(cls, *, verbose: bool = False) -> "Console":
         """A console on standard output."""
-        return cls(quiet=False)
+        return cls(quiet=False, verbose=verbose)
 
     def say(self, message: object, style: str = "") -> None:
         """One line, however long, or one table."""
@@ -109,9 +109,10 @@ class TrainingProgress:
         self.label = label
         self.epochs = epochs
         self.done = done
+        self.every = math.ceil(epochs / LINES_PER_TRAINING)
         self.started = time.monotonic()
         self.bar: Progress | None = None
-        if console.rich.is_terminal and not console.quiet:
+        if console.rich.is_terminal and not console.quiet and not console.verbose:
             columns: tuple[ProgressColumn, ...] = (
                 TextColumn("  {task.description}"),
                 BarColumn(bar_width=24),
@@ -134,7 +135,7 @@ class TrainingProgress:
         figures = f"loss {loss:.4f}  validation {100 * validation_accuracy:.2f}%"
         if self.bar:
             self.bar.update(self.task, figures=f"after {number}: {figures}")
-        elif number == self.epochs or number % math.ceil(self.epochs / LINES_PER_TRAINING) == 0:
+        elif self.console.verbose or number == self.epochs or number % self.every == 0:
             left = (time.monotonic() - self.started) / (number - self.done) * (self.epochs - number)
             self.console.say(f"  {self.label}  epoch {number}/{self.epochs}  {figures}  {left:.0f} s left")
 

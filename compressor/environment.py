@@ -45,6 +45,7 @@ class Environment(BaseModel):
     cpu: str
     isa: tuple[str, ...]
     cores: int
+    threads: int | None = None  # that torch computes with; older reports do not say
     gpu: str | None
     platform: str
     python: str
@@ -72,6 +73,7 @@ def environment() -> Environment:
         cpu=cpu.get("model name") or platform.processor() or platform.machine(),
         isa=isa(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         platform=platform.platform(),
         python=platform.python_version(),

@@ -7,6 +7,8 @@ OUT_OF_MEMORY = (
     "out of memory",  # CUDA
     "bad_alloc",
     "Failed to allocate memory",  # ONNX Runtime
+    "failed to map segment",  # the loader of shared libraries
+    "can't start new thread",  # Python
 )
 
 

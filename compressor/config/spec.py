@@ -7,6 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -16,6 +17,7 @@ from compressor.config.yaml_file import Key
 Model = TypeVar("Model", bound=BaseModel)
 
 LONGEST_SHOWN = 60  # characters of a wrong value
+MAX_PROBLEMS = 20  # of one part of a file
 EXPECTED = {  # by pydantic's type of error; the rest is said in pydantic's words
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -50,10 +52,12 @@ class Spec(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python counts `True` as 1; a pipeline that says `epochs: true` means something else."""
+    def _not_misread(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts `True` as 1; a pipeline that says `epochs: true` means something else. No path holds a NUL."""
         assert info.field_name is not None
         annotation = cls.model_fields[info.field_name].annotation
+        if Path in {annotation, *get_args(annotation)} and "\0" in str(value):
+            raise ValueError("a path cannot hold a NUL byte")
         if not {bool, Any} & {annotation, *get_args(annotation)}:
             for part in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(part, bool):
@@ -84,8 +88,12 @@ Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]  # of a user's own
 def problems_of(error: ValidationError, prefix: Key, spec: type[BaseModel]) -> Iterator[tuple[Key, str]]:
     """Each key that is wrong, with what is wrong and what is expected."""
     found = error.errors()
-    for detail in found:
-        if detail["type"] == "too_short" and any(_inside(other["loc"], detail["loc"]) for other in found):
+    if len(found) > MAX_PROBLEMS:
+        yield prefix, f"{len(found)} things are wrong here; the first {MAX_PROBLEMS} are said"
+    for detail in found[:MAX_PROBLEMS]:
+        if detail["type"] == "too_short" and any(
+            _inside(other["loc"], detail["loc"]) for other in found[:MAX_PROBLEMS]
+        ):
             continue  # the list is short for want of an item that is wrong itself
         key = (*prefix, *detail["loc"])
         given = json.dumps(detail["input"], default=str, ensure_ascii=False)
@@ -101,7 +109,8 @@ def problems_of(error: ValidationError, prefix: Key, spec: type[BaseModel]) -> I
             yield key, detail["msg"].removeprefix("Value error, ")
         elif kind in EXPECTED:
             hint = did_you_mean(given.strip('"'), re.findall("'([^']*)'", context.get("expected", "")))
-            yield key, f"got {given}; expected {EXPECTED[kind].format(**context)}{hint}"
+            example = f", as in [{given}, {given}]" if kind == "tuple_type" and str(key[-1]) == "size" else ""
+            yield key, f"got {given}; expected {EXPECTED[kind].format(**context)}{example}{hint}"
         else:
             yield key, f"got {given}; {detail['msg']}"
 

@@ -16,7 +16,8 @@ from compressor.errors import SpecError, first_line
 
 Key = tuple[str | int, ...]  # ("stages", 1, "temperature")
 
-LARGEST = 100_000  # values in a file, aliases expanded
+LARGEST = 10_000  # values in a file, aliases expanded
+MAX_SHOWN = 80  # characters of a wrong option or name
 CORE_SCHEMA = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -64,6 +65,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Source:
     Raises:
         SpecError: the file or an override cannot be read, or a key stands twice.
     """
+    if "\0" in str(path):
+        raise SpecError(f"{path!r}: a path cannot hold a NUL byte")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -139,7 +142,7 @@ def _scalar(node: yaml.Node, source: Source) -> Any:
     try:
         return loader.construct_object(node)
     except (yaml.YAMLError, ValueError, LookupError) as error:
-        raise SpecError(f"{_at(node, source)}: not a value of plain YAML: {first_line(error)}") from error
+        raise SpecError(f"{_at(node, source)}: not a value of plain YAML: {shortened(first_line(error))}") from error
     finally:
         loader.dispose()
 
@@ -150,7 +153,7 @@ def _at(node: yaml.Node, source: Source) -> str:
 
 def _override(source: Source, override: str) -> None:
     """Set one dotted key; `stages.<id>` names the stage of that id."""
-    option = f"--set {override}"
+    option = shortened(f"--set {override}")
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise SpecError(f"{option}: expected dotted.key=value, as in stages.teacher.epochs=5")
@@ -171,7 +174,10 @@ def _override(source: Source, override: str) -> None:
         target = target[index]
     index = _index(target, last, key, option)
     key = (*key, index)
-    target[index] = value
+    if value is None and isinstance(target, dict):
+        target.pop(index, None)  # null takes a key out
+    else:
+        target[index] = value
     for place in [place for place in source.places if place[: len(key)] == key]:
         del source.places[place]
     source.places[key] = option
@@ -192,6 +198,11 @@ def _index(target: Any, name: str, key: Key, option: str) -> str | int:
     raise SpecError(f"{option}: there is no stage with the id {name!r}; the pipeline has: {known}")
 
 
+def shortened(text: str) -> str:
+    """As much of a text as a message can bear."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
 def dotted(key: Key) -> str:
     """`("stages", 1, "epochs")` as `stages.1.epochs`."""
-    return ".".join(str(part) for part in key)
+    return ".".join(shortened(str(part)) for part in key)

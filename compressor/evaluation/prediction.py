@@ -1,6 +1,6 @@
-"""What an ONNX file says of images, fed and read by its own metadata: `compress predict`."""
+"""The predictions of an ONNX file, fed and read as its own metadata say: `compress predict`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,8 @@ class Prediction:
     classes: tuple[tuple[str, float], ...]
 
 
-def predict(model: Path, where: Path, *, top: int = 3) -> Iterator[Prediction | DataError]:
-    """What `model` says of the image `where`, or of every image in that folder and below; or why one cannot be read.
+def predict(model: Path, images: Sequence[Path], *, top: int = 3) -> Iterator[Prediction | DataError]:
+    """The predictions of `model` for images, and for all images in folders and below; or why one cannot be read.
 
     Raises:
         ArtifactError: the file cannot be read, or does not say how to be fed and read.
@@ -31,7 +31,7 @@ def predict(model: Path, where: Path, *, top: int = 3) -> Iterator[Prediction | 
     """
     preprocess, labels = onnx_file.about(model)
     session = onnx_file.session(model, threads=torch.get_num_threads())
-    for path in _images(where):
+    for path in [path for where in images for path in _images(where)]:
         try:
             with Image.open(path) as image:
                 pixels = preprocess.pixels(image)

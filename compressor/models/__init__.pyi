@@ -5,7 +5,6 @@ from .artifact import PREDICT_BATCH as PREDICT_BATCH
 from .artifact import Artifact as Artifact
 from .artifact import OnnxModel as OnnxModel
 from .artifact import TorchModel as TorchModel
-from .artifact import load as load
 from .artifact import load_weights as load_weights
 from .artifact import read_weights as read_weights
 from .changes import Int8 as Int8

@@ -85,7 +85,7 @@ class Architecture(BaseModel):
             return self._torchvision(self.model.removeprefix("torchvision:"))
         if self.model == "resnet":
             return ResNet(**{**data, **self.arguments})
-        if match := re.fullmatch(r"resnet(\d+)", self.model):
+        if match := re.fullmatch(r"resnet(\d{1,6})", self.model):
             blocks = blocks_of_depth(int(match[1]))
             return ResNet(**{**data, "blocks": blocks, "widths": (16, 32, 64), **self.arguments})
         raise ArchitectureError(

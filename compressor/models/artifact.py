@@ -308,7 +308,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ArtifactError(
             f"weights: {path} is not a state dict that loads with weights_only; save it as safetensors"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         entries = state.items() if isinstance(state, dict) else ()
         held = [str(name) for name, value in entries if isinstance(value, dict)]
         hint = f"; it holds {', '.join(repr(name) for name in held[:3])}: save that part alone" if held else ""

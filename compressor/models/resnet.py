@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+MAX_BLOCKS, MAX_WIDTH = 1000, 65_536
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut: `[N, in, H, W] -> [N, out, H / stride, W / stride]`."""
@@ -49,8 +51,10 @@ class ResNet(nn.Module):
         super().__init__()
         if len(blocks) != len(widths) or not blocks:
             raise ValueError(f"blocks and widths name one number a stage each; got {blocks} and {widths}")
-        if min(blocks) < 0 or min(widths) < 1:
-            raise ValueError(f"blocks are at least 0 and widths at least 1; got {blocks} and {widths}")
+        if not (0 <= min(blocks) <= max(blocks) <= MAX_BLOCKS and 1 <= min(widths) <= max(widths) <= MAX_WIDTH):
+            raise ValueError(
+                f"blocks are 0 to {MAX_BLOCKS} and widths 1 to {MAX_WIDTH}; got {list(blocks)} and {list(widths)}"
+            )
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
@@ -79,6 +83,8 @@ class ResNet(nn.Module):
 def blocks_of_depth(depth: int) -> tuple[int, int, int]:
     """The blocks a stage of the CIFAR ResNet with `depth` weighted layers: `depth = 6 n + 2`."""
     n, rest = divmod(depth - 2, 6)
-    if rest or n < 1:
-        raise ValueError(f"a CIFAR ResNet has 6 n + 2 layers (8, 14, 20, …); {depth} is not of that form")
+    if rest or not 1 <= n <= MAX_BLOCKS:
+        raise ValueError(
+            f"a CIFAR ResNet has 6 n + 2 layers (8, 14, 20, …, {6 * MAX_BLOCKS + 2}); {depth} is not of that form"
+        )
     return n, n, n

@@ -2,6 +2,10 @@ from .calibration import CALIBRATION_BATCH as CALIBRATION_BATCH
 from .calibration import Observer as Observer
 from .calibration import calibrate as calibrate
 from .calibration import signal_to_noise as signal_to_noise
+from .float_layers import float_batch_norms as float_batch_norms
+from .float_layers import float_layers as float_layers
+from .float_layers import in_float as in_float
+from .network import UINT8_MAX as UINT8_MAX
 from .network import ActivationQuantizer as ActivationQuantizer
 from .network import ParameterQuantizer as ParameterQuantizer
 from .network import QuantizedNetwork as QuantizedNetwork

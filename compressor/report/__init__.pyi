@@ -1,4 +1,3 @@
-from .report import JSON as JSON
 from .report import DataFacts as DataFacts
 from .report import OverSeeds as OverSeeds
 from .report import Report as Report
@@ -7,7 +6,6 @@ from .report import Scored as Scored
 from .report import Spread as Spread
 from .report import Timings as Timings
 from .tables import to_table as to_table
-from .templating import TEMPLATES as TEMPLATES
 from .wording import difference as difference
 from .wording import headline as headline
 from .wording import percent as percent

@@ -25,7 +25,7 @@ def paired(one: Side, row: Row, other: Side, other_row: Row) -> Paired | None:
     return after.against(before)
 
 
-def to_table(one: Side, other: Side) -> Table:
+def comparison_table(one: Side, other: Side) -> Table:
     """What two runs ship, side by side."""
     table = Table("", str(one[0]), str(other[0]), header_style="bold")
     rows = one[1].shipped_row, other[1].shipped_row
@@ -46,7 +46,19 @@ def to_table(one: Side, other: Side) -> Table:
     return table
 
 
-def remarks(one: Side, other: Side) -> Iterator[str]:
+def comparison_of(one: Side, other: Side) -> dict[str, Any]:
+    """The same as JSON; `paired` is the second against the first on the same test images, null where they differ."""
+    rows = one[1].shipped_row, other[1].shipped_row
+    together = paired(one, rows[0], other, rows[1])
+    return {
+        "runs": [str(folder) for folder, _ in (one, other)],
+        "shipped": [row.model_dump(mode="json", exclude={"details", "made_from"}) for row in rows],
+        "paired": None if together is None else together.model_dump(mode="json"),
+        "differences": [*_machines(one[1], other[1]), *_settings(one[1], other[1])],
+    }
+
+
+def comparison_remarks(one: Side, other: Side) -> Iterator[str]:
     """What can be said of the second run against the first, and where their pipelines differ."""
     rows = one[1].shipped_row, other[1].shipped_row
     together = paired(one, rows[0], other, rows[1])
@@ -137,7 +149,7 @@ def _accuracy(row: Row) -> str:
     return f"{percent(accuracy)} ({100 * accuracy.low:.2f} to {100 * accuracy.high:.2f})"
 
 
-def load(folder: Path) -> Side:
+def load_run(folder: Path) -> Side:
     """A run folder, with its report.
 
     Raises:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def rehearse(
     *,
     device: torch.device | None = None,
     console: Console | None = None,
-) -> None:
+) -> list[dict[str, Any]]:
     """Take a few random images through every stage in order.
 
     Every network is built with its weights, makes one training step, is pruned, quantized, saved and loaded as the
@@ -43,6 +44,9 @@ def rehearse(
         preprocess: the shape of its images.
         device: where networks train; the CPU by default.
         console: where the stages' networks are shown.
+
+    Returns:
+        For each stage its id, its tag, and what its network has: parameters, MACs, layers that stay in float.
 
     Raises:
         UserError: a stage cannot do its work on these images; the stage, the layer and the reason are named.
@@ -57,6 +61,7 @@ def rehearse(
     )
     model: Artifact | None = None
     exported: set[str] = set()
+    stages: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
         for stage, after in zip(pipeline.stages, (*pipeline.stages[1:], None), strict=True):
             target = Path(folder) / stage.id
@@ -74,8 +79,19 @@ def rehearse(
             console.say(
                 f"  {stage.id} ({stage.stage}): {counts.parameters:,} parameters, {counts.macs / 1e6:.2f} MMACs"
             )
-            if words := in_float(model.details.get("float_layers", {}), model.details.get("float_batch_norms", 0)):
+            layers, norms = model.details.get("float_layers", {}), model.details.get("float_batch_norms", 0)
+            if words := in_float(layers, norms):
                 console.say(f"  {stage.id} leaves in float: {words}")
+            stages.append(
+                {
+                    "id": stage.id,
+                    "stage": stage.stage,
+                    "parameters": counts.parameters,
+                    "macs": counts.macs,
+                    "float_layers": layers,
+                }
+            )
+    return stages
 
 
 def synthetic(labels: tuple[str, ...], preprocess: Preprocess, augment: Augment) -> Dataset:

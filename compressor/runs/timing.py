@@ -54,7 +54,7 @@ class _Timing:
             "files": [files.digest(each.onnx.read_bytes()) for each in (self.done, *others)],
             "measure": self.pipeline.measure.model_dump(mode="json"),
             "code": code_digest(latency.__name__, *(type(engine_of(name)).__module__ for name in engines)),
-            "environment": environment().model_dump(mode="json", exclude={"commit"}),
+            "environment": environment().model_dump(mode="json", exclude={"commit", "threads"}),
         }
         entries = [entry.model_dump(mode="json") for part in figures for entry in part]
         return files.digest_json([identity, entries])

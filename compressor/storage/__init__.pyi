@@ -6,3 +6,4 @@ from .files import digest_json as digest_json
 from .files import write_bytes as write_bytes
 from .files import write_json as write_json
 from .files import write_text as write_text
+from .tensors import load_into as load_into

@@ -1,0 +1,112 @@
+"""Commands on an ONNX file."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compressor import evaluation, plugins, report
+from compressor.commands.options import PATH, Counts, as_json, model_in
+from compressor.console import Console
+from compressor.errors import DataError
+
+
+class EngineName(click.ParamType):  # type: ignore[type-arg]  # generic since 8.4 only
+    """The name of an installed engine."""
+
+    name = "engine"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, if there is such an engine."""
+        names = list(plugins.offered(plugins.ENGINES, "engine"))
+        return str(click.Choice(names).convert(value, param, ctx))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """The installed engines."""
+        names = plugins.offered(plugins.ENGINES, "engine")
+        return click.Choice(list(names)).shell_complete(ctx, param, incomplete)
+
+
+@click.command()
+@click.argument("model", type=PATH, metavar="MODEL.onnx|DIR")
+@click.option("--against", type=PATH, metavar="OTHER.onnx|DIR", help="Timed in turn; the same file by default.")
+@click.option("--engine", type=EngineName(), default="onnxruntime", show_default=True, help="What runs the files.")
+@click.option("--threads", type=Counts(), default="1", show_default=True, help="Threads on the CPU.")
+@click.option("--batch", type=Counts(), default="1", show_default=True, help="Images at once.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@as_json
+def bench(
+    model: Path,
+    against: Path | None,
+    engine: str,
+    threads: tuple[int, ...],
+    batch: tuple[int, ...],
+    device: str,
+    as_json: bool,
+) -> None:
+    """Time an ONNX file, alone or in turn with another; of a run's folder, its model.onnx.
+
+    \b
+    Examples:
+      compress bench runs/digits-resnet --against runs/digits-resnet/stages/teacher
+      compress bench model.onnx --threads 1,2 --batch 1,64 --json > times.json
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device == "cpu" and max(threads) > cores:
+        print(f"warning: {max(threads)} threads on {cores} cores wait for one another", file=sys.stderr)
+    other = None if against is None else model_in(against)
+    result = evaluation.bench(model_in(model), other, engine=engine, threads=threads, batches=batch, device=device)
+    if as_json:
+        print(json.dumps(result.model_dump(mode="json"), indent=1))
+        return
+    from rich.table import Table
+
+    console = Console.terminal()
+    table = Table("setting", "median ms", "95th percentile", "rounds", header_style="bold")
+    table.add_column("against itself: noise" if other is None else f"against {other}")
+    for entry in result.latency:
+        figures = (f"{entry.median_ms:.3f}", f"{entry.p95_ms:.3f}", str(entry.runs))
+        words = report.speedup(entry) if other is None else report.speed(entry)
+        table.add_row(report.setting_name(entry), *figures, words)
+    console.say(table)
+    for entry in result.latency:
+        if entry.on_cpu:
+            console.say(f"  left to the CPU: {', '.join(entry.on_cpu)}")
+    machine, load = result.environment, max(entry.other_load for entry in result.latency)
+    console.say(
+        f"{machine.cpu}, {machine.cores} cores, ONNX Runtime {machine.onnxruntime}; other programs: {load} cores"
+    )
+
+
+@click.command()
+@click.argument("model", type=PATH, metavar="MODEL.onnx|DIR")
+@click.argument("images", type=PATH, nargs=-1, required=True, metavar="IMAGE_OR_FOLDER...")
+@click.option("--top", type=click.IntRange(1, 65_536), default=3, show_default=True, help="How many classes.")
+@as_json
+def predict(model: Path, images: tuple[Path, ...], top: int, as_json: bool) -> None:
+    """Label images, with probabilities, as the file's own metadata say; of a run's folder, its model.onnx.
+
+    \b
+    Examples:
+      compress predict runs/digits-resnet photo.png
+      compress predict model.onnx photos more/1.jpg --top 1 --json
+    """
+    unreadable, found = 0, []
+    for each in evaluation.predict(model_in(model), images, top=top):
+        if isinstance(each, DataError):
+            unreadable += 1
+            print(f"error: {each}", file=sys.stderr)
+        elif as_json:
+            found.append({"image": str(each.path), "classes": dict(each.classes)})
+        else:
+            print(f"{each.path}\t" + "\t".join(f"{label} {share:.4f}" for label, share in each.classes))
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    if unreadable:
+        raise DataError(f"{unreadable} image{'s' * (unreadable > 1)} could not be read; the others are above")
+
+
+COMMANDS = (bench, predict)

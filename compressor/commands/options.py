@@ -1,0 +1,63 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from compressor.console import Console
+from compressor.errors import UserError
+
+MAX_COUNT = 65_536
+MODEL = "model.onnx"
+PATH = click.Path(path_type=Path)  # completed by the shell; what is wrong with it is said by the command
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Counts(click.ParamType):  # type: ignore[type-arg]  # generic since 8.4 only
+    """Whole numbers from 1, separated by commas."""
+
+    name = "N,N..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The numbers."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if not all(part.isdecimal() and len(part) < 6 and 1 <= int(part) <= MAX_COUNT for part in parts):
+            self.fail(f"{value!r}; expected whole numbers from 1 to {MAX_COUNT}, as in 1,4", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
+def setting(command: Command) -> Command:
+    """`--set KEY=VALUE`, any number of times."""
+    text = "Change one setting, as in stages.teacher.epochs=5; null removes it. May be given several times."
+    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=text)(command)
+
+
+def loudness(command: Command) -> Command:
+    """`--quiet` and `--verbose`."""
+    verbose = click.option("-v", "--verbose", is_flag=True, help="Print every epoch, even without a terminal.")
+    return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")(verbose(command))
+
+
+def as_json(command: Command) -> Command:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")(command)
+
+
+def console_of(quiet: bool, verbose: bool) -> Console:
+    """The console that these options ask for.
+
+    Raises:
+        UserError: both are given.
+    """
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose contradict each other; leave one out")
+    return Console() if quiet else Console.terminal(verbose=verbose)
+
+
+def model_in(path: Path) -> Path:
+    """An ONNX file; of a run's folder, the one that it ships."""
+    return path / MODEL if path.is_dir() else path

@@ -1,0 +1,154 @@
+"""Commands that run a pipeline, or read what a run left."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from compressor import pipeline as pipelines
+from compressor import report, runs
+from compressor.commands.options import PATH, as_json, console_of, loudness, setting
+from compressor.config import yaml_file
+from compressor.console import Console
+from compressor.errors import StageError
+
+DEVICE = click.option(
+    "--device", default="auto", metavar="auto|cpu|cuda", show_default=True, help="Where networks are trained."
+)
+
+
+@click.command()
+@click.argument("path", type=PATH, metavar="PIPELINE.yaml")
+@click.option("--out", type=PATH, metavar="DIR", help="Folder of the run; runs/<name> by default.")
+@setting
+@DEVICE
+@click.option("--fresh", is_flag=True, help="Start over.")
+@loudness
+def run(
+    path: Path, out: Path | None, overrides: tuple[str, ...], device: str, fresh: bool, quiet: bool, verbose: bool
+) -> None:
+    """Run a pipeline, or resume where an earlier run stopped.
+
+    \b
+    Examples:
+      compress run pipelines/digits_resnet.yaml
+      compress run mine.yaml --set stages.teacher.epochs=5 --set "data.size=[64, 64]"
+      compress run mine.yaml --out runs/second --set seed=1 --quiet
+    """
+    console = console_of(quiet, verbose)
+    pipeline = _load(path, overrides)
+    out = out or Path("runs") / pipeline.name
+    result = runs.run(pipeline, out, device=device, fresh=fresh, console=console)
+    show(result, console)
+    console.say(f"{out / 'model.onnx'} is the result; {out / 'report.html'} says what it is worth.")
+
+
+@click.command()
+@click.argument("path", type=PATH, metavar="PIPELINE.yaml")
+@setting
+@as_json
+@loudness
+def validate(path: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Check a pipeline: its settings, then a dry run of every stage on a few synthetic images. Nothing is trained.
+
+    \b
+    Examples:
+      compress validate pipelines/digits_resnet.yaml
+      compress validate mine.yaml --set stages.float.model=torchvision:resnet50
+    """
+    console = console_of(quiet or as_json, verbose)
+    pipeline = _load(path, overrides)
+    labels, preprocess = pipeline.data.labels(), pipeline.data.preprocess()
+    shape = " x ".join(str(length) for length in preprocess.input_shape(1)[1:])
+    console.say(f"{pipeline.name}: {len(pipeline.stages)} stages, {len(labels)} classes, images {shape}", style="bold")
+    for warning in pipeline.warnings:
+        console.say(f"  warning: {warning}")
+    stages = runs.rehearse(pipeline, labels, preprocess, console=console)
+    console.say("It works: every stage did its work in the dry run, and the last network ran in ONNX Runtime.", "bold")
+    if as_json:
+        found = {"pipeline": pipeline.name, "classes": len(labels), "warnings": pipeline.warnings, "stages": stages}
+        print(json.dumps(found, indent=1))
+
+
+@click.command("report")
+@click.argument("folder", type=PATH, metavar="DIR")
+def write_report(folder: Path) -> None:
+    """Write the reports of a run again, from its report.json alone.
+
+    \b
+    Example:
+      compress report runs/digits-resnet
+    """
+    result = report.Report.load(folder)
+    report.write(result, folder)
+    show(result, Console.terminal())
+
+
+@click.command()
+@click.argument("one", type=PATH, metavar="RUN_A")
+@click.argument("other", type=PATH, metavar="RUN_B")
+@as_json
+def compare(one: Path, other: Path, as_json: bool) -> None:
+    """Show two runs side by side: what they ship, on the same test images where they are the same.
+
+    \b
+    Example:
+      compress compare runs/digits-resnet runs/second
+    """
+    sides = runs.load_run(one), runs.load_run(other)
+    if as_json:
+        print(json.dumps(runs.comparison_of(*sides), indent=1))
+        return
+    console = Console.terminal()
+    console.say(runs.comparison_table(*sides))
+    for remark in runs.comparison_remarks(*sides):
+        console.say(f"  {remark}")
+
+
+@click.command()
+@click.argument("folder", type=PATH, metavar="DIR")
+@click.option("--out", type=PATH, metavar="DIR", help="Folder of the repetition; DIR-again by default.")
+@DEVICE
+@loudness
+def reproduce(folder: Path, out: Path | None, device: str, quiet: bool, verbose: bool) -> None:
+    """Run a recorded pipeline again, and tell drift from noise.
+
+    \b
+    Example:
+      compress reproduce runs/digits-resnet
+    """
+    console = console_of(quiet, verbose)
+    recorded = runs.load_run(folder)
+    sys.path.append(str(Path.cwd()))  # for networks of one's own
+    pipeline = pipelines.Pipeline.parse(yaml_file.parse(recorded[1].spec, str(folder / "report.json")))
+    out = out or folder.with_name(f"{folder.name}-again")
+    again = out, runs.run(pipeline, out, device=device, console=console)
+    table, differs = runs.drift(recorded, again)
+    console.say(table)
+    for remark in runs.surroundings(recorded[1], again[1]):
+        console.say(f"  {remark}")
+    if differs:
+        raise StageError(f"{folder} was not reproduced: what differs is marked above")
+    console.say(f"{folder} was reproduced, in {out}.", style="bold")
+
+
+def show(result: "report.Report", console: Console) -> None:
+    """The table of a report, its remarks and its verdict."""
+    console.say("")
+    console.say(report.to_table(result))
+    console.say("  Each factor is over the baseline timed in turn with that row; other rows were timed between.")
+    for remark in report.remarks(result):
+        console.say(f"  {remark}")
+    console.say(report.headline(result))
+    console.say(report.verdict(result), style="bold")
+
+
+def _load(path: Path, overrides: tuple[str, ...]) -> "pipelines.Pipeline":
+    """The pipeline that is named; what it imports may lie beside it, or where one stands."""
+    pipeline = pipelines.Pipeline.load(path, overrides)
+    sys.path += [str(path.absolute().parent), str(Path.cwd())]
+    return pipeline
+
+
+COMMANDS = (run, validate, write_report, compare, reproduce)
