@@ -90,10 +90,9 @@ def problems_of(error: ValidationError, prefix: Key, spec: type[BaseModel]) -> I
     found = error.errors()
     if len(found) > MAX_PROBLEMS:
         yield prefix, f"{len(found)} things are wrong here; the first {MAX_PROBLEMS} are said"
-    for detail in found[:MAX_PROBLEMS]:
-        if detail["type"] == "too_short" and any(
-            _inside(other["loc"], detail["loc"]) for other in found[:MAX_PROBLEMS]
-        ):
+        found = found[:MAX_PROBLEMS]
+    for detail in found:
+        if detail["type"] == "too_short" and any(_inside(other["loc"], detail["loc"]) for other in found):
             continue  # the list is short for want of an item that is wrong itself
         key = (*prefix, *detail["loc"])
         given = json.dumps(detail["input"], default=str, ensure_ascii=False)
