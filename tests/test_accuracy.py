@@ -60,7 +60,7 @@ def test_networks_that_never_differ() -> None:
     got = Paired.of(0, 0, 100)
     assert got.p_value == 1.0
     assert got.low == -got.high == pytest.approx(-1.96 * math.sqrt(2 / 102 / 102), rel=1e-4)
-    assert difference(got, "teacher") == "right and wrong on the same images as teacher"
+    assert difference(got, "teacher") == "correct on the same images as teacher"
 
 
 def test_what_is_said_of_a_difference() -> None:

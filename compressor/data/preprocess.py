@@ -14,7 +14,7 @@ class Preprocess(BaseModel):
     Every `model.onnx` carries it as `compressor.preprocess`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     size: tuple[int, int]  # height, width
     channels: int  # 1 or 3

@@ -14,12 +14,13 @@ import numpy as np
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import model_validator
 from safetensors import SafetensorError
 
 from compressor.data.dataset import Split
 from compressor.data.preprocess import Preprocess
-from compressor.errors import ArtifactError, first_line
+from compressor.errors import ArtifactError, StageError, first_line
+from compressor.evaluation.figures import Count, Figures, Share, Total
 from compressor.export import onnx_file
 from compressor.storage import files
 
@@ -29,18 +30,22 @@ SCORE_BATCH = 250
 CALIBRATION_BINS = 15
 
 
-class Accuracy(BaseModel):
+class Accuracy(Figures):
     """k of n images right, with the Wilson interval (Wilson 1927)."""
-
-    model_config = ConfigDict(frozen=True)
 
     split: str
     engine: str
-    correct: int
-    total: int
-    value: float
-    low: float
-    high: float
+    correct: Count
+    total: Total
+    value: Share
+    low: Share
+    high: Share
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> "Accuracy":
+        if self.correct > self.total:
+            raise ValueError(f"{self.correct} of {self.total} images cannot be correct")
+        return self
 
     @classmethod
     def of(cls, correct: int, total: int, *, split: str, engine: str = "onnxruntime") -> "Accuracy":
@@ -52,7 +57,7 @@ class Accuracy(BaseModel):
         return cls(split=split, engine=engine, correct=correct, total=total, value=correct / total, low=low, high=high)
 
 
-class Paired(BaseModel):
+class Paired(Figures):
     """A network against the baseline on the same images (McNemar 1947, exact).
 
     `lost` images are right by the baseline only, `won` by this network only. `p_value` is that of `won` among
@@ -60,12 +65,10 @@ class Paired(BaseModel):
     Price's (2012): Wald's with one image more in each count. Where the test does not reject, it is widened to hold 0.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    lost: int
-    won: int
-    total: int
-    p_value: float
+    lost: Count
+    won: Count
+    total: Total
+    p_value: Share
     difference: float
     low: float
     high: float
@@ -128,7 +131,16 @@ class Answers:
         return Paired.of(int(lost.sum()), int(won.sum()), len(self.right))
 
     def calibration_error(self) -> float:
-        """Expected calibration error, 15 bins of equal width (Guo et al. 2017): mean of |accuracy - confidence|."""
+        """Expected calibration error, 15 bins of equal width (Guo et al. 2017): mean of |accuracy - confidence|.
+
+        Raises:
+            StageError: a logit is not finite, so there is no probability.
+        """
+        if missing := int((~np.isfinite(self.confidence)).sum()):
+            raise StageError(
+                f"model.onnx has no finite logits on {missing} of {len(self.confidence)} test images; its training may "
+                "have diverged"
+            )
         bins = np.minimum((self.confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
         gap = np.bincount(bins, self.right - self.confidence.astype(np.float64), CALIBRATION_BINS)
         return float(np.abs(gap).sum() / len(self.right))
@@ -155,15 +167,13 @@ class Answers:
             raise ArtifactError(f"{path}: no answers can be read: {first_line(error)}") from error
 
 
-class ClassScore(BaseModel):
+class ClassScore(Figures):
     """One class: of `images` in the split, how well they are found and how often the answer is right (0 to 1)."""
 
-    model_config = ConfigDict(frozen=True)
-
-    images: int
-    precision: float
-    recall: float
-    f1: float
+    images: Count
+    precision: Share
+    recall: Share
+    f1: Share
 
 
 def class_scores(answers: Answers, classes: int) -> tuple[ClassScore, ...]:
@@ -180,7 +190,8 @@ def class_scores(answers: Answers, classes: int) -> tuple[ClassScore, ...]:
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Softmax over the last axis, `[..., classes]`."""
-    raised = np.exp(logits - logits.max(-1, keepdims=True))
+    """Softmax over the last axis, `[..., classes]`; NaN where a logit is not finite."""
+    with np.errstate(invalid="ignore"):
+        raised = np.exp(logits - logits.max(-1, keepdims=True))
     shares: NDArray[np.float32] = raised / raised.sum(-1, keepdims=True)
     return shares

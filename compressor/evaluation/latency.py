@@ -12,12 +12,12 @@ import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from compressor.config.spec import validated_copy
 from compressor.data.preprocess import Preprocess
 from compressor.evaluation.accuracy import CONFIDENCE
+from compressor.evaluation.figures import Count, Factor, Figures, Milliseconds, Total
 from compressor.export import onnx_file
 
 WINDOW = 10  # rounds; warm-up ends when the medians of two windows in a row agree
@@ -27,6 +27,7 @@ MOMENTS = 3
 LEAST_ROUNDS = 40
 LEAST_SECONDS = 0.4
 BLOCKS = 20
+TICK_SECONDS = 1e-9  # what a run takes that a coarse clock did not see
 PROTOCOL = (MOMENTS, LEAST_ROUNDS, LEAST_SECONDS, BLOCKS)  # what a figure depends on, besides the files and the machine
 RESAMPLES = 2000
 
@@ -34,15 +35,13 @@ Timed = Callable[[], float]  # runs a network once, and says how many seconds th
 Comparison = Callable[[], "Latency"]  # times a network in turn with another, both loaded anew
 
 
-class Setting(BaseModel):
+class Setting(Figures):
     """One way to run a network."""
-
-    model_config = ConfigDict(frozen=True)
 
     engine: Literal["torch", "onnxruntime"]
     device: Literal["cpu", "cuda"]
-    threads: int
-    batch: int
+    threads: Total
+    batch: Total
 
 
 class Latency(Setting):
@@ -54,17 +53,17 @@ class Latency(Setting):
     worst.
     """
 
-    median_ms: float
-    p95_ms: float
-    runs: int
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    warmup_runs: int
+    median_ms: Milliseconds
+    p95_ms: Milliseconds
+    runs: Count
+    speedup: Factor
+    speedup_low: Factor
+    speedup_high: Factor
+    warmup_runs: Count
     steady: bool
     other_load: float
     on_cpu: tuple[str, ...] = ()
-    moments: tuple[float, ...] = ()
+    moments: tuple[Factor, ...] = ()
 
 
 class NotMeasured(Setting):
@@ -187,7 +186,7 @@ def warm_up(candidate: Timed, baseline: Timed) -> tuple[int, bool]:
     while True:
         window = np.median([(candidate(), baseline()) for _ in range(WINDOW)], axis=0)  # [2]
         rounds += WINDOW
-        if before is not None and bool((np.abs(window / before - 1) <= STEADY).all()):
+        if before is not None and bool((np.abs(window - before) <= STEADY * before).all()):
             return rounds, True
         if time.monotonic() - started > LONGEST_WARMUP_SECONDS and before is not None:
             return rounds, False
@@ -205,7 +204,7 @@ def _rounds(candidate: Timed, baseline: Timed) -> NDArray[np.float64]:
         else:
             times.append((candidate(), baseline()))
         spent += times[-1]
-    return np.array(times)
+    return np.maximum(times, TICK_SECONDS)
 
 
 def speedup_of(times: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from compressor.data.corruptions import CORRUPTIONS
 from compressor.data.dataset import Dataset, Split
 from compressor.evaluation.accuracy import SCORE_BATCH, Accuracy, Answers, ClassScore, class_scores
+from compressor.evaluation.figures import Count, Figures, Share
 from compressor.storage import files
 
 SHOWN = 24  # images newly wrong, and newly right
@@ -21,26 +21,22 @@ THUMBNAIL = 96  # pixels of the longer side, at most
 CORRUPTED_IMAGES = 2000
 
 
-class Flip(BaseModel):
+class Flip(Figures):
     """An image that only one of two networks gets right: its number in the test split, its class, and both answers.
 
     `confidence` is the probability that the shipped network gives to its answer; `png` the image, in base64.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    image: int
-    label: int
-    baseline: int
-    shipped: int
-    confidence: float
+    image: Count
+    label: Count
+    baseline: Count
+    shipped: Count
+    confidence: Share
     png: str
 
 
-class Corrupted(BaseModel):
+class Corrupted(Figures):
     """Accuracy of both networks on images that were corrupted in one way."""
-
-    model_config = ConfigDict(frozen=True)
 
     corruption: str
     strength: str
@@ -48,7 +44,7 @@ class Corrupted(BaseModel):
     shipped: Accuracy
 
 
-class Harm(BaseModel):
+class Harm(Figures):
     """The shipped network beside the baseline.
 
     `confusion` is the shipped network's, `(class, answer, images)`; `newly_wrong` and `newly_right` are the ones it is
@@ -56,11 +52,9 @@ class Harm(BaseModel):
     costly to make and of what that depends on.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     baseline_classes: tuple[ClassScore, ...]
     shipped_classes: tuple[ClassScore, ...]
-    confusion: tuple[tuple[int, int, int], ...]
+    confusion: tuple[tuple[Count, Count, Count], ...]
     newly_wrong: tuple[Flip, ...]
     newly_right: tuple[Flip, ...]
     corrupted: tuple[Corrupted, ...]

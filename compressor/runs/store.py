@@ -11,13 +11,14 @@ from pydantic import ValidationError
 
 from compressor.config.spec import validated_copy
 from compressor.data.dataset import Dataset
+from compressor.errors import StageError
 from compressor.evaluation.accuracy import Answers
 from compressor.export import onnx_file
 from compressor.models import artifact
 from compressor.models.artifact import ONNX, Artifact, OnnxModel, TorchModel
 from compressor.pipeline.pipeline import AnyStage
 from compressor.pipeline.stage import Context
-from compressor.report.report import Scored
+from compressor.report.report import Scored, first_problem
 from compressor.storage import files
 
 ANSWERS = "answers.safetensors"
@@ -61,18 +62,21 @@ def finish(
         made.save(folder)
         loaded = artifact.load(folder, factories=context.factories)
         shipped = _shipped(loaded, context)
-        row = Scored(
-            id=stage.id,
-            stage=stage.stage,
-            artifact=f"{target.parent.name}/{target.name}",
-            seconds=round(seconds, 3),
-            **_measured(shipped, folder, data),
-            parameters=shipped.counts.parameters,
-            nonzero_parameters=shipped.counts.nonzero_parameters,
-            macs=shipped.counts.macs,
-            details=dict(loaded.details),
-            key=key,
-        )
+        try:
+            row = Scored(
+                id=stage.id,
+                stage=stage.stage,
+                artifact=f"{target.parent.name}/{target.name}",
+                seconds=round(seconds, 3),
+                **_measured(shipped, folder, data),
+                parameters=shipped.counts.parameters,
+                nonzero_parameters=shipped.counts.nonzero_parameters,
+                macs=shipped.counts.macs,
+                details=dict(loaded.details),
+                key=key,
+            )
+        except ValidationError as error:
+            raise StageError(f"a report cannot show what it says of its result: {first_problem(error)}") from error
         files.write_text(folder / ROW, row.model_dump_json(indent=1) + "\n")
     return Finished(loaded, target, row)
 
