@@ -15,16 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt  # rich depends on it
 
+from compressor import Context, Data, Measure, Pipeline, TorchModel, run
 from compressor.data.preprocess import Preprocess
 from compressor.environment import environment
 from compressor.errors import ArtifactError, StageError
 from compressor.evaluation.accuracy import Accuracy, Answers, ClassScore, Paired
 from compressor.evaluation.latency import Latency, NotMeasured, Setting, compare
 from compressor.evaluation.regressions import Corrupted, Flip, Harm
+from compressor.pipeline.stage import discover
 from compressor.report.report import DataFacts, OverSeeds, Report, Row, Spread
 from compressor.report.tables import to_markdown, to_table
 from compressor.report.wording import headline, remarks, verdict
 from compressor.report.writing import to_card, write
+from stages import Train
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 SETTING = Setting(engine="onnxruntime", device="cpu", threads=1, batch=1)
@@ -291,6 +294,47 @@ def test_names_from_elsewhere_are_text_in_markdown_as_rendered(tmp_path: Path) -
         page = MarkdownIt("gfm-like", {"linkify": False}).render((tmp_path / file).read_text().rpartition("\n---\n")[2])
         assert "<img" not in page
         assert "&lt;img src=x onerror=alert(1)&gt; | `a` [b](c) *d* # $\\e$" in page
+
+
+def clipped(details: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch) -> Report:
+    """A run whose last stage, of a third party, says this of its result."""
+
+    def stage_run(self: Any, model: TorchModel, context: Context) -> TorchModel:
+        return model.with_network(model.copy_network(), details=details)
+
+    kind = discover()["clip"]
+    monkeypatch.setattr(kind, "run", stage_run)
+    teacher = Train(id="teacher", model="resnet", arguments={"blocks": [1], "widths": [4]}, epochs=0)
+    stages = (teacher, kind(id="last", limit=1.0))
+    pipeline = Pipeline(name="p", data=Data(name="digits"), stages=stages, measure=Measure(engines=()))
+    return run(pipeline, out, device="cpu")
+
+
+def test_figures_of_a_stage_that_are_not_finite_do_not_end_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = clipped(
+        {
+            "curve": [{"epoch": 1, "loss": math.inf, "validation_accuracy": math.nan}],
+            "kept_epoch": 1,
+            "signal_to_noise_db": {"input": math.inf},
+            "teacher_weights": [math.nan, 1.0],
+            "agreement": {"images": 5, "same_top1": 5, "mean_logit_difference": math.nan},
+        },
+        tmp_path,
+        monkeypatch,
+    )
+    assert "last: the teachers' weights in the loss are ?, 1.000, in the order of the pipeline." in remarks(report)
+    assert Report.load(tmp_path) == report
+    assert "Training of last" in (tmp_path / "report.html").read_text()
+
+
+def test_details_that_no_report_can_show_are_refused_at_their_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = "stage 'last': a report cannot show what it says of its result: details.widths.fc: "
+    with pytest.raises(StageError, match=message):
+        clipped({"widths": {"fc": 10}}, tmp_path, monkeypatch)
 
 
 def test_a_run_too_short_for_the_clock_has_a_finite_speed() -> None:
