@@ -126,7 +126,7 @@ def test_drift_is_told_from_noise(quick: Path, tmp_path: Path, capsys: pytest.Ca
     (recorded / "report.json").write_text(json.dumps(content))
     assert main(["reproduce", str(recorded), "--device", "cpu"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "within noise: right and wrong on the same images as recorded" in said
+    assert "within noise: correct on the same images as recorded" in said
     assert "torch: 1.0 | " in said
     stage = recorded / "stages" / "shipped"
     answers = Answers.load(stage / "answers.safetensors")
@@ -169,7 +169,7 @@ def test_seeds_share_nothing_that_depends_on_the_seed(quick: Path, tmp_path: Pat
     assert spread.accuracy.deviation == pytest.approx(np.std(values, ddof=1))
     assert spread.speedup is not None
     page = (out / "report.html").read_text()
-    assert "How much is chance" in page
+    assert "Variation across seeds" in page
     assert f"{100 * np.mean(values):.2f}% ± {100 * np.std(values, ddof=1):.2f}" in page
     again = Pipeline.load(out / "pipeline.yaml")
     assert again.seeds == (0, 3, 4)
