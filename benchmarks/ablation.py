@@ -16,8 +16,8 @@ import matplotlib
 
 from compressor.environment import environment
 from compressor.evaluation.latency import Latency, Setting, at_moments, compare, onnx_runner
+from compressor.report import markdown
 from compressor.report.report import Report, Row
-from compressor.report.tables import markdown_table
 from compressor.report.wording import machine
 from compressor.storage import files
 
@@ -97,7 +97,7 @@ def main() -> None:
     here = environment()
     text = "\n".join(
         [
-            *markdown_table(COLUMNS, [cells(*each, lines[0].row) for each in zip(lines, times, strict=True)]),
+            *markdown.table(COLUMNS, [cells(*each, lines[0].row) for each in zip(lines, times, strict=True)]),
             "",
             "Accuracy, MACs and size are those of each run's report. Speed: ONNX Runtime, one thread, batch 1, each "
             f"file in turn with the teacher's at {MOMENTS} moments, all of them once before any is a second time; the "

@@ -9,13 +9,13 @@ import torch
 
 from compressor import Dataset, TorchModel
 from compressor.errors import ArtifactError
-from compressor.evaluation.accuracy import Accuracy, Answers, Paired, class_scores, probabilities
+from compressor.evaluation.accuracy import Accuracy, Paired, Predictions, class_scores, probabilities
 from compressor.report.wording import difference
 
 
-def answers(classes: list[int], labels: list[int], confidence: list[float] | None = None) -> Answers:
+def predictions(classes: list[int], labels: list[int], confidence: list[float] | None = None) -> Predictions:
     sure = confidence or [1.0] * len(classes)
-    return Answers(np.array(classes), np.array(sure, np.float32), np.array(labels))
+    return Predictions(np.array(classes), np.array(sure, np.float32), np.array(labels))
 
 
 @pytest.mark.parametrize(("k", "n"), [(356, 360), (0, 10), (10, 10), (8986, 10000)])
@@ -60,7 +60,7 @@ def test_networks_that_never_differ() -> None:
     got = Paired.of(0, 0, 100)
     assert got.p_value == 1.0
     assert got.low == -got.high == pytest.approx(-1.96 * math.sqrt(2 / 102 / 102), rel=1e-4)
-    assert difference(got, "teacher") == "right and wrong on the same images as teacher"
+    assert difference(got, "teacher") == "correct on the same images as teacher"
 
 
 def test_what_is_said_of_a_difference() -> None:
@@ -71,7 +71,7 @@ def test_what_is_said_of_a_difference() -> None:
 
 def test_answers_beside_a_baselines() -> None:
     labels = [0, 1, 2, 0, 1]
-    before, after = answers([0, 1, 2, 1, 0], labels), answers([0, 2, 0, 0, 0], labels)
+    before, after = predictions([0, 1, 2, 1, 0], labels), predictions([0, 2, 0, 0, 0], labels)
     got = after.against(before)
     assert (got.lost, got.won, got.total) == (2, 1, 5)
     assert after.accuracy(split="test").correct == 2
@@ -80,13 +80,13 @@ def test_answers_beside_a_baselines() -> None:
 
 def test_calibration_error_by_hand() -> None:
     # Bins of width 1/15: 0.97 and 0.99 share one (1 right of 2, mean confidence 0.98), 0.5 has its own (right).
-    got = answers([0, 0, 1], [0, 1, 1], [0.97, 0.99, 0.5]).calibration_error()
+    got = predictions([0, 0, 1], [0, 1, 1], [0.97, 0.99, 0.5]).calibration_error()
     assert got == pytest.approx((2 * abs(0.5 - 0.98) + abs(1 - 0.5)) / 3, abs=1e-6)
-    assert answers([0], [0], [1.0]).calibration_error() == 0
+    assert predictions([0], [0], [1.0]).calibration_error() == 0
 
 
 def test_class_scores_by_hand() -> None:
-    scores = class_scores(answers([0, 0, 1, 1, 1], [0, 1, 1, 1, 0]), 3)
+    scores = class_scores(predictions([0, 0, 1, 1, 1], [0, 1, 1, 1, 0]), 3)
     assert [(s.images, s.precision, s.recall) for s in scores] == [
         (2, 0.5, 0.5),
         (3, pytest.approx(2 / 3), pytest.approx(2 / 3)),
@@ -95,25 +95,25 @@ def test_class_scores_by_hand() -> None:
     assert scores[0].f1 == 0.5
 
 
-def test_a_file_answers_as_the_network_does(tiny: TorchModel, digits: Dataset, tmp_path: Path) -> None:
+def test_a_file_predicts_what_its_network_does(tiny: TorchModel, digits: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(tiny.to_onnx("test").content)
     with torch.no_grad():
         logits = tiny.network(digits.preprocess.normalise(digits.test.images))
-    got = Answers.of(path, digits.test, digits.preprocess)
+    got = Predictions.of(path, digits.test, digits.preprocess)
     assert got.classes.tolist() == logits.argmax(1).tolist()
     assert got.confidence == pytest.approx(logits.softmax(1).amax(1).numpy(), abs=1e-5)
     assert len(got.labels) == 359
 
 
 def test_answers_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    written = answers([0, 1], [1, 1], [0.25, 0.5])
+    written = predictions([0, 1], [1, 1], [0.25, 0.5])
     written.save(tmp_path / "a")
-    read = Answers.load(tmp_path / "a")
+    read = Predictions.load(tmp_path / "a")
     assert all(np.array_equal(getattr(read, name), getattr(written, name)) for name in vars(written))
     (tmp_path / "a").write_bytes(b"no")
-    with pytest.raises(ArtifactError, match="no answers can be read"):
-        Answers.load(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="no predictions can be read"):
+        Predictions.load(tmp_path / "a")
 
 
 def test_probabilities_of_large_logits() -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from compressor import Data, Measure, Pipeline, run
-from compressor.evaluation.accuracy import Answers
+from compressor.evaluation.accuracy import Predictions
 from compressor.report.report import Report
 from compressor.runs.seeds import over_seeds
 from compressor_command import main
@@ -101,9 +101,9 @@ def test_predict_reads_a_folder_by_the_files_own_metadata(
     assert main(["predict", str(finished / "model.onnx"), str(tmp_path), "--top", "2"]) == 2
     said = capsys.readouterr()
     lines = [line.split("\t") for line in said.out.splitlines()]
-    answers = Answers.load(finished / "stages" / "shipped" / "answers.safetensors")
-    assert [line[1].split()[0] for line in lines] == [str(answer) for answer in answers.classes[:20]]
-    assert [float(line[1].split()[1]) for line in lines] == pytest.approx(answers.confidence[:20], abs=1e-4)
+    predictions = Predictions.load(finished / "stages" / "shipped" / "answers.safetensors")
+    assert [line[1].split()[0] for line in lines] == [str(answer) for answer in predictions.classes[:20]]
+    assert [float(line[1].split()[1]) for line in lines] == pytest.approx(predictions.confidence[:20], abs=1e-4)
     assert all(len(line) == 3 for line in lines)
     assert "broken.png is not an image that can be used" in said.err
     assert "1 image could not be read" in said.err
@@ -126,11 +126,11 @@ def test_drift_is_told_from_noise(quick: Path, tmp_path: Path, capsys: pytest.Ca
     (recorded / "report.json").write_text(json.dumps(content))
     assert main(["reproduce", str(recorded), "--device", "cpu"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "within noise: right and wrong on the same images as recorded" in said
+    assert "within noise: correct on the same images as recorded" in said
     assert "torch: 1.0 | " in said
     stage = recorded / "stages" / "shipped"
-    answers = Answers.load(stage / "answers.safetensors")
-    better = Answers(answers.labels, answers.confidence, answers.labels)
+    predictions = Predictions.load(stage / "answers.safetensors")
+    better = Predictions(predictions.labels, predictions.confidence, predictions.labels)
     better.save(stage / "answers.safetensors")
     assert main(["reproduce", str(recorded), "--device", "cpu"]) == 1
     said = capsys.readouterr()
@@ -169,7 +169,7 @@ def test_seeds_share_nothing_that_depends_on_the_seed(quick: Path, tmp_path: Pat
     assert spread.accuracy.deviation == pytest.approx(np.std(values, ddof=1))
     assert spread.speedup is not None
     page = (out / "report.html").read_text()
-    assert "How much is chance" in page
+    assert "Variation across seeds" in page
     assert f"{100 * np.mean(values):.2f}% ± {100 * np.std(values, ddof=1):.2f}" in page
     again = Pipeline.load(out / "pipeline.yaml")
     assert again.seeds == (0, 3, 4)

@@ -1,4 +1,4 @@
-"""Corruptions against what they are by definition; harm on answers that are made up."""
+"""Corruptions against their definitions, and thumbnails of flips."""
 
 import base64
 import io

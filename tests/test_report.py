@@ -1,4 +1,4 @@
-"""What is written of a run: the page in a real browser, the card, and sentences that intervals bear."""
+"""What is written about a run: the page in a real browser, the card, and sentences that the intervals support."""
 
 import json
 import os
@@ -19,10 +19,12 @@ from compressor.evaluation.accuracy import Accuracy, Paired
 from compressor.evaluation.latency import Latency
 from compressor.report.report import Report, Row
 from compressor.report.snippets import TEN_LINES
+from compressor.report.tradeoff import far_below, tradeoff
 from compressor.report.wording import change, remarks, verdict
 from compressor.report.writing import write
 from tests.conftest import IDS
 
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
@@ -58,10 +60,10 @@ def test_the_page_in_a_browser(finished: Path, browser: Browser, width: int, sch
     assert page.inner_text("h1") == verdict(Report.load(finished))
     assert page.locator(".tiles .figure").count() == 4
     assert page.locator("section").first.locator("tbody tr").count() == len(IDS)
-    pictures = page.locator("svg[role=img]")
-    assert pictures.count() == 3 + 1 + 1 + 4  # overview, widths, int8 error, trainings
-    for index in range(pictures.count()):
-        box = pictures.nth(index).bounding_box()
+    plots = page.locator("svg[role=img]")
+    assert plots.count() == 3 + 1 + 1 + 4  # overview, widths, int8 error, trainings
+    for index in range(plots.count()):
+        box = plots.nth(index).bounding_box()
         assert box is not None
         assert box["width"] > 100
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
@@ -69,6 +71,51 @@ def test_the_page_in_a_browser(finished: Path, browser: Browser, width: int, sch
     lightness = [sum(int(part) for part in re.findall(r"\d+", colour)[:3]) for colour in (ink, paper)]
     assert (lightness[0] > lightness[1]) == (scheme == "dark")
     page.close()
+
+
+@pytest.mark.parametrize("name", ["digits-resnet", "cifar10-jpeg"])
+def test_the_table_of_stages_fits_a_laptop(name: str, tmp_path: Path, browser: Browser) -> None:
+    write(Report.load(RESULTS / name), tmp_path)
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto((tmp_path / "report.html").as_uri())
+    scroll = page.locator(".scroll", has=page.locator("table.stages"))
+    assert scroll.locator("tbody tr").count() in (6, 7)
+    assert scroll.evaluate("each => each.scrollWidth <= each.clientWidth")
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [
+        ({"teacher": 9000, "pruned": 4350, "recovered": 8900, "shipped": 8950}, {"pruned"}),
+        ({"teacher": 9000, "pruned": 8960, "recovered": 8900, "shipped": 8950}, set()),
+        ({"teacher": 9000, "pruned": 4350, "recovered": 8900, "shipped": 5200}, set()),
+        ({"teacher": 9000, "pruned": 1000, "recovered": 8900, "shipped": 5200}, {"pruned"}),
+        ({"teacher": 9000, "shipped": 1000}, set()),
+        ({"teacher": 9000, "pruned": 9900, "shipped": 8950}, set()),
+    ],
+)
+def test_which_stages_are_far_below_those_compared(
+    report: Report, accuracies: dict[str, int], expected: set[str]
+) -> None:
+    rows = [
+        report.row(name).model_copy(update={"accuracy": Accuracy.of(correct, 10_000, split="test")})
+        for name, correct in accuracies.items()
+    ]
+    assert far_below(rows, {"teacher", "shipped"}) == expected
+
+
+def test_a_stage_far_below_is_an_arrow_with_its_accuracy(report: Report) -> None:
+    assert report.headline_setting is not None
+    for correct, expected in ((0, ["3 ↓ 0.0%"]), (report.shipped_row.accuracy.correct, [])):
+        accuracy = Accuracy.of(correct, 359, split="test")
+        rows = tuple(
+            row.model_copy(update={"accuracy": accuracy}) if row.id == "pruned" else row for row in report.rows
+        )
+        drawn = tradeoff(report.model_copy(update={"rows": rows}), report.headline_setting)
+        assert re.findall(r">([^<>]*↓[^<>]*)</text>", drawn) == expected
+        ticks = [float(number) for number in re.findall(r">(\d+(?:\.\d+)?)</text>", drawn)]
+        assert sum(50 < tick < 101 for tick in ticks) >= 4  # of the accuracy axis
 
 
 def test_the_page_printed(finished: Path, browser: Browser) -> None:
@@ -143,22 +190,22 @@ def test_is_it_worth_it(
         (
             65,
             90,
-            "No verdict: teacher itself cannot be told from answering 'class 1' to every image: 65.00% right, against",
+            "No verdict: teacher itself is not distinguishable from predicting 'class 1' for every image: 65.00% correct, against",
         ),
         (
             90,
             65,
-            "Not worth it: shipped cannot be told from answering 'class 1' to every image: 65.00% right, against 60.00%.",
+            "Not worth it: shipped is not distinguishable from predicting 'class 1' for every image: 65.00% correct, against 60.00%.",
         ),
         (
             90,
             20,
-            "Not worth it: shipped is worse than answering 'class 1' to every image: 20.00% right, against 60.00%.",
+            "Not worth it: shipped is worse than predicting 'class 1' for every image: 20.00% correct, against 60.00%.",
         ),
         (90, 90, "A trade: "),
     ],
 )
-def test_a_network_that_answers_one_class_is_not_worth_it(
+def test_a_network_that_predicts_one_class_is_not_worth_it(
     report: Report, teacher: int, shipped: int, expected: str
 ) -> None:
     scores = [
@@ -198,19 +245,19 @@ def test_what_had_not_settled_is_said_once_for_a_setting(report: Report) -> None
 
     said = remarks(report.model_copy(update={"rows": tuple(timed(row) for row in report.rows)}))
     assert [remark for remark in said if "settled" in remark] == [
-        "ONNX Runtime, 1 thread, batch 1: latency had not settled when it was timed; trust it less (teacher, recovered)."
+        "ONNX Runtime, 1 thread, batch 1: latency had not settled when it was timed, so trust it less (teacher, recovered)."
     ]
 
 
-def test_harm_is_counted_image_by_image(report: Report) -> None:
+def test_flips_are_counted_image_by_image(report: Report) -> None:
     harm, shipped = report.harm, report.shipped_row
     paired = shipped.versus_baseline
     assert paired is not None
     assert (len(harm.newly_wrong), len(harm.newly_right)) == (min(paired.lost, 24), min(paired.won, 24))
     assert all(flip.baseline == flip.label != flip.shipped for flip in harm.newly_wrong)
     assert all(flip.shipped == flip.label != flip.baseline for flip in harm.newly_right)
-    right = sum(count for label, answer, count in harm.confusion if label == answer)
-    assert right == shipped.accuracy.correct
+    correct = sum(count for label, prediction, count in harm.confusion if label == prediction)
+    assert correct == shipped.accuracy.correct
     assert sum(count for *_, count in harm.confusion) == shipped.accuracy.total == 359
     assert len(harm.corrupted) == 8
     assert sum(each.images for each in harm.shipped_classes) == 359
@@ -241,7 +288,7 @@ def test_the_model_card_is_what_a_hub_reads(finished: Path, report: Report) -> N
     metric = said["model-index"][0]["results"][0]["metrics"][0]
     assert metric == {"type": "accuracy", "value": pytest.approx(report.shipped_row.accuracy.value, abs=1e-4)}
     assert report.shipped_row.sha256 in text
-    assert "not stated by whoever made them" in text
+    assert "not stated" in text
 
 
 def test_the_model_card_says_int8_of_what_was_quantized(report: Report, tmp_path: Path) -> None:

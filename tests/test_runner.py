@@ -334,7 +334,7 @@ def test_training_that_was_not_worth_it_is_said(finished: Path) -> None:
     report = content(finished)
     report["rows"][4]["details"]["kept_epoch"] = 0
     said = remarks(Report.model_validate(report))
-    assert "int8: no epoch of training was better on validation than what came in, which was kept." in said
+    assert "int8: no epoch of training beat the initial network on validation, so that was kept." in said
 
 
 def test_stages_never_see_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

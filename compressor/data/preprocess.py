@@ -24,7 +24,7 @@ class Preprocess(BaseModel):
     Every `model.onnx` carries it as `compressor.preprocess`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     size: tuple[Annotated[int, Field(ge=1, le=LARGEST_SIDE)], Annotated[int, Field(ge=1, le=LARGEST_SIDE)]]
     """Height, width."""

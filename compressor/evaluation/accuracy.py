@@ -14,12 +14,13 @@ import numpy as np
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import model_validator
 from safetensors import SafetensorError
 
 from compressor.data.preprocess import Preprocess
 from compressor.data.split import Split
-from compressor.errors import ArtifactError, first_line
+from compressor.errors import ArtifactError, StageError, first_line
+from compressor.evaluation.figures import Count, Figures, Share, Total
 from compressor.export import onnx_file
 from compressor.storage import files
 
@@ -29,18 +30,22 @@ SCORE_BATCH = 250
 CALIBRATION_BINS = 15
 
 
-class Accuracy(BaseModel):
+class Accuracy(Figures):
     """k of n images right, with the Wilson interval (Wilson 1927)."""
-
-    model_config = ConfigDict(frozen=True)
 
     split: str
     engine: str
-    correct: int
-    total: int
-    value: float
-    low: float
-    high: float
+    correct: Count
+    total: Total
+    value: Share
+    low: Share
+    high: Share
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> "Accuracy":
+        if self.correct > self.total:
+            raise ValueError(f"{self.correct} of {self.total} images cannot be correct")
+        return self
 
     @classmethod
     def of(cls, correct: int, total: int, *, split: str, engine: str = "onnxruntime") -> "Accuracy":
@@ -52,7 +57,7 @@ class Accuracy(BaseModel):
         return cls(split=split, engine=engine, correct=correct, total=total, value=correct / total, low=low, high=high)
 
 
-class Paired(BaseModel):
+class Paired(Figures):
     """A network against the baseline on the same images (McNemar 1947, exact).
 
     `lost` images are right by the baseline only, `won` by this network only. `p_value` is that of `won` among
@@ -60,12 +65,10 @@ class Paired(BaseModel):
     Price's (2012): Wald's with one image more in each count. Where the test does not reject, it is widened to hold 0.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    lost: int
-    won: int
-    total: int
-    p_value: float
+    lost: Count
+    won: Count
+    total: Total
+    p_value: Share
     difference: float
     low: float
     high: float
@@ -88,7 +91,7 @@ class Paired(BaseModel):
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a network says of each image of a split: the class it puts first, and the probability it gives to that.
 
     Attributes:
@@ -102,8 +105,8 @@ class Answers:
     labels: NDArray[np.int64]
 
     @classmethod
-    def of(cls, model: Path, split: Split, preprocess: Preprocess) -> "Answers":
-        """The answers of an ONNX file on a whole split, in ONNX Runtime on the CPU."""
+    def of(cls, model: Path, split: Split, preprocess: Preprocess) -> "Predictions":
+        """The predictions of an ONNX file on a whole split, in ONNX Runtime on the CPU."""
         session = onnx_file.session(model, threads=torch.get_num_threads())
         classes, confidence = [], []
         for images in split.batches(min(SCORE_BATCH, preprocess.max_batch)):
@@ -119,19 +122,28 @@ class Answers:
         return right
 
     def accuracy(self, *, split: str) -> Accuracy:
-        """The share of right answers."""
-        return Accuracy.of(int(self.right.sum()), len(self.right), split=split)
+        """The share of correct predictions."""
+        return Accuracy.of(int(self.correct.sum()), len(self.correct), split=split)
 
-    def against(self, baseline: "Answers") -> Paired:
-        """These answers beside the baseline's of the same images."""
-        lost, won = baseline.right & ~self.right, self.right & ~baseline.right
-        return Paired.of(int(lost.sum()), int(won.sum()), len(self.right))
+    def against(self, baseline: "Predictions") -> Paired:
+        """These predictions against the baseline's, on the same images."""
+        lost, won = baseline.correct & ~self.correct, self.correct & ~baseline.correct
+        return Paired.of(int(lost.sum()), int(won.sum()), len(self.correct))
 
     def calibration_error(self) -> float:
-        """Expected calibration error, 15 bins of equal width (Guo et al. 2017): mean of |accuracy - confidence|."""
+        """Expected calibration error, 15 bins of equal width (Guo et al. 2017): mean of |accuracy - confidence|.
+
+        Raises:
+            StageError: a logit is not finite, so there is no probability.
+        """
+        if missing := int((~np.isfinite(self.confidence)).sum()):
+            raise StageError(
+                f"model.onnx has no finite logits on {missing} of {len(self.confidence)} test images; its training may "
+                "have diverged"
+            )
         bins = np.minimum((self.confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-        gap = np.bincount(bins, self.right - self.confidence.astype(np.float64), CALIBRATION_BINS)
-        return float(np.abs(gap).sum() / len(self.right))
+        gap = np.bincount(bins, self.correct - self.confidence.astype(np.float64), CALIBRATION_BINS)
+        return float(np.abs(gap).sum() / len(self.correct))
 
     def confusion(self) -> list[tuple[int, int, int]]:
         """How many images of a class were given each class: `(class, answer, images)` where there are any."""
@@ -143,7 +155,7 @@ class Answers:
         files.write_bytes(path, safetensors.numpy.save(vars(self)))
 
     @classmethod
-    def load(cls, path: Path) -> "Answers":
+    def load(cls, path: Path) -> "Predictions":
         """Read what `save` wrote.
 
         Raises:
@@ -152,26 +164,24 @@ class Answers:
         try:
             return cls(**safetensors.numpy.load(path.read_bytes()))
         except (OSError, SafetensorError, TypeError) as error:
-            raise ArtifactError(f"{path}: no answers can be read: {first_line(error)}") from error
+            raise ArtifactError(f"{path}: no predictions can be read: {first_line(error)}") from error
 
 
-class ClassScore(BaseModel):
+class ClassScore(Figures):
     """One class: of `images` in the split, how well they are found and how often the answer is right (0 to 1)."""
 
-    model_config = ConfigDict(frozen=True)
-
-    images: int
-    precision: float
-    recall: float
-    f1: float
+    images: Count
+    precision: Share
+    recall: Share
+    f1: Share
 
 
-def class_scores(answers: Answers, classes: int) -> tuple[ClassScore, ...]:
+def class_scores(predictions: Predictions, classes: int) -> tuple[ClassScore, ...]:
     """Precision, recall and F1 of each class; 0 where nothing is there to divide by."""
     from sklearn.metrics import precision_recall_fscore_support
 
     columns: Sequence[NDArray[np.float64]] = precision_recall_fscore_support(
-        answers.labels, answers.classes, labels=range(classes), zero_division=0
+        predictions.labels, predictions.classes, labels=range(classes), zero_division=0
     )
     return tuple(
         ClassScore(images=int(images), precision=float(precision), recall=float(recall), f1=float(f1))
@@ -180,7 +190,8 @@ def class_scores(answers: Answers, classes: int) -> tuple[ClassScore, ...]:
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Softmax over the last axis, `[..., classes]`."""
-    raised = np.exp(logits - logits.max(-1, keepdims=True))
+    """Softmax over the last axis, `[..., classes]`; NaN where a logit is not finite."""
+    with np.errstate(invalid="ignore"):
+        raised = np.exp(logits - logits.max(-1, keepdims=True))
     shares: NDArray[np.float32] = raised / raised.sum(-1, keepdims=True)
     return shares

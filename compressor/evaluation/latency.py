@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from compressor.config.spec import validated_copy
 from compressor.evaluation.accuracy import CONFIDENCE
+from compressor.evaluation.figures import Count, Factor, Milliseconds
 from compressor.evaluation.setting import Setting
 
 WINDOW = 10  # rounds; warm-up ends when the medians of two windows in a row agree
@@ -22,6 +23,7 @@ SESSIONS = 3
 LEAST_ROUNDS = 40
 LEAST_SECONDS = 0.4
 BLOCKS = 20
+TICK_SECONDS = 1e-9  # what a run takes that a coarse clock did not see
 RESAMPLES = 2000
 
 Timed = Callable[[], float]  # runs a network once, and says how many seconds that took
@@ -37,17 +39,17 @@ class Latency(Setting):
     worst.
     """
 
-    median_ms: float
-    p95_ms: float
-    runs: int
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    warmup_runs: int
+    median_ms: Milliseconds
+    p95_ms: Milliseconds
+    runs: Count
+    speedup: Factor
+    speedup_low: Factor
+    speedup_high: Factor
+    warmup_runs: Count
     steady: bool
     other_load: float
     on_cpu: tuple[str, ...] = ()
-    moments: tuple[float, ...] = ()
+    moments: tuple[Factor, ...] = ()
 
 
 class NotMeasured(Setting):
@@ -119,7 +121,7 @@ def warm_up(candidate: Timed, baseline: Timed) -> tuple[int, bool]:
     while True:
         window = np.median([(candidate(), baseline()) for _ in range(WINDOW)], axis=0)  # [2]
         rounds += WINDOW
-        if before is not None and bool((np.abs(window / before - 1) <= STEADY).all()):
+        if before is not None and bool((np.abs(window - before) <= STEADY * before).all()):
             return rounds, True
         if time.monotonic() - started > LONGEST_WARMUP_SECONDS and before is not None:
             return rounds, False
@@ -137,7 +139,7 @@ def _rounds(candidate: Timed, baseline: Timed) -> NDArray[np.float64]:
         else:
             times.append((candidate(), baseline()))
         spent += times[-1]
-    return np.array(times)
+    return np.maximum(times, TICK_SECONDS)
 
 
 def speedup_of(times: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from compressor.console import Console
 from compressor.data.corruptions import CORRUPTIONS
 from compressor.data.dataset import Dataset
 from compressor.data.split import InMemory, Split
-from compressor.evaluation.accuracy import SCORE_BATCH, Accuracy, Answers, ClassScore, class_scores
+from compressor.evaluation.accuracy import SCORE_BATCH, Accuracy, ClassScore, Predictions, class_scores
+from compressor.evaluation.figures import Count, Figures, Share
 from compressor.storage import files
 
 SHOWN = 24  # images newly wrong, and newly right
@@ -23,26 +23,22 @@ THUMBNAIL = 96  # pixels of the longer side, at most
 CORRUPTED_IMAGES = 2000
 
 
-class Flip(BaseModel):
+class Flip(Figures):
     """An image that only one of two networks gets right: its number in the test split, its class, and both answers.
 
     `confidence` is the probability that the shipped network gives to its answer; `png` the image, in base64.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    image: int
-    label: int
-    baseline: int
-    shipped: int
-    confidence: float
+    image: Count
+    label: Count
+    baseline: Count
+    shipped: Count
+    confidence: Share
     png: str
 
 
-class Corrupted(BaseModel):
+class Corrupted(Figures):
     """Accuracy of both networks on images that were corrupted in one way."""
-
-    model_config = ConfigDict(frozen=True)
 
     corruption: str
     strength: str
@@ -50,7 +46,7 @@ class Corrupted(BaseModel):
     shipped: Accuracy
 
 
-class Harm(BaseModel):
+class Harm(Figures):
     """The shipped network beside the baseline.
 
     `confusion` is the shipped network's, `(class, answer, images)`; `newly_wrong` and `newly_right` are the ones it is
@@ -58,11 +54,9 @@ class Harm(BaseModel):
     costly to make and of what that depends on.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     baseline_classes: tuple[ClassScore, ...]
     shipped_classes: tuple[ClassScore, ...]
-    confusion: tuple[tuple[int, int, int], ...]
+    confusion: tuple[tuple[Count, Count, Count], ...]
     newly_wrong: tuple[Flip, ...]
     newly_right: tuple[Flip, ...]
     corrupted: tuple[Corrupted, ...]
@@ -78,8 +72,8 @@ class Harm(BaseModel):
 
 
 def harm_of(
-    baseline: tuple[Path, Answers],
-    shipped: tuple[Path, Answers],
+    baseline: tuple[Path, Predictions],
+    shipped: tuple[Path, Predictions],
     data: Dataset,
     known: Harm | None,
     console: Console | None = None,
@@ -87,7 +81,7 @@ def harm_of(
     """What the shipped network does worse and better than the baseline.
 
     Args:
-        baseline: its ONNX file, and its answers on the test split.
+        baseline: its ONNX file, and its predictions on the test split.
         shipped: as `baseline`.
         data: with the test split.
         known: of an earlier report; what it says of corrupted images stands if nothing that this depends on changed.
@@ -100,7 +94,7 @@ def harm_of(
     else:
         made = _on_corrupted(baseline[0], shipped[0], data)
         corrupted = tuple((console or Console()).follow("corrupting images", made, len(CORRUPTIONS)))
-    before, after = baseline[1].right, shipped[1].right
+    before, after = baseline[1].correct, shipped[1].correct
     return Harm(
         baseline_classes=class_scores(baseline[1], len(data.labels)),
         shipped_classes=class_scores(shipped[1], len(data.labels)),
@@ -116,7 +110,7 @@ def _key(depends_on: list[str], corrupted: tuple[Corrupted, ...]) -> str:
     return files.digest_json([*depends_on, *(each.model_dump(mode="json") for each in corrupted)])
 
 
-def _flips(which: NDArray[np.bool_], baseline: Answers, shipped: Answers, test: Split) -> Iterator[Flip]:
+def _flips(which: NDArray[np.bool_], baseline: Predictions, shipped: Predictions, test: Split) -> Iterator[Flip]:
     """The images of `which` (`[N]`) whose answer the shipped network is surest of."""
     chosen = np.flatnonzero(which)
     for index in chosen[np.argsort(-shipped.confidence[chosen], kind="stable")][:SHOWN].tolist():
@@ -145,7 +139,7 @@ def _on_corrupted(baseline: Path, shipped: Path, data: Dataset) -> Iterator[Corr
     for corruption in CORRUPTIONS:
         corrupted = [corruption.apply(images.numpy()) for images in clean.batches(SCORE_BATCH)]
         split = Split.of(InMemory(torch.from_numpy(np.concatenate(corrupted)), clean.labels))
-        before, after = (Answers.of(model, split, data.preprocess) for model in (baseline, shipped))
+        before, after = (Predictions.of(model, split, data.preprocess) for model in (baseline, shipped))
         yield Corrupted(
             corruption=corruption.name,
             strength=corruption.strength,

@@ -1,16 +1,14 @@
 """One way to time a network."""
 
-from pydantic import BaseModel, ConfigDict
+from compressor.evaluation.figures import Figures, Total
 
 REFERENCE = "onnxruntime"  # the engine that scores every file, and that "how fast?" is answered for first
 
 
-class Setting(BaseModel):
+class Setting(Figures):
     """An engine, where it computes, and how many images at once."""
-
-    model_config = ConfigDict(frozen=True)
 
     engine: str
     device: str
-    threads: int
-    batch: int
+    threads: Total
+    batch: Total

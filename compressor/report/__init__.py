@@ -1,4 +1,4 @@
-"""What a run found, as data, sentences, tables, plots and pages."""
+"""The results of a run as data, sentences, tables, plots and pages."""
 
 import lazy_loader
 

@@ -1,14 +1,14 @@
-"""`report.html`: one file that answers first and explains below, without a network."""
+"""`report.html`: one file that gives the verdict first and explains it below, and loads nothing from elsewhere."""
 
 from typing import Any
 
-from compressor.report import plots as pictures
-from compressor.report import tables
+from compressor.report import plots, tables
 from compressor.report.report import Report
 from compressor.report.templating import render
+from compressor.report.tradeoff import tradeoff
 
-FEW_CLASSES = 20  # whose confusion matrix is shown whole
-CONFUSIONS_LISTED = 20
+MAX_MATRIX = 20  # classes; of more, only the most frequent confusions are listed
+MAX_CONFUSIONS = 20
 
 
 def to_html(report: Report) -> str:
@@ -17,24 +17,25 @@ def to_html(report: Report) -> str:
         "report.html",
         report,
         setting=report.headline_setting,
-        pictures=pictures,
+        plots=plots,
+        tradeoff=tradeoff,
         spread=tables.spread,
         confusion=_confusion(report),
-        many_classes=tables.MANY_CLASSES,
+        max_classes=tables.MAX_CLASSES,
     )
 
 
 def _confusion(report: Report) -> dict[str, Any]:
-    """The confusion matrix of the shipped network: whole for few classes, else its largest entries off the diagonal."""
+    """The confusion matrix of the shipped network: all of it for few classes, else the largest off-diagonal entries."""
     entries = report.harm.confusion
     classes = len(report.labels)
     images = [0] * classes
     for label, _, count in entries:
         images[label] += count
-    if classes <= FEW_CLASSES:
+    if classes <= MAX_MATRIX:
         matrix = [[0] * classes for _ in range(classes)]
-        for label, answer, count in entries:
-            matrix[label][answer] = count
+        for label, prediction, count in entries:
+            matrix[label][prediction] = count
         return {"matrix": matrix, "images": images}
-    wrong = sorted((entry for entry in entries if entry[0] != entry[1]), key=lambda entry: -entry[2])
-    return {"matrix": None, "images": images, "largest": wrong[:CONFUSIONS_LISTED]}
+    confused = sorted((entry for entry in entries if entry[0] != entry[1]), key=lambda entry: -entry[2])
+    return {"matrix": None, "images": images, "largest": confused[:MAX_CONFUSIONS]}

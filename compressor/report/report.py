@@ -1,57 +1,56 @@
 """What a run found, as data: the content of `report.json`."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from compressor.data.preprocess import Preprocess
 from compressor.environment import Environment
 from compressor.errors import ArtifactError
 from compressor.evaluation.accuracy import Accuracy, Paired
+from compressor.evaluation.figures import Count, Figures, Share, Total
 from compressor.evaluation.latency import Latency, NotMeasured
 from compressor.evaluation.regressions import Harm
 from compressor.evaluation.setting import REFERENCE, Setting
+from compressor.report.details import checked
 
 JSON = "report.json"
 
 
-class Scored(BaseModel):
-    """One stage's artifact, scored: what `row.json` in its folder says.
+class Scored(Figures):
+    """One stage's artifact and its scores: the content of `row.json` in its folder.
 
-    `sha256` is of its ONNX file; `calibration_error` the expected one, in 0..1; `details` what the stage has to say
-    (training curve, widths, agreement). `key` is the digest of all that made the artifact, which `made_from` lists;
-    `scored_on` that of the test split, `scored_by` that of the code.
+    `sha256` is that of its ONNX file, `calibration_error` the expected calibration error, 0 to 1. `details` come from
+    the stage (training curve, widths, agreement). `key` is the digest of everything that made the artifact, which
+    `made_from` lists; `scored_on` that of the test split, `scored_by` that of the code that scored it.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     stage: str
     artifact: str
     seconds: float
     accuracy: Accuracy
-    calibration_error: float
-    parameters: int
-    nonzero_parameters: int
-    macs: int
-    size_bytes: int
+    calibration_error: Share
+    parameters: Count
+    nonzero_parameters: Count
+    macs: Count
+    size_bytes: Total
     sha256: str
-    details: dict[str, Any] = {}
+    details: Annotated[dict[str, Any], AfterValidator(checked)] = {}
     key: str
     made_from: dict[str, str] = {}
     scored_on: str
     scored_by: str = ""
 
 
-class Timings(BaseModel):
+class Timings(Figures):
     """How fast a row's file is.
 
-    `versus_float` is the speed-up of an int8 network over the same network's float ONNX file; `measured_as` the digest
-    of all that the figures depend on, and of themselves.
+    `versus_float` is the speed-up of an int8 network over the same network's float ONNX file; `measured_as` is the
+    digest of the figures and of everything that they depend on.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     latency: tuple[Latency | NotMeasured, ...] = ()
     versus_float: tuple[Latency, ...] = ()
@@ -59,53 +58,47 @@ class Timings(BaseModel):
 
 
 class Row(Timings, Scored):
-    """One stage's artifact, measured; `versus_baseline` is the comparison on the same test images."""
+    """One stage's artifact and all its figures; `versus_baseline` compares it on the same test images."""
 
     versus_baseline: Paired | None = None
 
     @classmethod
     def of(cls, scored: Scored, timings: Timings, versus_baseline: Paired) -> "Row":
-        """The row, put together from its parts once all of them are known."""
+        """The row, from its parts."""
         return cls.model_validate({**dict(scored), **dict(timings), "versus_baseline": versus_baseline})
 
     @property
     def timings(self) -> Timings:
-        """The part of it that latency makes."""
+        """The part of the row that is timed."""
         return Timings(latency=self.latency, versus_float=self.versus_float, measured_as=self.measured_as)
 
     @property
     def timed(self) -> dict[Setting, Latency]:
-        """Figures by what they were taken with."""
+        """Latency by setting."""
         entries = (entry for entry in self.latency if isinstance(entry, Latency))
         return {Setting(**entry.model_dump(include=set(Setting.model_fields))): entry for entry in entries}
 
 
-class DataFacts(BaseModel):
-    """The images of a run: how many, and the digest of them all."""
-
-    model_config = ConfigDict(frozen=True)
+class DataFacts(Figures):
+    """How many images a run used, and the digest of them all."""
 
     name: str
-    train: int
-    validation: int
-    test: int
+    train: Count
+    validation: Count
+    test: Count
     fingerprint: str
 
 
-class Spread(BaseModel):
-    """A figure of several runs, with their mean and sample deviation."""
-
-    model_config = ConfigDict(frozen=True)
+class Spread(Figures):
+    """A figure of several runs, with its mean and sample standard deviation."""
 
     values: tuple[float, ...]
     mean: float
     deviation: float
 
 
-class OverSeeds(BaseModel):
-    """One stage over the seeds of a pipeline, in their order; `speedup` in the first setting of ONNX Runtime."""
-
-    model_config = ConfigDict(frozen=True)
+class OverSeeds(Figures):
+    """One stage over the seeds of a pipeline, in their order; `speedup` is for the first setting of ONNX Runtime."""
 
     id: str
     accuracy: Spread
@@ -113,10 +106,8 @@ class OverSeeds(BaseModel):
     speedup: Spread | None
 
 
-class Report(BaseModel):
-    """A run: its rows, and what they were measured with. `spec` is the pipeline as YAML, `license` of the weights."""
-
-    model_config = ConfigDict(frozen=True)
+class Report(Figures):
+    """A run: its rows and how they were measured. `spec` is the pipeline as YAML, `license` that of the weights."""
 
     schema_: Literal[1] = Field(1, alias="schema")
     pipeline: str
@@ -136,20 +127,35 @@ class Report(BaseModel):
     harm: Harm
 
     @model_validator(mode="after")
-    def _rows_are_there(self) -> "Report":
-        missing = {self.baseline, self.shipped} - {row.id for row in self.rows}
-        if missing:
-            raise ValueError(f"there is no row {missing.pop()!r}")
+    def _fits_together(self) -> "Report":
+        for problem in self._problems():
+            raise ValueError(problem)
         return self
+
+    def _problems(self) -> Iterator[str]:
+        """What the report refers to and does not hold."""
+        ids = {row.id for row in self.rows}
+        yield from (f"there is no row {missing!r}" for missing in (self.baseline, self.shipped) if missing not in ids)
+        for row in self.rows:
+            if row.id != self.baseline and row.versus_baseline is None:
+                yield f"row {row.id!r} is not compared with the baseline"
+        harm, classes = self.harm, len(self.labels)
+        if not classes == len(harm.baseline_classes) == len(harm.shipped_classes) > 0:
+            yield "there is not one score for each class"
+        flips = (*harm.newly_wrong, *harm.newly_right)
+        named = [index for flip in flips for index in (flip.label, flip.baseline, flip.shipped)]
+        named += [index for label, prediction, _ in harm.confusion for index in (label, prediction)]
+        if max(named, default=0) >= classes:
+            yield f"there is no class number {max(named)}"
 
     @property
     def baseline_row(self) -> Row:
-        """The stage that others are compared with."""
+        """The stage that all others are compared with."""
         return self.row(self.baseline)
 
     @property
     def shipped_row(self) -> Row:
-        """The last stage."""
+        """The stage that ships: the last."""
         return self.row(self.shipped)
 
     @property
@@ -159,7 +165,7 @@ class Report(BaseModel):
 
     @property
     def headline_setting(self) -> Setting | None:
-        """What "how fast?" is answered for: the first setting of ONNX Runtime that the shipped file was timed in."""
+        """The setting that the verdict goes by: the first of ONNX Runtime in which the shipped file was timed."""
         return next((setting for setting in self.shipped_row.timed if setting.engine == REFERENCE), None)
 
     def row(self, stage_id: str) -> Row:
@@ -175,7 +181,7 @@ class Report(BaseModel):
         """The report of a finished run.
 
         Raises:
-            ArtifactError: there is none, or it is not of this version.
+            ArtifactError: there is none, it is of another version, or a figure in it is not possible.
         """
         path = folder / JSON
         try:
@@ -183,6 +189,11 @@ class Report(BaseModel):
         except OSError as error:
             raise ArtifactError(f"{path}: there is no report to read: {error.strerror}") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise ArtifactError(f"{path}: not a report of this version: {key}: {first['msg']}") from error
+            raise ArtifactError(f"{path}: not a report of this version: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that does not fit, and where it stands."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")

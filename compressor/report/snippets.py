@@ -1,4 +1,4 @@
-"""How to run a `model.onnx` without this project: what the report, the model card and the README print."""
+"""Code that runs a `model.onnx` without this project, as the report, the model card and the README print it."""
 
 from compressor.data.preprocess import Preprocess
 
@@ -18,7 +18,7 @@ print(labels[odds.argmax()], odds.max() / odds.sum())
 
 
 def five_lines(preprocess: Preprocess) -> str:
-    """Python that runs a file of this preprocessing on a batch of one."""
+    """Python that runs a file with this preprocessing on a batch of one."""
     _, channels, height, width = preprocess.input_shape(1)
     what = "RGB" if channels == 3 else "gray"
     return f"""\

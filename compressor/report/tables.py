@@ -1,9 +1,10 @@
 """A report as a table on the terminal and as `report.md`."""
 
-from collections.abc import Sequence
-
 from rich.table import Table
+from rich.text import Text
 
+from compressor.report import markdown
+from compressor.report.markdown import escaped
 from compressor.report.report import OverSeeds, Report, Row
 from compressor.report.wording import (
     difference,
@@ -16,7 +17,7 @@ from compressor.report.wording import (
     verdict,
 )
 
-MANY_CLASSES = 20  # of more, only those that changed most are listed
+MAX_CLASSES = 20  # of more, only those that lost most are listed
 
 
 def to_table(report: Report) -> Table:
@@ -28,7 +29,7 @@ def to_table(report: Report) -> Table:
         table.add_column(name, justify="right")
     for row in report.rows:
         table.add_row(
-            row.id,
+            Text(row.id),
             percent(row.accuracy),
             f"{row.parameters:,}",
             f"{row.macs / 1e6:.2f}",
@@ -40,40 +41,34 @@ def to_table(report: Report) -> Table:
 
 def to_markdown(report: Report) -> str:
     """The content of `report.md`."""
-    header = ["stage", "id", "test accuracy", "95% interval", "on the same images", "parameters", "MMACs", "file kB"]
+    header = ["stage", "id", "test accuracy", "95% interval", "against the baseline", "parameters", "MMACs", "file kB"]
     header += [setting_name(setting) for setting in report.settings]
     lines = [
-        f"# {report.pipeline}",
+        f"# {escaped(report.pipeline)}",
         "",
-        verdict(report),
+        escaped(verdict(report)),
         "",
-        headline(report),
+        escaped(headline(report)),
         "",
-        *markdown_table(header, [_row_cells(row, report) for row in report.rows], left=2),
+        *markdown.table(header, [_row_cells(row, report) for row in report.rows], left=2),
         "",
-        "Accuracy is scored from each stage's ONNX file in ONNX Runtime on the whole test split (k/n, Wilson 95% "
-        f"interval). Latency is the median for one batch; the factor is the speed-up over `{report.baseline}` in the "
-        "same setting, timed in turn; its interval spans the 95% bootstrap intervals of all moments it was timed at. "
-        "p is McNemar's, exact. Parameters and MACs count BatchNorm unfolded.",
+        "Accuracy is measured on each stage's ONNX file in ONNX Runtime over the whole test split, with its Wilson 95% "
+        f"interval. Latency is the median for one batch; the factor is the speed-up over {escaped(report.baseline)} in "
+        "the same setting, the two timed in alternation; its interval spans the 95% bootstrap intervals of all timing "
+        "sessions. p is from McNemar's exact test. Parameters and MACs are counted before BatchNorm is folded.",
         "",
-        *(f"- {remark}" for remark in remarks(report)),
+        *(f"- {escaped(remark)}" for remark in remarks(report)),
         "",
         *_over_seeds(report),
-        *_harm(report),
-        f"Measured on {measured_on(report)}.",
+        *_regressions(report),
+        f"Measured on {escaped(measured_on(report))}.",
         "",
     ]
     return "\n".join(lines)
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """A table whose first `left` columns are words and whose others are figures."""
-    rule = ["---" if index < left else "---:" for index in range(len(header))]
-    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
-
-
 def spread(row: OverSeeds) -> list[str]:
-    """One stage over the seeds: accuracy, size and speed-up, each as mean ± deviation."""
+    """One stage over the seeds: accuracy, size and speed-up, each as mean ± standard deviation."""
     figures = [
         f"{100 * row.accuracy.mean:.2f}% ± {100 * row.accuracy.deviation:.2f}",
         f"{row.size_bytes.mean / 1e3:.1f} kB ± {row.size_bytes.deviation / 1e3:.1f}",
@@ -108,29 +103,29 @@ def _over_seeds(report: Report) -> list[str]:
     return [
         f"## Over the seeds {seeds}",
         "",
-        f"Mean ± sample deviation of {len(report.seeds)} runs that share nothing that depends on the seed; everything "
-        f"else on this page is the run with seed {report.seed}.",
+        f"Mean ± sample standard deviation of {len(report.seeds)} runs that share nothing that depends on the seed; "
+        f"everything else on this page is from the run with seed {report.seed}.",
         "",
-        *markdown_table(
+        *markdown.table(
             ["id", "test accuracy", "file", "speed-up"], [[each.id, *spread(each)] for each in report.over_seeds]
         ),
         "",
     ]
 
 
-def _harm(report: Report) -> list[str]:
+def _regressions(report: Report) -> list[str]:
     if report.baseline == report.shipped:
         return []
     harm = report.harm
     base, shipped = report.baseline_row, report.shipped_row
     lines = [
-        "## Who pays for it",
+        "## Regressions",
         "",
         f"Expected calibration error {100 * base.calibration_error:.2f}% -> {100 * shipped.calibration_error:.2f}%. "
-        "Recall of each class, those that lost most first:",
+        "Recall by class, the largest losses first:",
         "",
     ]
-    lines += markdown_table(
+    lines += markdown.table(
         ["class", "images", f"recall, {base.id}", f"recall, {shipped.id}", "points"],
         [
             [
@@ -140,12 +135,13 @@ def _harm(report: Report) -> list[str]:
                 f"{100 * after.recall:.1f}%",
                 f"{100 * (after.recall - before.recall):+.1f}",
             ]
-            for index, before, after in harm.by_loss()[:MANY_CLASSES]
+            for index, before, after in harm.by_loss()[:MAX_CLASSES]
         ],
     )
-    total = harm.corrupted[0].baseline.total
-    lines += ["", f"Accuracy on {total:,} test images that were corrupted:", ""]
-    lines += markdown_table(
+    if not harm.corrupted:
+        return [*lines, ""]
+    lines += ["", f"Accuracy on {harm.corrupted[0].baseline.total:,} corrupted test images:", ""]
+    lines += markdown.table(
         ["corruption", "strength", base.id, shipped.id],
         [[each.corruption, each.strength, percent(each.baseline), percent(each.shipped)] for each in harm.corrupted],
         left=2,

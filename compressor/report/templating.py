@@ -1,11 +1,13 @@
-"""The templates of what is written: the report's page, the model card, the first pipeline."""
+"""Fills the templates: the report's page and the model card."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from compressor.report import wording as words
+from compressor.report.markdown import escaped
 from compressor.report.report import Report
 from compressor.report.snippets import five_lines
 
@@ -13,20 +15,34 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(name: str, report: Report, **more: Any) -> str:
-    """The template of that name, filled with a report and what else it needs; values are escaped in HTML."""
-    environment = Environment(
+    """The template of that name, filled with a report and what else it needs; values are text, and are escaped."""
+    return (
+        _environment(name.rpartition(".")[2])
+        .get_template(name)
+        .render(
+            report=report,
+            base=report.baseline_row,
+            shipped=report.shipped_row,
+            words=words,
+            five_lines=five_lines(report.preprocess),
+            **more,
+        )
+    )
+
+
+@cache
+def _environment(suffix: str) -> Environment:
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=select_autoescape(["html"]),
+        autoescape=suffix == "html",  # noqa: S701
+        finalize=_markdown if suffix == "md" else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(name).render(
-        report=report,
-        base=report.baseline_row,
-        shipped=report.shipped_row,
-        words=words,
-        five_lines=five_lines(report.preprocess),
-        **more,
-    )
+
+
+def _markdown(value: object) -> object:
+    """A value for a Markdown template, escaped unless it is marked as safe."""
+    return value if hasattr(value, "__html__") else escaped(value)

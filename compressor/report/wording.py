@@ -1,4 +1,4 @@
-"""The sentences of a report: what was gained and lost, and nothing that the intervals do not bear."""
+"""The sentences of a report: what was gained and lost, and only what the intervals support."""
 
 from collections.abc import Iterator
 
@@ -10,15 +10,16 @@ from compressor.evaluation.setting import Setting
 from compressor.quantization.float_layers import in_float
 from compressor.report.report import Report, Row
 
-NOTICEABLE = 1.005  # times; less is called the same
-WORTH_SAYING = 1.05  # times smaller
+MIN_CHANGE = 1.005  # times; less is called the same
+MIN_GAIN = 1.05  # times smaller
+UNKNOWN = "?"
 
 
 def verdict(report: Report) -> str:
-    """Is it worth it? One sentence."""
+    """Whether the shipped network is worth it, in one sentence."""
     base, shipped = report.baseline_row, report.shipped_row
     if base.id == shipped.id:
-        return f"Nothing to compare: {base.id} is both the baseline and what ships."
+        return f"Nothing to compare: {base.id} is both the baseline and the shipped stage."
     if guessing := _guessing(report, base):
         return f"No verdict: {base.id} itself {guessing}."
     if guessing := _guessing(report, shipped):
@@ -26,14 +27,15 @@ def verdict(report: Report) -> str:
     gains = [gain for gain in (_faster(report), _smaller(base, shipped)) if gain]
     paired = shipped.versus_baseline
     assert paired is not None
+    compared = f"on {paired.total:,} test images {difference(paired, base.id)}"
     if not gains:
-        return f"Not worth it: neither faster nor smaller than {base.id}; accuracy is {difference(paired, base.id)}."
+        return f"Not worth it: neither faster nor smaller than {base.id}; {compared}."
     gained = " and ".join(gains)
     if slower := _slower(report):
         gained += f", though {slower}"
     if paired.high < 0:
         return f"A trade: {gained}, for {_points(-paired.high)} to {_points(-paired.low)} points of accuracy."
-    return f"Worth it: {gained}; on {paired.total:,} test images {difference(paired, base.id)}."
+    return f"Worth it: {gained}; {compared}."
 
 
 def headline(report: Report) -> str:
@@ -53,7 +55,7 @@ def headline(report: Report) -> str:
 def difference(paired: Paired, baseline: str) -> str:
     """How a network's accuracy differs from the baseline's on the same images."""
     if not paired.lost + paired.won:
-        return f"right and wrong on the same images as {baseline}"
+        return f"correct on the same images as {baseline}"
     if paired.high < 0:
         return f"worse by {_points(-paired.high)} to {_points(-paired.low)} points"
     if paired.low > 0:
@@ -64,12 +66,12 @@ def difference(paired: Paired, baseline: str) -> str:
 def in_short(paired: Paired) -> str:
     """`difference` in a word or two."""
     if not paired.lost + paired.won:
-        return "no image differs"
+        return "no flips"
     return "worse" if paired.high < 0 else "better" if paired.low > 0 else "not distinguishable"
 
 
 def speed(entry: Latency) -> str:
-    """How a network's speed differs from the baseline's: `faster` only where the interval says so."""
+    """How a network's speed differs from the baseline's: `faster` only if the whole interval is."""
     if entry.speedup_low > 1:
         return f"{times(entry.speedup)} faster ({entry.speedup_low:.2f} to {entry.speedup_high:.2f})"
     if entry.speedup_high < 1:
@@ -78,9 +80,9 @@ def speed(entry: Latency) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """What a reader should know of the rows."""
-    before = (None, *report.rows)
-    of_rows = [remark for row, came in zip(report.rows, before, strict=False) for remark in _remarks(row, came)]
+    """What a reader should know about the rows."""
+    previous = (None, *report.rows)
+    of_rows = [remark for row, before in zip(report.rows, previous, strict=False) for remark in _remarks(row, before)]
     return [*of_rows, *_unsettled(report)]
 
 
@@ -93,43 +95,43 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
     if before is not None and any(entry.speedup_high < 1 for entry in row.versus_float):
         yield f"Where speed counts more than size, {before.artifact}/model.onnx is the file to take."
     if row.details.get("curve") and row.details.get("kept_epoch") == 0:
-        yield f"{row.id}: no epoch of training was better on validation than what came in, which was kept."
+        yield f"{row.id}: no epoch of training beat the initial network on validation, so that was kept."
     if len(weights := row.details.get("teacher_weights", [])) > 1:
-        shares = ", ".join(f"{weight:.3f}" for weight in weights)
-        yield f"{row.id}: its teachers' shares in the loss are {shares}, in their order."
+        shares = ", ".join(UNKNOWN if weight is None else f"{weight:.3f}" for weight in weights)
+        yield f"{row.id}: the teachers' weights in the loss are {shares}, in the order of the pipeline."
     if words := in_float(row.details.get("float_layers", {}), row.details.get("float_batch_norms", 0)):
         yield f"{row.id} leaves in float: {words}."
     if row.details.get("zeros"):
         yield (
             f"{row.id}: {row.parameters - row.nonzero_parameters:,} parameters are zero; zeros alone make nothing "
-            "faster, engines compute with them as with other numbers."
+            "faster, because engines multiply by them as by any other number."
         )
     if agreement := row.details.get("agreement"):
         yield (
-            f"{row.id}: ONNX Runtime and torch agree on {agreement['same_top1']} of {agreement['images']} "
-            f"validation images; logits differ by {agreement['mean_logit_difference']:.2g} on average, "
-            f"{agreement['largest_logit_difference']:.2g} at most."
+            f"{row.id}: ONNX Runtime and torch agree on {agreement['same_top1']:,} of {agreement['images']:,} "
+            f"validation images; logits differ by {_figure(agreement.get('mean_logit_difference'))} on average, "
+            f"{_figure(agreement.get('largest_logit_difference'))} at most."
         )
     for entry in row.timed.values():
         if entry.on_cpu:
-            yield f"{row.id}: ONNX Runtime's CUDA provider left to the CPU: {', '.join(entry.on_cpu)}."
+            yield f"{row.id}: ONNX Runtime's CUDA provider leaves to the CPU: {', '.join(entry.on_cpu)}."
 
 
 def _unsettled(report: Report) -> Iterator[str]:
-    """One remark for each setting in which rows were timed before their latencies had settled."""
+    """One remark for each setting in which rows were timed before their latency had settled."""
     for setting in report.settings:
         names = [row.id for row in report.rows if (entry := row.timed.get(setting)) and not entry.steady]
         if names:
             where = setting_name(setting)
-            yield f"{where}: latency had not settled when it was timed; trust it less ({', '.join(names)})."
+            yield f"{where}: latency had not settled when it was timed, so trust it less ({', '.join(names)})."
 
 
 def load(report: Report) -> str:
-    """How busy the machine was with other things while networks were timed."""
+    """How busy other programs kept the machine while networks were timed."""
     loads = [entry.other_load for row in report.rows for entry in row.timed.values()]
     if not loads:
         return "nothing was timed"
-    return f"other programs kept {max(loads):.1f} of {report.environment.cores} cores busy at most while this was timed"
+    return f"other programs kept at most {max(loads):.1f} of {report.environment.cores} cores busy during timing"
 
 
 def measured_on(report: Report) -> str:
@@ -150,7 +152,7 @@ def machine(environment: Environment) -> str:
 
 
 def percent(accuracy: Accuracy) -> str:
-    """The share of right answers."""
+    """The share of correct predictions."""
     return f"{100 * accuracy.value:.2f}%"
 
 
@@ -166,13 +168,15 @@ def times(factor: float) -> str:
 
 def change(before: float, after: float, less: str, more: str) -> str:
     """How many times less or more `after` is, as `18.1x smaller`."""
-    if max(before, after) < NOTICEABLE * min(before, after):
+    if not (before and after):
+        return "the same" if before == after else f"none {'now' if before else 'before'}"
+    if max(before, after) < MIN_CHANGE * min(before, after):
         return "the same"
     return f"{times(before / after)} {less}" if after < before else f"{times(after / before)} {more}"
 
 
 def threads(setting: Setting) -> str:
-    """How many threads an engine computes with."""
+    """How many threads an engine uses."""
     return f"{setting.threads} thread{'s' if setting.threads > 1 else ''}"
 
 
@@ -184,14 +188,14 @@ def setting_name(setting: Setting) -> str:
 
 
 def _guessing(report: Report, row: Row) -> str | None:
-    """What is wrong with a network that knows no more than which class is the most frequent."""
+    """What is wrong with a network that does no better than predicting the most frequent class."""
     images = [score.images for score in report.harm.baseline_classes]
     share = max(images) / row.accuracy.total
     if row.accuracy.low > share:
         return None
-    how = "is worse than" if row.accuracy.high < share else "cannot be told from"
+    how = "is worse than" if row.accuracy.high < share else "is not distinguishable from"
     label = report.labels[images.index(max(images))]
-    return f"{how} answering {label!r} to every image: {percent(row.accuracy)} right, against {100 * share:.2f}%"
+    return f"{how} predicting {label!r} for every image: {percent(row.accuracy)} correct, against {100 * share:.2f}%"
 
 
 def _faster(report: Report) -> str | None:
@@ -211,10 +215,14 @@ def _shipped_latency(report: Report) -> Latency | None:
 
 def _smaller(base: Row, shipped: Row) -> str | None:
     factor = base.size_bytes / shipped.size_bytes
-    return f"{times(factor)} smaller" if factor >= WORTH_SAYING else None
+    return f"{times(factor)} smaller" if factor >= MIN_GAIN else None
 
 
 def _points(share: float) -> str:
     """A share as percentage points, to two figures."""
     points = 100 * share
     return f"{points:.2g}" if abs(points) < 10 else f"{points:.0f}"
+
+
+def _figure(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.2g}"

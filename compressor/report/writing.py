@@ -1,4 +1,4 @@
-"""All that is written of a report, from `report.json` alone."""
+"""All files of a report, written from `report.json` alone."""
 
 from pathlib import Path
 
@@ -21,6 +21,6 @@ def write(report: Report, folder: Path) -> None:
 
 
 def to_card(report: Report) -> str:
-    """The model card: what someone who finds `model.onnx` needs to know, in the form that model hubs read."""
+    """The model card: what a user of `model.onnx` needs to know, in the format that model hubs read."""
     classes = list(zip(report.labels, report.harm.shipped_classes, strict=True))
     return render("model_card.md", report, classes=classes)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from compressor.config import yaml_file as yaml_source
 from compressor.errors import ArtifactError
-from compressor.evaluation.accuracy import SIGNIFICANT, Answers, Paired
+from compressor.evaluation.accuracy import SIGNIFICANT, Paired, Predictions
 from compressor.report.report import Report, Row
 from compressor.report.wording import difference, percent, setting_name, speedup
 from compressor.runs.store import PREDICTIONS
@@ -17,11 +17,11 @@ Side = tuple[Path, Report]
 
 
 def paired(one: Side, row: Row, other: Side, other_row: Row) -> Paired | None:
-    """`other_row` of the run `other` against `row` of `one`; None with other test images, or without their answers."""
+    """`other_row` of the run `other` against `row` of `one`; None with other test images, or without their predictions."""
     files = one[0] / row.artifact / PREDICTIONS, other[0] / other_row.artifact / PREDICTIONS
     if row.scored_on != other_row.scored_on or not all(path.is_file() for path in files):
         return None
-    before, after = (Answers.load(path) for path in files)
+    before, after = (Predictions.load(path) for path in files)
     return after.against(before)
 
 

@@ -12,14 +12,14 @@ from pydantic import ValidationError
 
 from compressor.config.spec import validated_copy
 from compressor.data.dataset import Dataset
-from compressor.errors import UserError
-from compressor.evaluation.accuracy import Answers as Predictions
+from compressor.errors import StageError, UserError
+from compressor.evaluation.accuracy import Predictions
 from compressor.export import onnx_file
 from compressor.models import artifact
 from compressor.models.artifact import ONNX, Artifact, OnnxModel, TorchModel
 from compressor.pipeline.context import Context
 from compressor.pipeline.stage import Stage
-from compressor.report.report import Scored
+from compressor.report.report import Scored, first_problem
 from compressor.runs import keys
 from compressor.storage import files
 from compressor.storage.code import code_digest
@@ -75,19 +75,22 @@ def store(
         made.save(folder)
         loaded = artifact.load(folder, factories=factories)
         shipped = _shipped(loaded, context)
-        row = Scored(
-            id=stage.id,
-            stage=stage.stage,
-            artifact=f"{target.parent.name}/{target.name}",
-            seconds=round(seconds, 3),
-            **_scored(shipped, folder, data),
-            parameters=shipped.counts.parameters,
-            nonzero_parameters=shipped.counts.nonzero_parameters,
-            macs=shipped.counts.macs,
-            details=dict(loaded.details),
-            key=keys.key_of(parts),
-            made_from=dict(parts),
-        )
+        try:
+            row = Scored(
+                id=stage.id,
+                stage=stage.stage,
+                artifact=f"{target.parent.name}/{target.name}",
+                seconds=round(seconds, 3),
+                **_scored(shipped, folder, data),
+                parameters=shipped.counts.parameters,
+                nonzero_parameters=shipped.counts.nonzero_parameters,
+                macs=shipped.counts.macs,
+                details=dict(loaded.details),
+                key=keys.key_of(parts),
+                made_from=dict(parts),
+            )
+        except ValidationError as error:
+            raise StageError(f"a report cannot show what it says of its result: {first_problem(error)}") from error
         files.write_text(folder / ROW, row.model_dump_json(indent=1) + "\n")
     return Finished(loaded, target, row)
 

@@ -1,0 +1,54 @@
+"""What stages report about their results, as far as a report shows it.
+
+A figure that is infinite or not a number is null, and plots and sentences leave it out.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic_core import to_jsonable_python
+
+from compressor.evaluation.figures import Count, Figures, Share
+
+Drawn = Annotated[float, Field(ge=-1e100, le=1e100)]
+
+
+class Epoch(Figures, extra="allow"):
+    """An epoch of a training."""
+
+    epoch: Count
+    loss: Drawn | None = None
+    validation_accuracy: Share | None = None
+
+
+class Agreement(Figures, extra="allow"):
+    """How well an ONNX file agrees with the network it was exported from, on validation images."""
+
+    images: Count
+    same_top1: Count
+    mean_logit_difference: float | None = None
+    largest_logit_difference: float | None = None
+
+
+class Details(Figures, extra="allow"):
+    """The keys that a report reads; others are kept as they are."""
+
+    curve: tuple[Epoch, ...] = ()
+    kept_epoch: Count | None = None
+    widths: dict[str, tuple[Count, Count]] = {}
+    signal_to_noise_db: dict[str, Drawn | None] = {}
+    teacher_weights: tuple[float | None, ...] = ()
+    zeros: dict[str, Share | None] = {}
+    float_layers: dict[str, Share] = {}
+    float_batch_norms: Count = 0
+    agreement: Agreement | None = None
+
+
+def checked(details: dict[str, Any]) -> dict[str, Any]:
+    """The same details as JSON, with null for every figure that is not finite.
+
+    Raises:
+        ValidationError: a key that a report reads holds something else.
+    """
+    plain = to_jsonable_python(details, inf_nan_mode="null")
+    return Details.model_validate(plain).model_dump(mode="json", exclude_unset=True)
