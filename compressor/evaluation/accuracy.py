@@ -92,17 +92,14 @@ class Paired(Figures):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network says of each image of a split: the class it puts first, and the probability it gives to that.
-
-    Attributes:
-        classes: int64 `[N]`.
-        confidence: float32 `[N]`.
-        labels: what would be right, int64 `[N]`.
-    """
+    """What a network predicts for each image of a split."""
 
     classes: NDArray[np.int64]
+    """The most probable class, int64 `[N]`."""
     confidence: NDArray[np.float32]
+    """Its probability, float32 `[N]`."""
     labels: NDArray[np.int64]
+    """The correct class, int64 `[N]`."""
 
     @classmethod
     def of(cls, model: Path, split: Split, preprocess: Preprocess) -> "Predictions":
@@ -116,10 +113,10 @@ class Predictions:
         return cls(np.concatenate(classes), np.concatenate(confidence), split.labels.numpy())
 
     @property
-    def right(self) -> NDArray[np.bool_]:
-        """Whether each answer is right, `[N]`."""
-        right: NDArray[np.bool_] = self.classes == self.labels
-        return right
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each prediction is correct, `[N]`."""
+        correct: NDArray[np.bool_] = self.classes == self.labels
+        return correct
 
     def accuracy(self, *, split: str) -> Accuracy:
         """The share of correct predictions."""
@@ -146,9 +143,9 @@ class Predictions:
         return float(np.abs(gap).sum() / len(self.correct))
 
     def confusion(self) -> list[tuple[int, int, int]]:
-        """How many images of a class were given each class: `(class, answer, images)` where there are any."""
+        """How many images of a class were given each class: `(class, prediction, images)` where there are any."""
         pairs = Counter(zip(self.labels.tolist(), self.classes.tolist(), strict=True))
-        return [(label, answer, count) for (label, answer), count in sorted(pairs.items())]
+        return [(label, predicted, count) for (label, predicted), count in sorted(pairs.items())]
 
     def save(self, path: Path) -> None:
         """Write them as safetensors."""
@@ -162,13 +159,19 @@ class Predictions:
             ArtifactError: the file is not there, or is not of that kind.
         """
         try:
-            return cls(**safetensors.numpy.load(path.read_bytes()))
+            read = cls(**safetensors.numpy.load(path.read_bytes()))
         except (OSError, SafetensorError, TypeError) as error:
             raise ArtifactError(f"{path}: no predictions can be read: {first_line(error)}") from error
+        kinds = [(each.dtype.kind, each.shape) for each in (read.classes, read.confidence, read.labels)]
+        if kinds != [(kind, (len(read.labels),)) for kind in "ifi"] or not (
+            (read.classes >= 0).all() and (read.confidence >= 0).all() and (read.confidence <= 1).all()
+        ):
+            raise ArtifactError(f"{path}: holds no predictions: a class and a probability for each image")
+        return read
 
 
 class ClassScore(Figures):
-    """One class: of `images` in the split, how well they are found and how often the answer is right (0 to 1)."""
+    """One class: of `images` in the split, how well they are found and how often the prediction is correct (0 to 1)."""
 
     images: Count
     precision: Share

@@ -17,7 +17,7 @@ Side = tuple[Path, Report]
 
 
 def paired(one: Side, row: Row, other: Side, other_row: Row) -> Paired | None:
-    """`other_row` of the run `other` against `row` of `one`; None with other test images, or without their predictions."""
+    """`other_row` of `other` against `row` of `one`; None with other test images, or without predictions."""
     files = one[0] / row.artifact / PREDICTIONS, other[0] / other_row.artifact / PREDICTIONS
     if row.scored_on != other_row.scored_on or not all(path.is_file() for path in files):
         return None
