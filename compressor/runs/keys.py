@@ -26,9 +26,7 @@ def made_from(
         "the device": context.device.type,
         "the pipeline": context.pipeline if "OnnxModel" in makes(type(stage)) else None,
     }
-    return {name: files.digest_json(value) for name, value in decides.items()} | {
-        f"the code of {unit}": digest for unit, digest in code.items()
-    }
+    return {**{name: files.digest_json(value) for name, value in decides.items()}, **code}
 
 
 def key_of(parts: Mapping[str, str]) -> str:

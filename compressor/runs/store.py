@@ -117,7 +117,7 @@ def reuse(
         return None
     if changed := keys.changes(row.made_from, parts):
         more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
-        say(f"{target.name} is made again: {', '.join(changed[:MAX_NAMED])}{more} changed")
+        say(f"{target.name} is made again, since this has changed: {', '.join(changed[:MAX_NAMED])}{more}")
         return None
     try:
         done = Finished(artifact.load(target, factories=factories), target, row)

@@ -1,4 +1,4 @@
-"""A third party's package, as it lies where it is installed: a stage that limits weights."""
+"""A third party's package, as it lies where it is installed: stages, an engine and a tracker of its own."""
 
 from typing import Any, ClassVar, Literal
 

@@ -1,0 +1,160 @@
+"""What decides a result decides the key: each rule both ways."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compressor import Measure, Pipeline, run
+from compressor.console import Console
+from compressor.errors import UserError
+from compressor.runs.keys import changes, code_of
+from compressor.storage.code import code_digest, code_digests
+from stages import Train
+from tests.test_runner import SHORT, stage_runs
+
+ROOT = Path(__file__).parent.parent
+DIGESTS = """
+import json, sys
+from compressor.storage.code import code_digests
+print(json.dumps({module: code_digests(module) for module in sys.argv[1:]}))
+"""
+EVERY = {"train", "distill", "prune", "quantize", "export"}
+STAGES = ("stages.train", "stages.distill", "stages.prune", "stages.quantize", "stages.export")
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source of the project, to be edited."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("compressor", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def digests(folder: Path) -> dict[str, dict[str, str]]:
+    command = [sys.executable, "-c", DIGESTS, *STAGES]
+    shown = subprocess.run(
+        command, cwd=folder, env={"PYTHONPATH": str(folder)}, capture_output=True, text=True, check=True
+    )
+    found: dict[str, dict[str, str]] = json.loads(shown.stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("edited", "decides"),
+    [
+        ("compressor/report/wording.py", set()),
+        ("compressor/commands/main.py", set()),
+        ("compressor/runs/runner.py", set()),
+        ("compressor/evaluation/latency.py", set()),
+        ("compressor/training/loop.py", {"train", "distill", "prune", "quantize"}),
+        ("compressor/distillation/losses/hints.py", {"distill", "quantize"}),
+        ("compressor/pruning/batch_norm.py", {"prune"}),
+        ("compressor/quantization/observers.py", EVERY),
+        ("compressor/data/views.py", EVERY),
+        ("compressor/errors.py", EVERY),
+        ("stages/prune.py", {"prune"}),
+        ("stages/train.py", {"train"}),
+    ],
+)
+def test_a_stage_is_made_again_if_code_that_it_can_reach_changed(copied: Path, edited: str, decides: set[str]) -> None:
+    before = digests(copied)
+    path = copied / edited
+    text = path.read_text()
+    path.write_text(text + "\n# another sentence\n")
+    try:
+        after = digests(copied)
+    finally:
+        path.write_text(text)
+    changed = {module.partition(".")[2] for module in STAGES if before[module] != after[module]}
+    assert changed == decides
+
+
+def test_what_only_type_checkers_read_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "hinted_nets"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "typed.py").write_text("x = 1\n")
+    (package / "used.py").write_text("y = 1\n")
+    (package / "model.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hinted_nets.typed import x\n"
+        "else:\n    from hinted_nets.used import y\n"
+    )
+    assert {"hinted_nets/model", "hinted_nets/used", "hinted_nets"} <= set(code_digests("hinted_nets.model"))
+    assert "hinted_nets/typed" not in code_digests("hinted_nets.model")
+
+
+def test_of_a_users_package_only_what_is_imported_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "their_nets"
+    (package / "parts").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "parts" / "__init__.py").write_text("from .acts import act\n")
+    (package / "parts" / "acts.py").write_text("act = 1\n")
+    (package / "model.py").write_text("from . import parts\ndef Net():\n    from their_nets.late import later\n")
+    (package / "late.py").write_text("later = 1\n")
+    pipeline = SHORT.model_copy(update={"stages": (Train(model="their_nets.model:Net", epochs=0),)})
+    before = code_of(pipeline.stages[0], pipeline)
+    (package / "unrelated.py").write_text("another experiment\n")  # it is not even Python
+    (tmp_path / "beside.py").write_text("")
+    assert code_of(pipeline.stages[0], pipeline) == before
+    for path in (package / "parts" / "acts.py", package / "late.py", package / "__init__.py"):
+        path.write_text(path.read_text() + "more = 2\n")
+        after = code_of(pipeline.stages[0], pipeline)
+        unit = ".".join(path.relative_to(tmp_path).with_suffix("").parts).removesuffix(".__init__")
+        assert changes(before, after) == [unit.replace(".", "/")]
+        before = after
+
+
+def test_a_file_beside_a_factorys_file_counts_if_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "their_net.py").write_text("from their_blocks import act\nimport torch.nn as nn\n")
+    (tmp_path / "their_blocks.py").write_text("import their_net\nact = 1\n")
+    (tmp_path / "their_notes.py").write_text("")
+    before = code_digest("their_net")
+    (tmp_path / "their_notes.py").write_text("unrelated = 1\n")
+    assert code_digest("their_net") == before
+    (tmp_path / "their_blocks.py").write_text("act = 2\n")
+    assert code_digest("their_net") != before
+
+
+@pytest.mark.parametrize("factory", ["sys:exit", "nowhere:Net"])
+def test_a_factory_without_a_file_has_no_source(factory: str) -> None:
+    pipeline = SHORT.model_copy(update={"stages": (Train(model=factory, epochs=0),)})
+    with pytest.raises(UserError, match="is no Python file or package"):
+        code_of(pipeline.stages[0], pipeline)
+
+
+def test_what_changed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untimed = SHORT.model_copy(update={"measure": Measure(engines=())})
+    run(untimed, tmp_path, device="cpu")
+    ran = stage_runs(monkeypatch)
+    run(untimed.model_copy(update={"seed": 1}), tmp_path, device="cpu", console=Console.terminal())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "teacher is made again, since this has changed: the data, the seed" in said
+    assert ran == ["teacher", "shipped"]
+
+
+def test_paths_and_names_decide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    untimed = SHORT.model_copy(update={"measure": Measure(engines=())})
+    run(untimed, tmp_path / "one", device="cpu")
+    ran = stage_runs(monkeypatch)
+    shutil.move(tmp_path / "one", tmp_path / "other")
+    run(untimed.model_copy(update={"name": "renamed", "license": "MIT"}), tmp_path / "other", device="cpu")
+    assert ran == []
+
+
+def test_a_pipeline_of_ones_own_names_its_parts() -> None:
+    assert isinstance(SHORT, Pipeline)
+    parts = code_digests("stages.train")
+    assert {"stages/train", "compressor/training", "compressor/models", "compressor/errors"} <= set(parts)
+    assert not {"compressor/report", "compressor/runs", "compressor/evaluation", "stages/prune"} & set(parts)
