@@ -1,12 +1,8 @@
 """Remove whole channels (structured pruning), by torch-pruning's dependency graph (Fang et al. 2023)."""
 
-import copy
-import math
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
-import torch_pruning
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -18,11 +14,9 @@ from compressor.models.changes import Widths, widths_of
 from compressor.models.size import Share, Size
 from compressor.pipeline.stage import Context, Stage
 from compressor.pruning.batch_norm import estimate_batch_norm, match_batch_norm
-
-SEARCH_STEPS = 10  # of bisection: a thousandth of the channels
-LARGEST_RATIO = 0.99
-
-Criterion = Literal["l1", "l2", "taylor", "bn_scale", "random"]
+from compressor.pruning.channels import Pruner, check_widths_suffice, classifier_of
+from compressor.pruning.criteria import Criterion, accumulate_gradients, importance
+from compressor.pruning.search import LARGEST_RATIO, largest_within
 
 
 class Target(Share):
@@ -82,7 +76,17 @@ class Prune(Stage[TorchModel, TorchModel]):
         if self.target.ratio is not None:
             network = self._pruned(model, self.target.ratio, context)
         else:
-            network = self._search(model, before, context)
+            best, smallest = largest_within(
+                self.target.limit,
+                lambda ratio: self._pruned(model, ratio, context),
+                lambda network: self.target.kept(Size.of(network, context.data.preprocess), before),
+            )
+            if best is None:
+                raise StageError(
+                    f"the target, at most {self.target.limit:.3f} of what comes in, is out of reach with round_to "
+                    f"{self.round_to}; the smallest network keeps {smallest:.3f}"
+                )
+            network = best
         after = Size.of(network, context.data.preprocess)
         if after == before:
             raise StageError(f"no channel can be removed with round_to {self.round_to}; lower it, or prune further")
@@ -104,31 +108,6 @@ class Prune(Stage[TorchModel, TorchModel]):
             },
         )
 
-    def _search(self, model: TorchModel, before: Size, context: Context) -> nn.Module:
-        """Bisect the ratio for the largest network within the target."""
-        best: nn.Module | None = None
-        reached, smallest = -1.0, math.inf
-        low, high = 0.0, LARGEST_RATIO
-        for step in range(SEARCH_STEPS + 1):
-            ratio = high if step == 0 else (low + high) / 2  # the far end first: is the target in reach at all?
-            network = self._pruned(model, ratio, context)
-            kept = self.target.kept(Size.of(network, context.data.preprocess), before)
-            smallest = min(smallest, kept)
-            if kept <= self.target.limit:
-                high = ratio
-                if kept > reached:
-                    best, reached = network, kept
-            elif step == 0:
-                break
-            else:
-                low = ratio
-        if best is None:
-            raise StageError(
-                f"the target, at most {self.target.limit:.3f} of what comes in, is out of reach with round_to "
-                f"{self.round_to}; the smallest network keeps {smallest:.3f}"
-            )
-        return best
-
     def _pruned(self, model: TorchModel, ratio: float, context: Context) -> nn.Module:
         """A copy of the network with `ratio` of its channels removed, as far as rounding lets it."""
         network = model.copy_network().requires_grad_(True)
@@ -142,81 +121,24 @@ class Prune(Stage[TorchModel, TorchModel]):
                 f"{model.architecture.model} does not work with channels removed ({first_line(error)}); "
                 "are channel counts written into its forward?"
             ) from error
-        _check_widths_suffice(model.network, network)
+        check_widths_suffice(model.network, network)
         return network
 
     def _remove_channels(self, network: nn.Module, example: Tensor, ratio: float, context: Context) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed_for("pruning"))
-            pruner = _Pruner(
+            pruner = Pruner(
                 network,
                 example,
-                importance=_importance(self.importance),
+                importance=importance(self.importance),
                 global_pruning=self.scope == "global",
                 pruning_ratio=ratio,
                 iterative_steps=self.steps,
-                ignored_layers=[_classifier(network, example)],
+                ignored_layers=[classifier_of(network, example)],
                 round_to=self.round_to,
             )
             for _ in range(self.steps):
                 if self.importance == "taylor":
-                    _accumulate_gradients(network, context)
+                    accumulate_gradients(network, context.data.calibration_batches(), context.data.calibration.labels)
                 pruner.step()
         network.zero_grad()
-
-
-class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
-    """Rounds to the nearest multiple and leaves one; the library rounds down, and skips a layer left with none."""
-
-    def _round_to(self, n_pruned: int, current_channels: int, round_to: int) -> int:
-        multiples = max((current_channels - n_pruned + round_to // 2) // round_to, 1)
-        return max(current_channels - multiples * round_to, 0)
-
-
-def _importance(criterion: Criterion) -> Any:
-    match criterion:
-        case "l1":
-            return torch_pruning.importance.GroupMagnitudeImportance(p=1)
-        case "l2":
-            return torch_pruning.importance.GroupMagnitudeImportance(p=2)
-        case "taylor":
-            return torch_pruning.importance.GroupTaylorImportance()
-        case "bn_scale":
-            return torch_pruning.importance.BNScaleImportance()
-        case "random":
-            return torch_pruning.importance.RandomImportance()
-
-
-def _accumulate_gradients(network: nn.Module, context: Context) -> None:
-    """Gradients of the loss on the calibration images, which Taylor importance reads."""
-    network.zero_grad()
-    labels = context.data.calibration.labels
-    done = 0
-    for inputs in context.data.calibration_batches():
-        F.cross_entropy(network(inputs), labels[done : done + len(inputs)]).backward()
-        done += len(inputs)
-
-
-def _classifier(network: nn.Module, example: Tensor) -> nn.Module:
-    """The layer that gives the logits: the last convolution or linear layer that runs."""
-    ran: list[nn.Module] = []
-    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(lambda module, *_: ran.append(module)) for layer in layers]
-    with torch.no_grad():
-        network.eval()(example)
-    for handle in handles:
-        handle.remove()
-    if not ran:
-        raise ArchitectureError("the network has no nn.Conv2d or nn.Linear to prune")
-    return ran[-1]
-
-
-def _check_widths_suffice(before: nn.Module, after: nn.Module) -> None:
-    """A pruned network is saved as widths of layers; refuse one that has parameters of another shape besides."""
-    rebuilt = Widths(layers=widths_of(after)).apply(copy.deepcopy(before), (1, 1, 1, 1))
-    expected = {name: tensor.shape for name, tensor in rebuilt.state_dict().items()}
-    for name, tensor in after.state_dict().items():
-        if expected[name] != tensor.shape:
-            raise ArchitectureError(
-                f"pruning changed {name} to {list(tensor.shape)}; this kind of layer cannot be saved with another width"
-            )

@@ -10,8 +10,8 @@ from torchvision.models import mobilenet_v2, resnet18
 from compressor import Context, TorchModel, load
 from compressor.errors import ArchitectureError, ArtifactError, StageError
 from compressor.models.resnet import ResNet
+from compressor.pruning.blocks import removable_blocks
 from stages import PruneBlocks, Share, Train
-from stages.prune_blocks import removable_blocks
 
 BLOCKS = {"blocks": [2, 3], "widths": [8, 16]}
 REMOVABLE = ["layer1.0", "layer1.1", "layer2.1", "layer2.2"]  # layer2.0 halves the resolution

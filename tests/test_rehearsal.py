@@ -74,7 +74,7 @@ def test_what_cannot_work_is_named(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stages.prune.SEARCH_STEPS", 3)
+    monkeypatch.setattr("compressor.pruning.search.SEARCH_STEPS", 3)
     ended, _, err = validate(tmp_path, START + f"  - {stages}\n", capsys)
     assert says in err
     assert ended == code
