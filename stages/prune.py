@@ -2,20 +2,18 @@
 
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.config.spec import validated_copy
-from compressor.errors import ArchitectureError, StageError, first_line, pass_on_out_of_memory
-from compressor.models.architectures import check_fits
+from compressor.errors import ArchitectureError, StageError
 from compressor.models.artifact import TorchModel
 from compressor.models.changes import Widths, widths_of
 from compressor.models.size import Share, Size
 from compressor.pipeline.stage import Context, Stage
 from compressor.pruning.batch_norm import estimate_batch_norm, match_batch_norm
-from compressor.pruning.channels import Pruner, check_widths_suffice, classifier_of
-from compressor.pruning.criteria import Criterion, accumulate_gradients, importance
+from compressor.pruning.channels import Scope, without_channels
+from compressor.pruning.criteria import Criterion
 from compressor.pruning.search import LARGEST_RATIO, largest_within
 
 
@@ -40,6 +38,7 @@ class Prune(Stage[TorchModel, TorchModel]):
         round_to: channels are left in the nearest multiple of this, and at least one; 8 or 12
             take int8 longer than 16.
         steps: prune in this many steps, ranking anew before each.
+        skip: layers and parameters by name, or modules that hold them, whose channels are left alone.
 
     The classifier's outputs are left alone. BatchNorm statistics are estimated anew on the calibration images.
     """
@@ -50,9 +49,10 @@ class Prune(Stage[TorchModel, TorchModel]):
     stage: Literal["prune"] = "prune"
     target: Target
     importance: Criterion = "l2"
-    scope: Literal["local", "global"] = "local"
+    scope: Scope = "local"
     round_to: int = Field(16, ge=1, le=4096)
     steps: int = Field(1, ge=1, le=1000)
+    skip: tuple[str, ...] = ()
 
     def rehearsal(self) -> Self:
         """A ratio of all layers' channels takes other channels from untrained layers, or none: take nearly all."""
@@ -76,17 +76,17 @@ class Prune(Stage[TorchModel, TorchModel]):
         if self.target.ratio is not None:
             network = self._pruned(model, self.target.ratio, context)
         else:
-            best, smallest = largest_within(
+            found, share = largest_within(
                 self.target.limit,
                 lambda ratio: self._pruned(model, ratio, context),
                 lambda network: self.target.kept(Size.of(network, context.data.preprocess), before),
             )
-            if best is None:
+            if found is None:
                 raise StageError(
                     f"the target, at most {self.target.limit:.3f} of what comes in, is out of reach with round_to "
-                    f"{self.round_to}; the smallest network keeps {smallest:.3f}"
+                    f"{self.round_to}; the smallest network keeps {share:.3f}"
                 )
-            network = best
+            network = found
         after = Size.of(network, context.data.preprocess)
         if after == before:
             raise StageError(f"no channel can be removed with round_to {self.round_to}; lower it, or prune further")
@@ -103,42 +103,20 @@ class Prune(Stage[TorchModel, TorchModel]):
                 "widths": {
                     name: [old[name].outputs, width.outputs]
                     for name, width in new.items()
-                    if isinstance(network.get_submodule(name), nn.Conv2d | nn.Linear)
+                    if isinstance(network.get_submodule(name), nn.Conv1d | nn.Conv2d | nn.Linear)
                 },
             },
         )
 
     def _pruned(self, model: TorchModel, ratio: float, context: Context) -> nn.Module:
-        """A copy of the network with `ratio` of its channels removed, as far as rounding lets it."""
-        network = model.copy_network().requires_grad_(True)
-        example = torch.zeros(context.data.preprocess.input_shape(2))
-        try:
-            self._remove_channels(network, example, ratio, context)
-            check_fits(network, model.architecture, tuple(example.shape))
-        except Exception as error:  # a width written into forward ends anywhere, in torch-pruning or in forward
-            pass_on_out_of_memory(error)
-            raise ArchitectureError(
-                f"{model.architecture.model} does not work with channels removed ({first_line(error)}); "
-                "are channel counts written into its forward?"
-            ) from error
-        check_widths_suffice(model.network, network)
-        return network
-
-    def _remove_channels(self, network: nn.Module, example: Tensor, ratio: float, context: Context) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed_for("pruning"))
-            pruner = Pruner(
-                network,
-                example,
-                importance=importance(self.importance),
-                global_pruning=self.scope == "global",
-                pruning_ratio=ratio,
-                iterative_steps=self.steps,
-                ignored_layers=[classifier_of(network, example)],
-                round_to=self.round_to,
-            )
-            for _ in range(self.steps):
-                if self.importance == "taylor":
-                    accumulate_gradients(network, context.data.calibration_batches(), context.data.calibration.labels)
-                pruner.step()
-        network.zero_grad()
+        return without_channels(
+            model,
+            ratio,
+            context.data,
+            criterion=self.importance,
+            scope=self.scope,
+            round_to=self.round_to,
+            steps=self.steps,
+            skip=self.skip,
+            seed=context.seed_for("pruning"),
+        )

@@ -1,45 +1,117 @@
-"""Channels, removed with torch-pruning's dependency graph (Fang et al. 2023)."""
+"""Channels, ranked and removed in groups of layers that depend on one another."""
 
 import copy
+import math
+from typing import Literal
 
 import torch
-import torch_pruning
-from torch import Tensor, nn
+from torch import nn
 
+from compressor.data.dataset import Dataset
 from compressor.errors import ArchitectureError
+from compressor.models.architectures import check_fits
+from compressor.models.artifact import TorchModel
 from compressor.models.changes import Widths, widths_of
+from compressor.pruning.criteria import Criterion, importance
+from compressor.pruning.groups import Group, Groups
+
+Scope = Literal["local", "global"]
+
+SHOWN = 3  # of the layers that stand in the way
 
 
-class Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
-    """Rounds to the nearest multiple and leaves one; the library rounds down, and skips a layer left with none."""
+def without_channels(
+    model: TorchModel,
+    ratio: float,
+    data: Dataset,
+    *,
+    criterion: Criterion,
+    scope: Scope,
+    round_to: int,
+    steps: int,
+    skip: tuple[str, ...],
+    seed: int,
+) -> nn.Module:
+    """A copy of the network of `model` without `ratio` of its channels, as far as rounding lets it.
 
-    def _round_to(self, n_pruned: int, current_channels: int, round_to: int) -> int:
-        multiples = max((current_channels - n_pruned + round_to // 2) // round_to, 1)
-        return max(current_channels - multiples * round_to, 0)
+    Args:
+        model: the network; what it gives is left alone.
+        ratio: the share of the channels to remove.
+        data: its calibration images are what criteria may look at.
+        criterion: what makes a channel important.
+        scope: rank channels among all layers, or remove the same share of each.
+        round_to: leave a multiple of this in every layer that loses channels, and at least one.
+        steps: remove them in this many steps, ranking anew before each.
+        skip: names of layers and parameters, or of modules that hold them, to leave alone.
+        seed: of the random criterion.
+
+    Raises:
+        ArchitectureError: the network does not work without them, or cannot be saved.
+    """
+    network = model.copy_network().requires_grad_(True)
+    example = torch.zeros(data.preprocess.input_shape(2))
+    groups = Groups(network, example, skip)
+    at_first: dict[str, int] = {}  # channels of a scope before the first step
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for step in range(1, steps + 1):
+            scored = groups.scored(importance(criterion, network, data))
+            for layer, ranked in {"": scored}.items() if scope == "global" else {g.layer: [g] for g in scored}.items():
+                channels = sum(len(group.scores) for group in ranked)
+                left = int(at_first.setdefault(layer, channels) * (1 - step / steps * ratio))
+                for group, count in zip(ranked, _least(ranked, channels - left), strict=True):
+                    if removed := _rounded(group, count, round_to):
+                        groups.remove(group, removed)
+    network.zero_grad()
+    _check_runs(model, network, tuple(example.shape))
+    _check_widths_suffice(model.network, network)
+    return network
 
 
-def classifier_of(network: nn.Module, example: Tensor) -> nn.Module:
-    """The layer that gives the logits: the last convolution or linear layer that runs."""
-    ran: list[nn.Module] = []
-    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(lambda module, *_: ran.append(module)) for layer in layers]
-    try:
-        with torch.no_grad():
-            network.eval()(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not ran:
-        raise ArchitectureError("the network has no nn.Conv2d or nn.Linear to prune")
-    return ran[-1]
+def _least(ranked: list[Group], count: int) -> list[int]:
+    """How many of the `count` least important channels lie in each of the groups."""
+    lengths = torch.tensor([len(group.scores) for group in ranked])
+    owner = torch.arange(len(ranked)).repeat_interleave(lengths)
+    least = torch.cat([group.scores for group in ranked]).argsort()[: max(count, 0)]
+    counts: list[int] = owner[least].bincount(minlength=len(ranked)).tolist()
+    return counts
 
 
-def check_widths_suffice(before: nn.Module, after: nn.Module) -> None:
+def _rounded(group: Group, count: int, round_to: int) -> int:
+    """How many channels of each part to remove, near `count`, for a multiple of `round_to` in all parts together."""
+    channels = len(group.scores)
+    multiple = math.lcm(round_to, group.parts) // group.parts
+    left = max((channels - count + multiple // 2) // multiple, 1) * multiple
+    return max(channels - left, 0) if count else 0
+
+
+def _check_widths_suffice(before: nn.Module, after: nn.Module) -> None:
     """A pruned network is saved as widths of layers; refuse one that has parameters of another shape besides."""
-    rebuilt = Widths(layers=widths_of(after)).apply(copy.deepcopy(before), (1, 1, 1, 1))
-    expected = {name: tensor.shape for name, tensor in rebuilt.state_dict().items()}
+    rebuilt = Widths(layers=widths_of(after)).apply(copy.deepcopy(before), (1, 1, 1, 1)).state_dict()
+    misfits: dict[str, str] = {}  # what to skip, and that in words
     for name, tensor in after.state_dict().items():
-        if expected[name] != tensor.shape:
-            raise ArchitectureError(
-                f"pruning changed {name} to {list(tensor.shape)}; this kind of layer cannot be saved with another width"
-            )
+        if rebuilt[name].shape != tensor.shape:
+            owner = name.rpartition(".")[0]
+            layer = after.get_submodule(owner)
+            if owner and not any(True for _ in layer.children()):
+                misfits[owner] = f"layer {owner!r} ({type(layer).__name__})"
+            else:
+                misfits[name] = f"parameter {name!r}"
+    if misfits:
+        said = ", ".join(list(misfits.values())[:SHOWN])
+        more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
+        raise ArchitectureError(
+            f"{said}{more} cannot be saved with another width; leave them alone with "
+            f"`skip: [{', '.join(list(misfits)[:SHOWN])}{', ...' if more else ''}]`"
+        )
+
+
+def _check_runs(model: TorchModel, network: nn.Module, input_shape: tuple[int, ...]) -> None:
+    try:
+        check_fits(network, model.architecture, input_shape)
+    except ArchitectureError as error:
+        if error.__cause__ is None:
+            raise
+        raise ArchitectureError(
+            f"with channels removed, {error}; are channel counts written into its forward?"
+        ) from error

@@ -1,34 +1,40 @@
 """What makes a channel important: a new criterion goes here."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch.nn.functional as F
 import torch_pruning
 from torch import Tensor, nn
 
+from compressor.data.dataset import Dataset
+
 Criterion = Literal["l1", "l2", "taylor", "bn_scale", "random"]
+Importance = Callable[[Any], Tensor | None]  # of a group of torch-pruning's: [C], or None if it has nothing to go by
 
 
-def importance(criterion: Criterion) -> Any:
-    """The importance of every channel of a group, by torch-pruning."""
+def importance(criterion: Criterion, network: nn.Module, data: Dataset) -> Importance:
+    """How important each channel is to `network` as it is now."""
     match criterion:
         case "l1":
-            return torch_pruning.importance.GroupMagnitudeImportance(p=1)
+            estimator = torch_pruning.importance.GroupMagnitudeImportance(p=1)
         case "l2":
-            return torch_pruning.importance.GroupMagnitudeImportance(p=2)
+            estimator = torch_pruning.importance.GroupMagnitudeImportance(p=2)
         case "taylor":
-            return torch_pruning.importance.GroupTaylorImportance()
+            _accumulate_gradients(network, data)
+            estimator = torch_pruning.importance.GroupTaylorImportance()
         case "bn_scale":
-            return torch_pruning.importance.BNScaleImportance()
+            estimator = torch_pruning.importance.BNScaleImportance()
         case "random":
-            return torch_pruning.importance.RandomImportance()
+            estimator = torch_pruning.importance.RandomImportance()
+    return estimator  # type: ignore[no-any-return]
 
 
-def accumulate_gradients(network: nn.Module, batches: Iterable[Tensor], labels: Tensor) -> None:
-    """Gradients of the loss on `batches` of inputs with `labels`, which Taylor importance reads."""
+def _accumulate_gradients(network: nn.Module, data: Dataset) -> None:
+    """Gradients of the loss on the calibration images."""
     network.zero_grad()
     done = 0
-    for inputs in batches:
-        F.cross_entropy(network(inputs), labels[done : done + len(inputs)]).backward()
+    for inputs in data.calibration_batches():
+        labels = data.calibration.labels[done : done + len(inputs)]
+        F.cross_entropy(network(inputs), labels).backward()
         done += len(inputs)

@@ -5,37 +5,45 @@ from collections.abc import Callable
 
 from torch import nn
 
-SEARCH_STEPS = 10  # of bisection: a thousandth of the channels
 LARGEST_RATIO = 0.99
+RATIOS = (LARGEST_RATIO, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+HALVINGS = 10  # a thousandth of the channels
 
 
 def largest_within(
     limit: float, pruned: Callable[[float], nn.Module], kept: Callable[[nn.Module], float]
 ) -> tuple[nn.Module | None, float]:
-    """Bisect the ratio for the largest network that keeps at most `limit`.
+    """The largest network that keeps at most `limit`, by bisection of the ratio.
+
+    The largest ratio may remove less than a smaller one, where a layer would be left with no channel; so the search
+    starts from the largest that reaches the limit.
 
     Args:
         limit: the share to keep at most.
-        pruned: makes the network without a ratio of the channels.
-        kept: what share a network keeps.
+        pruned: the network without a ratio of its channels.
+        kept: the share that a network keeps.
 
     Returns:
-        The network, or None if the limit is out of reach; and the smallest share seen.
+        The network and the share that it keeps; or None and the smallest share there is, if that is above the limit.
     """
-    best: nn.Module | None = None
-    reached, smallest = -1.0, math.inf
-    low, high = 0.0, LARGEST_RATIO
-    for step in range(SEARCH_STEPS + 1):
-        ratio = high if step == 0 else (low + high) / 2  # the far end first: is the target in reach at all?
+    smallest = math.inf
+    for high in RATIOS:
+        best = pruned(high)
+        reached = kept(best)
+        smallest = min(smallest, reached)
+        if reached <= limit:
+            break
+    else:
+        return None, smallest
+    low = 0.0
+    for _ in range(HALVINGS):
+        ratio = (low + high) / 2
         network = pruned(ratio)
         share = kept(network)
-        smallest = min(smallest, share)
-        if share <= limit:
-            high = ratio
-            if share > reached:
-                best, reached = network, share
-        elif step == 0:
-            break
-        else:
+        if share > limit:
             low = ratio
-    return best, smallest
+            continue
+        high = ratio
+        if share > reached:
+            best, reached = network, share
+    return best, reached
