@@ -289,6 +289,13 @@ def test_a_skipped_module_keeps_the_channels_of_all_its_layers(tiny: TorchModel,
     }
 
 
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_nothing_left_to_prune_is_an_error(tiny: TorchModel, context: Context, scope: str) -> None:
+    stage = Prune.model_validate({"target": {"macs": 0.8}, "scope": scope, "skip": ["conv1", "layer1", "layer2"]})
+    with pytest.raises(StageError, match=r"out of reach .* keeps 1\.000"):
+        stage.run(tiny, context)
+
+
 def test_norms_and_one_dimensional_convolutions_are_saved(context: Context, tmp_path: Path) -> None:
     pruned = Prune(target=Target(ratio=0.5), round_to=1).run(context.new_model("tests.networks:Normed", {}), context)
     shapes = {name: list(tensor.shape) for name, tensor in pruned.network.state_dict().items()}

@@ -56,9 +56,10 @@ def without_channels(
         torch.manual_seed(seed)
         for step in range(1, steps + 1):
             scored = groups.scored(importance(criterion, network, data))
-            for layer, ranked in {"": scored}.items() if scope == "global" else {g.layer: [g] for g in scored}.items():
+            scopes = {"": scored} if scope == "global" else {group.layer: [group] for group in scored}
+            for name, ranked in scopes.items() if scored else ():
                 channels = sum(len(group.scores) for group in ranked)
-                left = int(at_first.setdefault(layer, channels) * (1 - step / steps * ratio))
+                left = int(at_first.setdefault(name, channels) * (1 - step / steps * ratio))
                 for group, count in zip(ranked, _least(ranked, channels - left), strict=True):
                     if removed := _rounded(group, count, round_to):
                         groups.remove(group, removed)
