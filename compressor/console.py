@@ -71,8 +71,8 @@ class Console(Tracker):
         )
 
     @contextmanager
-    def progress(self, label: str, count: int) -> Iterator[Callable[[], None]]:
-        """Follow `count` pieces of work on a terminal: what it gives is called after each."""
+    def progress(self, label: str, count: int) -> Iterator[Callable[[int], None]]:
+        """Follow `count` pieces of work on a terminal: call what it gives with the number of those just done."""
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(bar_width=24),
@@ -82,14 +82,14 @@ class Console(Tracker):
         shown = self.rich.is_terminal and not self.quiet
         with Progress(*columns, console=self.rich, transient=True, disable=not shown) as bar:
             task = bar.add_task(label, total=count)
-            yield lambda: bar.advance(task)
+            yield lambda done: bar.advance(task, done)
 
     def follow(self, label: str, items: Iterable[Item], count: int) -> Iterator[Item]:
         """Hand on `count` items, following them as `progress` does."""
         with self.progress(label, count) as advance:
             for item in items:
                 yield item
-                advance()
+                advance(1)
 
     @contextmanager
     def timings(self, count: int) -> Iterator[Callable[[], None]]:

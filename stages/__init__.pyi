@@ -1,8 +1,11 @@
+from .distill import Cache as Cache
 from .distill import Distill as Distill
+from .distill import Hints as Hints
 from .export import Export as Export
 from .mask import Mask as Mask
 from .prune import Prune as Prune
 from .prune import Target as Target
 from .prune_blocks import PruneBlocks as PruneBlocks
+from .prune_blocks import Share as Share
 from .quantize import Quantize as Quantize
 from .train import Train as Train

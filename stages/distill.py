@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from compressor import training
+from compressor.distillation.settings import Cache as Cache
 from compressor.distillation.settings import Distillation
+from compressor.distillation.settings import Hints as Hints
 from compressor.pipeline.stage import Stage, Start
 
 if TYPE_CHECKING:

@@ -3,50 +3,54 @@
 PTQ is QAT with zero steps: one placement of quantizers, one save, one export; calibration only chooses ranges.
 """
 
-from typing import Any, ClassVar, Literal
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from compressor import models, quantization, training
 from compressor.distillation.settings import Distillation
 from compressor.errors import ArchitectureError
-from compressor.models.artifact import TorchModel
-from compressor.models.changes import Int8
-from compressor.pipeline.context import Context
 from compressor.pipeline.stage import Stage
-from compressor.quantization.calibration import CALIBRATION_BATCH, Observer, calibrate, signal_to_noise
-from compressor.quantization.float_layers import float_batch_norms, float_layers, in_float
-from compressor.quantization.placement import quantize_network
-from compressor.training.loop import fit
-from compressor.training.objectives import CrossEntropy
+from compressor.quantization.settings import Observer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from compressor import Context, TorchModel
 
 
 class Quantize(Distillation, Stage):
     """Round weights to int8 and activations to uint8, as ONNX Runtime executes them.
 
-    Attributes:
-        mode: ptq calibrates; qat then trains on, with activations' ranges as calibrated and weights' following them.
-        observer: how calibration chooses a range: the smallest and largest value, their moving average over batches,
-            the range of least squared error on a histogram, or one that leaves out the tails.
-        percentile: share of values inside the range of the percentile observer.
-        skip: layers (names as in `layer1.0.conv1`, or modules that hold them) that stay in float.
-        weight_bits: 7 for x86 processors without VNNI, whose 8-bit products saturate.
-
-    With a teacher, qat distils from it; without one, it learns from labels.
+    With a teacher, QAT distils from it; without one, it learns from labels.
     """
 
     example: ClassVar[dict[str, Any]] = {"stage": "quantize", "mode": "qat", "epochs": 1}
 
     stage: Literal["quantize"] = "quantize"
     mode: Literal["ptq", "qat"]
+    """`ptq` calibrates; `qat` then trains on, with activations' ranges as calibrated and weights' following them."""
     observer: Observer = "histogram"
+    """The range from smallest to largest value, their moving average, that of least squared error, or without tails."""
     percentile: float = Field(0.9999, gt=0.5, le=1)
+    """The share of values inside the range of the percentile observer."""
     skip: tuple[str, ...] = ()
+    """Layers that stay in float, by name as in `layer1.0.conv1`, or modules that hold them."""
     weight_bits: Literal[7, 8] = 8
+    """7 for x86 processors without VNNI, whose 8-bit products saturate."""
     epochs: int = Field(0, ge=0, le=100_000)
+    """Passes over the training images, in mode qat."""
     optimizer: Literal["sgd", "adamw"] = "adamw"  # steps that do not depend on the scale of folded weights
+    """SGD with Nesterov momentum, or AdamW."""
     learning_rate: float | None = Field(1e-4, gt=0, le=10)
+    """The peak learning rate."""
     keep: Literal["last", "best"] = "best"  # never worse on validation than calibration alone
+    """Keep the last epoch, or the one that is best on validation (the calibrated network counts as epoch 0)."""
     weight_decay: float = Field(0.0, ge=0, le=1)
+    """Weight decay; norms and biases are left out unless `decay_all`."""
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> "Quantize":
@@ -61,7 +65,7 @@ class Quantize(Distillation, Stage):
             raise ValueError("percentile is for observer: percentile; name that observer, or leave percentile out")
         return self
 
-    def run(self, model: TorchModel, context: Context) -> TorchModel:
+    def run(self, model: "TorchModel", context: "Context") -> "TorchModel":
         """The quantized network.
 
         Raises:
@@ -70,16 +74,13 @@ class Quantize(Distillation, Stage):
         """
         if model.quantized:
             raise ArchitectureError("the network is quantized already; one quantize stage is enough")
-        network = quantize_network(
-            model.copy_network(),
-            context.data.preprocess.input_shape(2),
-            skip=self.skip,
-            weight_bits=self.weight_bits,
+        shape = context.data.preprocess.input_shape(2)
+        network = quantization.quantize_network(
+            model.copy_network(), shape, skip=self.skip, weight_bits=self.weight_bits
         )
-        data = context.data
-        calibrate(network, data.calibration_batches(CALIBRATION_BATCH), self.observer, self.percentile)
-        objective, weights = self.objective(network, context) if self.teacher_ids else (CrossEntropy(), [])
-        details = fit(
+        quantization.calibrate(network, self._batches("calibrating", context), self.observer, self.percentile)
+        objective, weights = self.objective(network, context) if self.teacher_ids else (training.CrossEntropy(), [])
+        details = training.fit(
             network,
             objective,
             self,
@@ -89,10 +90,10 @@ class Quantize(Distillation, Stage):
             masked=model.masked,
             frozen=model.frozen,
         )
-        change = Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
-        noise = signal_to_noise(network, data.calibration_batches(CALIBRATION_BATCH))
-        layers, batch_norms = float_layers(network, data.preprocess.input_shape(2)), float_batch_norms(network)
-        if words := in_float(layers, batch_norms):
+        change = models.Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
+        noise = quantization.signal_to_noise(network, self._batches("measuring rounding error", context))
+        layers, batch_norms = quantization.float_layers(network, shape), quantization.float_batch_norms(network)
+        if words := quantization.in_float(layers, batch_norms):
             context.services.console.say(f"  {self.id} leaves in float: {words}")
         details |= {
             "signal_to_noise_db": noise,
@@ -101,3 +102,9 @@ class Quantize(Distillation, Stage):
             "float_batch_norms": batch_norms,
         }
         return model.with_network(network, change, details=details)
+
+    def _batches(self, label: str, context: "Context") -> "Iterator[Tensor]":
+        """The calibration images, normalised, in batches, with progress."""
+        data, size = context.data, quantization.CALIBRATION_BATCH
+        count = math.ceil(len(data.calibration) / min(size, data.preprocess.max_batch))
+        return context.services.console.follow(label, data.calibration_batches(size), count)

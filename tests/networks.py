@@ -332,3 +332,109 @@ class Computed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.stem(x.flatten(1)))
+
+
+class ShuffleUnit(nn.Module):
+    """Grouped 1x1, channel shuffle, depthwise 3x3, grouped 1x1, and what came in (Zhang et al. 2018, figure 2b)."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.reduce = nn.Conv2d(channels, channels // 2, 1, groups=groups, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels // 2)
+        self.depthwise = nn.Conv2d(channels // 2, channels // 2, 3, padding=1, groups=channels // 2, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels // 2)
+        self.expand = nn.Conv2d(channels // 2, channels, 1, groups=groups, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.channel_shuffle(F.relu(self.bn1(self.reduce(x))), self.groups)
+        return F.relu(x + self.bn3(self.expand(self.bn2(self.depthwise(y)))))
+
+
+class Shuffled(nn.Module):
+    """Two units of ShuffleNet in 4 groups."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 32, 3, padding=1)
+        self.units = nn.Sequential(ShuffleUnit(32, 4), ShuffleUnit(32, 4))
+        self.fc = nn.Linear(32, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.units(F.relu(self.stem(x))).mean((2, 3)))
+
+
+class ResNeXtBlock(nn.Module):
+    """A bottleneck with a grouped 3x3 (Xie et al. 2017, figure 3c)."""
+
+    def __init__(self, channels: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, width, 1, bias=False)
+        self.grouped = nn.Conv2d(width, width, 3, padding=1, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.expand = nn.Conv2d(width, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.expand(F.relu(self.bn(self.grouped(F.relu(self.reduce(x)))))))
+
+
+class ResNeXt(nn.Module):
+    """Two blocks of different widths in 8 groups."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.blocks = nn.Sequential(ResNeXtBlock(16, 32, 8), ResNeXtBlock(16, 64, 8))
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(F.relu(self.stem(x))).mean((2, 3)))
+
+
+class Upsampled(nn.Module):
+    """A transposed convolution, whose width cannot be saved, between two that can."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.up = nn.ConvTranspose2d(16, 16, 2, stride=2)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.last = nn.Conv2d(16, 16, 3, padding=1)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(F.relu(self.up(F.relu(self.stem(x))))))
+        return self.fc(F.relu(self.last(x)).mean((2, 3)))
+
+
+class Normed(nn.Module):
+    """GroupNorm, a BatchNorm without scale, a Conv1d over pixels, and LayerNorm."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.group_norm = nn.GroupNorm(4, 16)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.plain = nn.BatchNorm2d(16, affine=False)
+        self.row = nn.Conv1d(16, 16, 3, padding=1)
+        self.hidden = nn.Linear(16, 16)
+        self.layer_norm = nn.LayerNorm(16)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.plain(self.conv(F.relu(self.group_norm(self.stem(x)))))
+        x = F.relu(self.row(x.mean(2))).mean(2)
+        return self.fc(F.relu(self.layer_norm(self.hidden(x))))
+
+
+class Reshaped(nn.Module):
+    """A width written into forward, which only the network itself stumbles over."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.conv(x)).mean((2, 3)) * torch.ones(16))

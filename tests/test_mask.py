@@ -1,5 +1,6 @@
 """Unstructured pruning: which weights go, and that they stay away to the exported file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import onnx.numpy_helper
 import pytest
 
 from compressor import Context, TorchModel, load
-from compressor.errors import ArchitectureError, StageError
+from compressor.errors import ArchitectureError, ArtifactError, StageError
 from compressor.report.report import Report
 from compressor.report.wording import remarks
 from stages import Distill, Mask, Prune, Quantize, Target, Train
@@ -103,6 +104,16 @@ def test_a_layer_without_any_weight_is_refused(tiny: TorchModel, context: Contex
 def test_a_quantized_network_is_refused(int8: TorchModel, context: Context) -> None:
     with pytest.raises(ArchitectureError, match="mask before you quantize"):
         Mask(sparsity=0.5).run(int8, context)
+
+
+def test_a_parameter_that_the_network_lacks_is_named(masked: TorchModel, tmp_path: Path) -> None:
+    masked.save(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["changes"][0]["parameters"] = ["layer9.0.conv1.weight"]
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"mask a parameter 'layer9\.0\.conv1\.weight' that the network lacks"):
+        load(tmp_path)
 
 
 def test_the_report_says_that_zeros_make_nothing_faster(finished: Path) -> None:

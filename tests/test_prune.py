@@ -1,18 +1,26 @@
 """Structured pruning: exact counts, a network that runs, and targets that mean at most."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch_pruning
 from pydantic import ValidationError
 from torch import nn
 
 from compressor import Context, TorchModel, load
-from compressor.errors import ArchitectureError, StageError
+from compressor.data.dataset import Augment
+from compressor.data.preprocess import Preprocess
+from compressor.errors import ArchitectureError, ArtifactError, StageError
 from compressor.models.artifact import count_macs
 from compressor.pruning.batch_norm import match_batch_norm
+from compressor.pruning.channels import without_channels
+from compressor.pruning.search import largest_within
+from compressor.runs.dry_run import synthetic
 from stages import Prune, Target
-from tests.conftest import accuracy
+from tests.conftest import accuracy, equal_states
 
 
 def conv_macs(network: nn.Module, resolution: dict[str, int]) -> int:
@@ -129,9 +137,11 @@ def test_a_network_of_ones_own_is_pruned(context: Context) -> None:
 
 
 def test_a_width_written_into_forward_is_named(context: Context) -> None:
-    name = "tests.networks:PaddedShortcut"
-    with pytest.raises(ArchitectureError, match="PaddedShortcut does not work with channels removed"):
-        Prune(target=Target(macs=0.5), round_to=1).run(context.new_model(name, {}), context)
+    network = context.new_model("tests.networks:PaddedShortcut", {})
+    with pytest.raises(ArchitectureError, match=r"torch-pruning cannot .* layer 'conv': IndexError"):
+        Prune(target=Target(macs=0.5), round_to=1).run(network, context)
+    with pytest.raises(ArchitectureError, match=r"with channels removed, .* are channel counts written into its forw"):
+        Prune(target=Target(macs=0.5), round_to=1).run(context.new_model("tests.networks:Reshaped", {}), context)
 
 
 def test_a_quantized_network_is_refused(int8: TorchModel, context: Context) -> None:
@@ -142,3 +152,206 @@ def test_a_quantized_network_is_refused(int8: TorchModel, context: Context) -> N
 def test_pruning_little_costs_little(tiny: TorchModel, context: Context) -> None:
     pruned = Prune(target=Target(macs=0.95), round_to=1, scope="global").run(tiny, context)
     assert accuracy(pruned, context.data) > 0.6
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_ranking_is_the_librarys_where_nothing_is_grouped(
+    tiny: TorchModel, context: Context, scope: str, steps: int
+) -> None:
+    expected = tiny.copy_network().requires_grad_(True)
+    pruner = torch_pruning.pruner.BasePruner(
+        expected,
+        torch.zeros(2, 1, 8, 8),
+        torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=scope == "global",
+        pruning_ratio=0.4,
+        iterative_steps=steps,
+        ignored_layers=[expected.get_submodule("fc")],
+        round_to=1,
+    )
+    for _ in range(steps):
+        pruner.step()
+    assert equal_states(removed(tiny, context, 0.4, scope=scope, steps=steps), expected)
+
+
+def removed(model: TorchModel, context: Context, ratio: float, **settings: Any) -> nn.Module:
+    settings = {"criterion": "l2", "scope": "local", "round_to": 1, "steps": 1, "skip": (), "seed": 0, **settings}
+    return without_channels(model, ratio, context.data, **settings)
+
+
+@pytest.mark.parametrize("name", ["Shuffled", "ResNeXt"])
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_grouped_networks_come_as_close_as_can_be(context: Context, name: str, scope: str, round_to: int) -> None:
+    model = context.new_model(f"tests.networks:{name}", {})
+    network = model.copy_network()
+    match_batch_norm(network, context.data.calibration_batches())  # what the stage ranks
+    model = model.with_network(network, details={})
+    scan = {
+        count_macs(removed(model, context, ratio / 50, scope=scope, round_to=round_to), model.preprocess)
+        for ratio in range(1, 50)
+    }
+    for macs in (0.7, 0.4):
+        stage = Prune.model_validate({"target": {"macs": macs}, "scope": scope, "round_to": round_to})
+        limit = macs * model.counts.macs
+        assert max(each for each in scan if each <= limit) <= stage.run(model, context).counts.macs <= limit
+
+
+@pytest.mark.parametrize(
+    ("ratio", "round_to", "widths"),
+    [
+        (0.3, 1, (16, 40)),  # of 8 groups: of 4 channels 2 are left, and of 8 channels 5
+        (0.3, 16, (16, 48)),  # 2 are left, and of 5 the nearest even number
+        (0.6, 8, (8, 24)),  # 1 is left, and 3
+        (0.99, 8, (8, 8)),
+        (0.99, 24, (24, 24)),  # one multiple, of 3 channels in a group
+        (0.99, 64, (32, 64)),  # the narrower layer has no 64 channels, and stays
+    ],
+)
+def test_grouped_channels_are_rounded_in_all_groups_together(
+    context: Context, ratio: float, round_to: int, widths: tuple[int, int]
+) -> None:
+    network = removed(context.new_model("tests.networks:ResNeXt", {}), context, ratio, round_to=round_to)
+    grouped = [network.get_submodule(f"blocks.{block}.grouped") for block in (0, 1)]
+    assert [(layer.out_channels, layer.groups) for layer in grouped] == [(width, 8) for width in widths]
+
+
+def test_channels_of_zeros_are_removed_from_every_group_of_a_convolution(context: Context) -> None:
+    model = context.new_model("tests.networks:ResNeXt", {})
+    network = model.copy_network()
+    for block in (0, 1):
+        grouped = network.get_submodule(f"blocks.{block}.grouped")
+        own = grouped.weight.shape[1]  # channels of a group
+        doomed = [i for i in range(8 * own) if i % own == own // 2]  # one of each of the 8 groups
+        for name in ("reduce.weight", "grouped.weight", "bn.weight", "bn.bias"):
+            network.get_parameter(f"blocks.{block}.{name}").data[doomed] = 0
+        grouped.weight.data[:, own // 2] = 0
+        network.get_parameter(f"blocks.{block}.expand.weight").data[:, doomed] = 0
+    marked = model.with_network(network, details={})
+    pruned = removed(marked, context, 0.12, skip=("stem",))  # of 8 in a group 1, of 4 none; of those in the sum none
+    assert pruned.get_submodule("blocks.1.grouped").weight.shape == (56, 7, 3, 3)
+    images = torch.rand(4, 1, 8, 8)
+    assert torch.allclose(pruned.eval()(images), marked.predict(images), atol=1e-6)
+
+
+def test_several_steps_go_on_to_one_channel_in_a_group(context: Context) -> None:
+    model = context.new_model("tests.networks:Shuffled", {})
+    network = removed(model, context, 0.9, scope="global", steps=3)
+    widths = {m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)}
+    assert min(widths) == 4
+
+
+def test_the_search_starts_from_what_reaches_the_target() -> None:
+    """Ratios above 0.85 remove nothing, as where a layer would be left with no channel."""
+    networks = {ratio: nn.Linear(1, 1) for ratio in range(101)}
+
+    def kept(network: nn.Module) -> float:
+        (percent,) = [each for each, own in networks.items() if own is network]
+        return 1.0 if percent > 85 else 1 - percent / 100
+
+    for limit, reached in ((0.7, 0.7), (0.305, 0.3), (0.2, 0.2)):
+        network, share = largest_within(limit, lambda ratio: networks[int(ratio * 100)], kept)
+        assert network is not None
+        assert kept(network) == share == pytest.approx(reached)
+    assert largest_within(0.1, lambda ratio: networks[int(ratio * 100)], kept) == (None, pytest.approx(0.2))
+
+
+def test_what_cannot_be_saved_is_named_and_can_be_skipped(context: Context, tmp_path: Path) -> None:
+    model = context.new_model("tests.networks:Upsampled", {})
+    with pytest.raises(ArchitectureError, match=r"layer 'up' \(ConvTranspose2d\) cannot be saved .* `skip: \[up\]`"):
+        Prune(target=Target(macs=0.8), round_to=1).run(model, context)
+    pruned = Prune(target=Target(ratio=0.5), round_to=1, skip=("up",)).run(model, context)
+    widths = {name: outputs for name, (_, outputs) in pruned.details["widths"].items()}
+    assert widths == {"stem": 16, "conv": 8, "last": 8, "fc": 10}  # what feeds `up` stays whole too
+    pruned.save(tmp_path)
+    loaded = load(tmp_path, factories=frozenset({"tests.networks:Upsampled"}))
+    assert isinstance(loaded, TorchModel)
+    assert torch.equal(loaded.predict(torch.ones(1, 1, 8, 8)), pruned.predict(torch.ones(1, 1, 8, 8)))
+
+
+@pytest.mark.parametrize("skip", ["layer9", "layer1.0.conv", "relu", ""])
+def test_a_skip_that_names_no_layer_is_refused(tiny: TorchModel, context: Context, skip: str) -> None:
+    with pytest.raises(ArchitectureError, match=f"skip names '{skip}', but no layer"):
+        Prune(target=Target(macs=0.8), round_to=1, skip=(skip,)).run(tiny, context)
+
+
+def test_a_skipped_module_keeps_the_channels_of_all_its_layers(tiny: TorchModel, context: Context) -> None:
+    pruned = Prune(target=Target(ratio=0.5), round_to=1, skip=("layer2",)).run(tiny, context)
+    left = {name: outputs for name, (_, outputs) in pruned.details["widths"].items() if name != "fc"}
+    assert left == {
+        "conv1": 8,  # what layer2 is given
+        "layer1.0.conv1": 4,
+        "layer1.0.conv2": 8,
+        "layer2.0.conv1": 16,
+        "layer2.0.conv2": 16,
+        "layer2.0.downsample.0": 16,
+    }
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_nothing_left_to_prune_is_an_error(tiny: TorchModel, context: Context, scope: str) -> None:
+    stage = Prune.model_validate({"target": {"macs": 0.8}, "scope": scope, "skip": ["conv1", "layer1", "layer2"]})
+    with pytest.raises(StageError, match=r"out of reach .* keeps 1\.000"):
+        stage.run(tiny, context)
+
+
+def test_norms_and_one_dimensional_convolutions_are_saved(context: Context, tmp_path: Path) -> None:
+    pruned = Prune(target=Target(ratio=0.5), round_to=1).run(context.new_model("tests.networks:Normed", {}), context)
+    shapes = {name: list(tensor.shape) for name, tensor in pruned.network.state_dict().items()}
+    assert shapes["group_norm.weight"] == shapes["layer_norm.weight"] == shapes["plain.running_mean"] == [8]
+    assert shapes["row.weight"] == [8, 8, 3]
+    pruned.save(tmp_path)
+    loaded = load(tmp_path, factories=frozenset({"tests.networks:Normed"}))
+    assert isinstance(loaded, TorchModel)
+    assert torch.equal(loaded.predict(torch.ones(1, 1, 8, 8)), pruned.predict(torch.ones(1, 1, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (
+            "shufflenet_v2_x0_5",
+            "torch-pruning cannot follow the network behind 'stage4.1.branch2.6': ZeroDivisionError",
+        ),
+        ("swin_t", "torch-pruning cannot follow the network behind 'features"),
+        (
+            "convnext_tiny",
+            "parameter 'features.1.0.layer_scale', .* and 15 more cannot be saved with another width; .*`skip: ",
+        ),
+    ],
+)
+def test_what_cannot_be_pruned_is_said_in_a_sentence(name: str, says: str) -> None:
+    preprocess = Preprocess(size=(64, 64), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    context = Context(data=synthetic(("a", "b"), preprocess, Augment()))
+    with pytest.raises(ArchitectureError, match=says):
+        Prune(target=Target(macs=0.7), round_to=8).run(context.new_model(f"torchvision:{name}", {}), context)
+
+
+@pytest.mark.parametrize(
+    ("layer", "width", "says"),
+    [
+        ("layer9", {"inputs": 8, "outputs": 8}, "name a layer 'layer9' that the network lacks"),
+        ("layer1", {"inputs": 8, "outputs": 8}, "name a layer 'layer1' that the network lacks"),
+        (
+            "layer1.0.conv1",
+            {"inputs": 8, "outputs": 10**12},
+            r"make 'layer1\.0\.conv1' wider than the architecture does",
+        ),
+        ("layer1.0.conv1", {"inputs": 9, "outputs": 8}, r"make 'layer1\.0\.conv1' wider than the architecture does"),
+        ("layer1.0.conv1", {"inputs": 8, "outputs": 8, "groups": 8}, "wider than the architecture does"),
+        ("layer1.0.conv1", {"inputs": 8, "outputs": 0}, "greater than or equal to 1"),
+        ("layer1.0.conv1", {"inputs": -8, "outputs": 8}, "greater than or equal to 1"),
+        ("layer1.0.conv1", {"inputs": 8, "outputs": 8, "groups": 3}, "8 and 8 channels do not lie in 3 equal groups"),
+    ],
+)
+def test_widths_that_no_pruning_left_are_refused(
+    tiny: TorchModel, context: Context, tmp_path: Path, layer: str, width: dict[str, int], says: str
+) -> None:
+    Prune(target=Target(ratio=0.5), round_to=1).run(tiny, context).save(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["changes"][0]["layers"][layer] = width
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=says):
+        load(tmp_path)

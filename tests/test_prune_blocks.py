@@ -10,8 +10,8 @@ from torchvision.models import mobilenet_v2, resnet18
 from compressor import Context, TorchModel, load
 from compressor.errors import ArchitectureError, ArtifactError, StageError
 from compressor.models.resnet import ResNet
+from compressor.pruning.blocks import Divergence, removable_blocks
 from stages import PruneBlocks, Share, Train
-from stages.prune_blocks import removable_blocks
 
 BLOCKS = {"blocks": [2, 3], "widths": [8, 16]}
 REMOVABLE = ["layer1.0", "layer1.1", "layer2.1", "layer2.2"]  # layer2.0 halves the resolution
@@ -91,13 +91,14 @@ def test_it_is_saved_and_goes_on_shrinking(deep: TorchModel, context: Context, t
     assert torch.equal(again.predict(torch.ones(1, 1, 8, 8)), twice.predict(torch.ones(1, 1, 8, 8)))
 
 
-def test_a_block_that_the_network_lacks_is_named(deep: TorchModel, context: Context, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["layer9.0", "layer1.0.conv1.weight", "fc.", ""])
+def test_a_block_that_the_network_lacks_is_named(deep: TorchModel, context: Context, tmp_path: Path, name: str) -> None:
     PruneBlocks(target=Share(macs=0.8)).run(deep, context).save(tmp_path)
     manifest = tmp_path / "manifest.json"
     content = json.loads(manifest.read_text())
-    content["changes"][0]["modules"] = ["layer9.0"]
+    content["changes"][0]["modules"] = [name]
     manifest.write_text(json.dumps(content))
-    with pytest.raises(ArtifactError, match=r"remove a module 'layer9\.0' that the network lacks"):
+    with pytest.raises(ArtifactError, match=f"remove a module '{name}' that the network lacks"):
         load(tmp_path)
 
 
@@ -107,3 +108,15 @@ def test_which_blocks_of_known_networks_can_go() -> None:
     assert list(removable_blocks(resnet18(), images)) == ["layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
     residual = [3, 5, 6, 8, 9, 10, 12, 13, 15, 16]  # of equal channels and stride 1 (Sandler et al. 2018, table 2)
     assert list(removable_blocks(mobilenet_v2(), images)) == [f"features.{index}" for index in residual]
+
+
+def test_hooks_go_and_blocks_come_back_when_a_forward_fails() -> None:
+    network = ResNet([1, 1], [8, 16], num_classes=10, in_channels=1)
+    with pytest.raises(RuntimeError):
+        removable_blocks(network, torch.zeros(2, 3, 8, 8))
+    assert not any(module._forward_hooks for module in network.modules())
+    divergence = Divergence(network, [torch.rand(4, 1, 8, 8)], torch.contiguous_format)
+    block = network.get_submodule("layer2.0")
+    with pytest.raises(RuntimeError):
+        divergence.without("layer2.0")  # the classifier is given 8 channels, and takes 16
+    assert network.get_submodule("layer2.0") is block

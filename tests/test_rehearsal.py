@@ -48,8 +48,8 @@ def test_a_pipeline_that_can_end(
         ("{stage: train, id: own, model: 'tests.networks:Bessel', epochs: 3, precision: fp32}", 1,
          "stage 'own': layer 'special' cannot be exported to ONNX: No ONNX function found for"),
         ("{stage: train, id: own, model: 'tests.networks:PaddedShortcut', epochs: 3}\n  - {stage: prune, target: {macs: 0.5}, round_to: 1}", 2,
-         "stage 'prune': tests.networks:PaddedShortcut does not work with channels removed"),
-        ("{stage: train, id: own, model: 'tests.networks:PaddedShortcut', epochs: 3}\n  - {stage: prune, target: {macs: 0.5}, round_to: 1}", 2,
+         "stage 'prune': torch-pruning cannot rank the channels of layer 'conv': IndexError"),
+        ("{stage: train, id: own, model: 'tests.networks:Reshaped', epochs: 3}\n  - {stage: prune, target: {macs: 0.5}, round_to: 1}", 2,
          "are channel counts written into its forward?"),
         ("{stage: train, id: own, model: 'tests.networks:Bessel', epochs: 3, precision: bf16}", 2, "say precision: fp32"),
         ("{stage: train, id: own, model: 'tests.networks:WrongHead', epochs: 3}", 2,
@@ -74,7 +74,7 @@ def test_what_cannot_work_is_named(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stages.prune.SEARCH_STEPS", 3)
+    monkeypatch.setattr("compressor.pruning.search.HALVINGS", 3)
     ended, _, err = validate(tmp_path, START + f"  - {stages}\n", capsys)
     assert says in err
     assert ended == code

@@ -1,7 +1,8 @@
+from .agreement import agreement_of as agreement_of
 from .architectures import Architecture as Architecture
 from .architectures import check_fits as check_fits
+from .architectures import check_trains as check_trains
 from .artifact import ONNX as ONNX
-from .artifact import PREDICT_BATCH as PREDICT_BATCH
 from .artifact import Artifact as Artifact
 from .artifact import OnnxModel as OnnxModel
 from .artifact import TorchModel as TorchModel
@@ -12,5 +13,4 @@ from .changes import Masked as Masked
 from .changes import Removed as Removed
 from .changes import Widths as Widths
 from .changes import widths_of as widths_of
-from .size import Share as Share
 from .size import Size as Size

@@ -1,9 +1,9 @@
 """Structural changes: what a stage did to an architecture, as plain data that is replayed on loading."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from compressor.errors import ArtifactError
@@ -12,13 +12,23 @@ from compressor.quantization.placement import quantize_network
 
 
 class Width(BaseModel):
-    """Channels that a layer takes and gives; `groups` of a convolution."""
+    """Channels that a layer takes and gives; `groups` of a convolution or a GroupNorm."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    inputs: int
-    outputs: int
-    groups: int = 1
+    inputs: int = Field(ge=1)
+    outputs: int = Field(ge=1)
+    groups: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _groups_are_equal(self) -> Self:
+        if self.inputs % self.groups or self.outputs % self.groups:
+            raise ValueError(f"{self.inputs} and {self.outputs} channels do not lie in {self.groups} equal groups")
+        return self
+
+    def within(self, other: "Width") -> bool:
+        """Whether this is nowhere wider than `other`."""
+        return self.inputs <= other.inputs and self.outputs <= other.outputs and self.groups <= other.groups
 
 
 class Widths(BaseModel):
@@ -30,12 +40,18 @@ class Widths(BaseModel):
     layers: dict[str, Width]
 
     def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
-        """Give the named layers of `network`, in place, their widths and untrained parameters of that shape."""
+        """Give the named layers of `network`, in place, their widths and untrained parameters of that shape.
+
+        Raises:
+            ArtifactError: `network` lacks such a layer, or its own is narrower: pruning only removes.
+        """
+        before = widths_of(network)
         for name, width in self.layers.items():
-            try:
-                _resize(network.get_submodule(name), width)
-            except AttributeError as error:
-                raise ArtifactError(f"the saved widths name a layer {name!r} that the network lacks") from error
+            if name not in before:
+                raise ArtifactError(f"the saved widths name a layer {name!r} that the network lacks")
+            if not width.within(before[name]):
+                raise ArtifactError(f"the saved widths make {name!r} wider than the architecture does")
+            _resize(network.get_submodule(name), width)
         return network
 
 
@@ -48,12 +64,14 @@ class Removed(BaseModel):
     modules: tuple[str, ...]
 
     def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
-        """Put an identity in the place of each of the modules of `network`, in place."""
+        """Put an identity in the place of each of the modules of `network`, in place.
+
+        Raises:
+            ArtifactError: `network` lacks such a module.
+        """
         for name in self.modules:
-            try:
-                network.get_submodule(name)
-            except AttributeError as error:
-                raise ArtifactError(f"the saved changes remove a module {name!r} that the network lacks") from error
+            if not name or name not in dict(network.named_modules()):
+                raise ArtifactError(f"the saved changes remove a module {name!r} that the network lacks")
             network.set_submodule(name, nn.Identity())
         return network
 
@@ -67,7 +85,15 @@ class Masked(BaseModel):
     parameters: tuple[str, ...]
 
     def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
-        """The zeros come with the weights."""
+        """`network` as it is: the zeros come with the weights.
+
+        Raises:
+            ArtifactError: `network` lacks such a parameter.
+        """
+        known = dict(network.named_parameters())
+        for name in self.parameters:
+            if name not in known:
+                raise ArtifactError(f"the saved changes mask a parameter {name!r} that the network lacks")
         return network
 
 
@@ -100,18 +126,24 @@ def widths_of(network: nn.Module) -> dict[str, Width]:
     widths = {}
     for name, module in network.named_modules():
         match module:
-            case nn.Conv2d():
+            case nn.Conv1d() | nn.Conv2d():
                 widths[name] = Width(inputs=module.in_channels, outputs=module.out_channels, groups=module.groups)
             case nn.Linear():
                 widths[name] = Width(inputs=module.in_features, outputs=module.out_features)
             case nn.BatchNorm1d() | nn.BatchNorm2d():
                 widths[name] = Width(inputs=module.num_features, outputs=module.num_features)
+            case nn.GroupNorm():
+                channels, groups = module.num_channels, module.num_groups
+                widths[name] = Width(inputs=channels, outputs=channels, groups=groups)
+            case nn.LayerNorm(normalized_shape=(channels,)):
+                widths[name] = Width(inputs=channels, outputs=channels)
     return widths
 
 
 def _resize(layer: nn.Module, width: Width) -> None:
+    shape: tuple[int, ...] = (width.outputs,)
     match layer:
-        case nn.Conv2d():
+        case nn.Conv1d() | nn.Conv2d():
             layer.in_channels, layer.out_channels, layer.groups = width.inputs, width.outputs, width.groups
             shape = (width.outputs, width.inputs // width.groups, *layer.kernel_size)
         case nn.Linear():
@@ -119,15 +151,17 @@ def _resize(layer: nn.Module, width: Width) -> None:
             shape = (width.outputs, width.inputs)
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             layer.num_features = width.outputs
-            shape = (width.outputs,)
-            if layer.track_running_stats:
-                layer.running_mean = _empty(layer.weight, shape)
-                layer.running_var = _empty(layer.weight, shape)
-        case _:
-            raise ArtifactError(f"a {type(layer).__name__} layer has no width to set")
-    layer.weight = nn.Parameter(_empty(layer.weight, shape))
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(_empty(layer.weight, shape[:1]))
+            if layer.running_mean is not None and layer.running_var is not None:
+                layer.running_mean = _empty(layer.running_mean, shape)
+                layer.running_var = _empty(layer.running_var, shape)
+        case nn.GroupNorm():
+            layer.num_channels, layer.num_groups = width.outputs, width.groups
+        case nn.LayerNorm():
+            layer.normalized_shape = shape
+    for name, own in (("weight", shape), ("bias", shape[:1])):
+        parameter = getattr(layer, name)
+        if parameter is not None:
+            setattr(layer, name, nn.Parameter(_empty(parameter, own)))
 
 
 def _empty(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

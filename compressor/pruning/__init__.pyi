@@ -1,3 +1,14 @@
-from .batch_norm import batch_statistics as batch_statistics
 from .batch_norm import estimate_batch_norm as estimate_batch_norm
 from .batch_norm import match_batch_norm as match_batch_norm
+from .blocks import Divergence as Divergence
+from .blocks import removable_blocks as removable_blocks
+from .channels import changed_widths as changed_widths
+from .channels import outputs_of as outputs_of
+from .channels import without_channels as without_channels
+from .search import largest_within as largest_within
+from .settings import MAX_RATIO as MAX_RATIO
+from .settings import Criterion as Criterion
+from .settings import Scope as Scope
+from .settings import Share as Share
+from .settings import Target as Target
+from .weights import mask_least as mask_least

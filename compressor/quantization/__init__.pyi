@@ -1,5 +1,4 @@
 from .calibration import CALIBRATION_BATCH as CALIBRATION_BATCH
-from .calibration import Observer as Observer
 from .calibration import calibrate as calibrate
 from .calibration import signal_to_noise as signal_to_noise
 from .float_layers import float_batch_norms as float_batch_norms
@@ -14,3 +13,4 @@ from .network import set_attribute as set_attribute
 from .placement import CONVOLUTIONS as CONVOLUTIONS
 from .placement import aten as aten
 from .placement import quantize_network as quantize_network
+from .settings import Observer as Observer

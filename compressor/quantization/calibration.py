@@ -5,17 +5,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from compressor.errors import StageError
 from compressor.quantization.network import QuantizedNetwork
+from compressor.quantization.settings import Observer
 
 CALIBRATION_BATCH = 64
-
-Observer = Literal["min_max", "moving_average", "histogram", "percentile"]
 
 
 @torch.no_grad()

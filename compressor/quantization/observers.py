@@ -1,6 +1,6 @@
 """How the range of an activation is chosen from what flowed through it: torchao's observers, and two of our own."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torchao.quantization.pt2e.observer import (
 )
 
 from compressor.quantization.network import UINT8_MAX
+from compressor.quantization.settings import Observer
 
 HISTOGRAM_BINS = 2048
 SMALLEST_SHARE, SHARES_TRIED = 0.3, 141  # of the observed range, by the least-error observer
@@ -64,9 +65,7 @@ class PercentileObserver(HistogramObserver):  # type: ignore[misc]
         return scale, zero_point
 
 
-def observer_of(
-    name: Literal["min_max", "moving_average", "histogram", "percentile"], percentile: float
-) -> UniformQuantizationObserverBase:
+def observer_of(name: Observer, percentile: float) -> UniformQuantizationObserverBase:
     """An observer of one activation, as uint8; `percentile` is the share of values that its range keeps."""
     grid = {"dtype": torch.uint8, "qscheme": torch.per_tensor_affine, "quant_min": 0, "quant_max": UINT8_MAX}
     match name:

@@ -134,7 +134,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _decoded(
-    folder: Folder, preprocess: Preprocess, notes: Counter[str], unreadable: list[str], advance: Callable[[], None]
+    folder: Folder, preprocess: Preprocess, notes: Counter[str], unreadable: list[str], advance: Callable[[int], None]
 ) -> InMemory:
     """The images of a split; what was done to unusual ones is counted in `notes`, what is `unreadable` is named."""
     images = np.empty((len(folder.paths), *preprocess.input_shape(1)[1:]), np.uint8)
@@ -157,7 +157,7 @@ def _decoded(
                 kept[index] = False
             else:
                 notes.update(outcome)
-            advance()
+            advance(1)
     return in_memory(images if kept.all() else images[kept], np.asarray(folder.classes)[kept])
 
 
