@@ -3,7 +3,7 @@
     python benchmarks/ablation.py RESULT_FOLDER "first run=RUN_FOLDER" "second run=RUN_FOLDER" ...
 
 The first run is the main one. Accuracy, MACs and size are read from the runs' reports. The files are timed here, each
-in turn with the teacher's, all of them once before any is a second time: the reports' speeds are of different moments.
+in turn with the teacher's, all of them once before any is a second time: the reports' speeds are of different sessions.
 """
 
 import sys
@@ -15,15 +15,13 @@ from typing import Any, NamedTuple
 import matplotlib
 
 from compressor.environment import environment
-from compressor.evaluation.latency import Latency, Setting, at_moments, compare, onnx_runner
-from compressor.report import markdown
-from compressor.report.report import Report, Row
-from compressor.report.wording import machine
+from compressor.evaluation import Latency, Setting, Subject, compare, engine_of, in_sessions
+from compressor.report import Report, Row, machine, markdown
 from compressor.storage import files
 
 matplotlib.use("agg")
 
-MOMENTS = 15  # over seven minutes: the host has quiet minutes and others, and five moments can all be of one kind
+SESSIONS = 15  # over seven minutes: the host has quiet minutes and others, and five sessions can all be of one kind
 SETTING = Setting(engine="onnxruntime", device="cpu", threads=1, batch=1)
 COLUMNS = ["", "test accuracy", "against the teacher, points", "MMACs", "file kB", "smaller", "ONNX Runtime", "faster"]
 
@@ -63,11 +61,13 @@ def check_teachers(folders: list[Path]) -> None:
 
 def times_of(lines: list[Line]) -> list[Latency]:
     """Every line's file in turn with the teacher's, which is the first line's."""
-    return at_moments([partial(_time, line, lines[0]) for line in lines], MOMENTS)
+    return in_sessions([partial(_time, line, lines[0]) for line in lines], SESSIONS)
 
 
 def _time(line: Line, teacher: Line) -> Latency:
-    return compare(onnx_runner(line.onnx, SETTING), onnx_runner(teacher.onnx, SETTING), SETTING)
+    engine = engine_of(SETTING.engine)
+    file, baseline = (engine.open(Subject(each.onnx), SETTING) for each in (line, teacher))
+    return compare(file.seconds, baseline.seconds, SETTING)
 
 
 def cells(line: Line, latency: Latency, teacher: Row) -> list[str]:
@@ -100,9 +100,9 @@ def main() -> None:
             *markdown.table(COLUMNS, [cells(*each, lines[0].row) for each in zip(lines, times, strict=True)]),
             "",
             "Accuracy, MACs and size are those of each run's report. Speed: ONNX Runtime, one thread, batch 1, each "
-            f"file in turn with the teacher's at {MOMENTS} moments, all of them once before any is a second time; the "
-            f"interval spans those of every moment. Timed on {machine(here)}; commit {here.commit or 'unknown'}; other "
-            f"programs kept {max(latency.other_load for latency in times):.1f} cores busy at most.",
+            f"file in turn with the teacher's in {SESSIONS} sessions, all of them once before any a second time; the "
+            f"interval spans those of every session. Timed on {machine(here)}; commit {here.commit or 'unknown'}; "
+            f"other programs kept {max(latency.other_load for latency in times):.1f} cores busy at most.",
             "",
         ]
     )
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def draw(lines: list[Line], times: list[Latency], path: Path) -> None:
-    """A line each, as in the table: accuracy with its 95% interval, and speed-up with its own over all moments."""
+    """A line each, as in the table: accuracy with its 95% interval, and speed-up with its own over all sessions."""
     from matplotlib import pyplot
 
     figure, (accuracy, speed) = pyplot.subplots(

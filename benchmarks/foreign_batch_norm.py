@@ -2,7 +2,7 @@
 
     python benchmarks/foreign_batch_norm.py weights/resnet56-cifar10-jpeg.safetensors data/cifar10-jpeg
 
-Counts right answers among 2,000 training images, drawn by the seed, in torch, in float32.
+Counts correct predictions among 2,000 training images, drawn by the seed, in torch, in float32.
 """
 
 import sys
@@ -29,10 +29,10 @@ def main() -> None:
     teacher = Train(model="resnet56", weights=weights, epochs=0).run(None, context)
     chosen = data.train.take(torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:IMAGES])
 
-    def right(network: nn.Module) -> int:
-        return evaluate(network, chosen, data, "fp32", torch.contiguous_format)
+    def correct(network: nn.Module) -> int:
+        return evaluate(network, chosen, context, "fp32", torch.contiguous_format)
 
-    rows = {"as it is": right(teacher.copy_network())}
+    rows = {"as it is": correct(teacher.copy_network())}
     with torch.no_grad():
         inputs = data.preprocess.normalise(chosen.images)
         network = teacher.copy_network()
@@ -40,14 +40,14 @@ def main() -> None:
             rows["with the statistics of these images"] = int((network(inputs).argmax(1) == chosen.labels).sum())
     estimated = teacher.copy_network()
     estimate_batch_norm(estimated, context.data.calibration_batches())
-    rows["with statistics estimated anew on the calibration images"] = right(estimated)
+    rows["with statistics estimated anew on the calibration images"] = correct(estimated)
     matched = teacher.copy_network()
     match_batch_norm(matched, context.data.calibration_batches())
-    rows["matched first"] = right(matched)
+    rows["matched first"] = correct(matched)
     estimate_batch_norm(matched, context.data.calibration_batches())
-    rows["matched first, then estimated anew"] = right(matched)
+    rows["matched first, then estimated anew"] = correct(matched)
     for name, count in rows.items():
-        print(f"{name}: {count} of {IMAGES} right")
+        print(f"{name}: {count} of {IMAGES} correct")
     files.write_json(RESULT, {"environment": environment().model_dump(mode="json"), "images": IMAGES, "right": rows})
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from compressor import Context, Dataset, Preprocess, TorchModel
-from compressor.data.dataset import Split
+from compressor.data import InMemory, Split
 from compressor.environment import environment
-from compressor.evaluation.latency import Latency, Setting, at_moments, compare, onnx_runner
+from compressor.evaluation import Latency, Setting, Subject, compare, engine_of, in_sessions
 from compressor.models.architectures import Architecture
 from compressor.storage import files
 from stages import Quantize
@@ -34,7 +34,7 @@ class Convolutions(nn.Sequential):
 def main() -> None:
     preprocess = Preprocess(size=(16, 16), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
     pixels = torch.randint(0, 256, (64, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    split = Split(pixels, torch.arange(64) % 10)
+    split = Split.of(InMemory(pixels, torch.arange(64) % 10))
     labels = tuple("0123456789")
     context = Context(data=Dataset(split, split, split, split, labels, preprocess))
     name = "benchmarks.int8_widths:Convolutions"
@@ -46,7 +46,7 @@ def main() -> None:
             for kind, each in (("int8", Quantize(mode="ptq").run(model, context)), ("float", model)):
                 paths[channels].append(Path(folder) / f"{channels}-{kind}.onnx")
                 files.write_bytes(paths[channels][-1], export(each))
-        times = at_moments([partial(int8_against_float, *paths[channels]) for channels in CHANNELS])
+        times = in_sessions([partial(int8_against_float, *paths[channels]) for channels in CHANNELS])
     rows = []
     for channels, latency in zip(CHANNELS, times, strict=True):
         rows.append({"channels": channels, "macs": channels**2 * 9 * 256 * DEPTH, **latency.model_dump()})
@@ -56,7 +56,9 @@ def main() -> None:
 
 
 def int8_against_float(int8: Path, float_: Path) -> Latency:
-    return compare(onnx_runner(int8, SETTING), onnx_runner(float_, SETTING), SETTING)
+    engine = engine_of(SETTING.engine)
+    candidate, baseline = (engine.open(Subject(path), SETTING) for path in (int8, float_))
+    return compare(candidate.seconds, baseline.seconds, SETTING)
 
 
 def export(model: TorchModel) -> bytes:

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from compressor import Context, Preprocess, TorchModel
-from compressor.data.dataset import Dataset, Split
+from compressor.data import Dataset, InMemory, Split
 from compressor.environment import environment
-from compressor.evaluation.benchmark import bench
+from compressor.evaluation import bench
 from compressor.models.architectures import Architecture
 from compressor.storage import files
 from stages import Quantize
@@ -45,7 +45,7 @@ def networks() -> dict[str, TorchModel]:
     """A small and a large float network, and the small one in int8; untrained, which takes the same time."""
     preprocess = Preprocess(size=(32, 32), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
     pixels = torch.randint(0, 256, (64, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    split = Split(pixels, torch.arange(64) % 10)
+    split = Split.of(InMemory(pixels, torch.arange(64) % 10))
     labels = tuple("0123456789")
     small, large = (
         TorchModel(architecture.build(), architecture, preprocess, labels)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from compressor.environment import environment
-from compressor.evaluation.latency import Setting, Timed, at_moments, compare, timed
+from compressor.evaluation import Setting, Timed, clocked, compare, in_sessions
 from compressor.models.resnet import ResNet
 from compressor.storage import files
 
@@ -28,7 +28,7 @@ def step(memory_format: torch.memory_format, *, bf16: bool) -> Timed:
         optimizer.step()
         optimizer.zero_grad()
 
-    return timed(run)
+    return lambda: clocked(run)
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
         "bf16": step(torch.contiguous_format, bf16=True),
         "bf16 channels_last": step(torch.channels_last, bf16=True),
     }
-    times = at_moments([partial(compare, candidate, plain, setting) for candidate in candidates.values()])
+    times = in_sessions([partial(compare, candidate, plain, setting) for candidate in candidates.values()])
     rows = {}
     for name, latency in zip(candidates, times, strict=True):
         rows[name] = latency.model_dump()

@@ -24,7 +24,7 @@ class Export(Stage):
     agreement: float = Field(0.99, ge=0, le=1)
     """The smallest share of validation images that torch and ONNX Runtime must put in the same class."""
 
-    def rehearsal(self) -> Self:
+    def for_dry_run(self) -> Self:
         """Any agreement will do: an untrained network is undecided between classes."""
         return validated_copy(self, agreement=0.0)
 

@@ -40,7 +40,7 @@ class Prune(Stage):
     skip: tuple[str, ...] = ()
     """Layers and parameters by name, or modules that hold them, whose channels are left alone."""
 
-    def rehearsal(self) -> Self:
+    def for_dry_run(self) -> Self:
         """A ratio of all layers' channels takes other channels from untrained layers, or none: take nearly all."""
         if self.scope == "global" and self.target.ratio is not None:
             return validated_copy(self, target=Target(ratio=MAX_RATIO))

@@ -122,7 +122,7 @@ def full_disk(patch: Patch) -> list[str]:
 
 
 def out_of_memory(patch: Patch) -> list[str]:
-    patch.setattr("compressor.runs.runner.rehearse", lambda *_, **__: None)
+    patch.setattr("compressor.runs.runner.try_stages", lambda *_, **__: None)
     patch.setattr(
         "compressor.training.fit",
         raising(

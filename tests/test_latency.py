@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from compressor.errors import ArtifactError
 from compressor.evaluation.engines.base import clocked
 from compressor.evaluation.latency import (
-    LEAST_ROUNDS,
+    MIN_ROUNDS,
     Latency,
     OtherLoad,
     compare,
@@ -40,7 +40,7 @@ def test_runs_alternate_until_both_have_enough() -> None:
     warmup, timed_runs = calls[: 2 * latency.warmup_runs], calls[2 * latency.warmup_runs :]
     assert warmup == ["a", "b"] * latency.warmup_runs
     assert timed_runs == (["a", "b", "b", "a"] * len(calls))[: 2 * latency.runs]
-    assert latency.runs >= LEAST_ROUNDS
+    assert latency.runs >= MIN_ROUNDS
     assert latency.median_ms >= 5
     assert torch.get_num_threads() == threads
 
@@ -56,7 +56,7 @@ def test_warm_up_goes_on_until_times_are_steady() -> None:
 
 
 def test_what_never_settles_is_said_to_be_unsteady(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.evaluation.latency.LONGEST_WARMUP_SECONDS", 0.0)
+    monkeypatch.setattr("compressor.evaluation.latency.MAX_WARMUP_SECONDS", 0.0)
     growing = (1.1**index for index in itertools.count())
     assert warm_up(lambda: next(growing), lambda: 1.0) == (20, False)
 

@@ -145,15 +145,18 @@ def test_words_from_elsewhere_are_text_and_not_code(report: Report, tmp_path: Pa
 
 
 def test_a_run_of_many_classes_and_no_timing_has_a_page(report: Report, tmp_path: Path) -> None:
-    harm = report.harm
+    regressions = report.regressions
     many = {
-        "baseline_classes": harm.baseline_classes * 10,
-        "shipped_classes": harm.shipped_classes * 10,
-        "confusion": (*harm.confusion, (1, 99, 7)),
+        "baseline_classes": regressions.baseline_classes * 10,
+        "shipped_classes": regressions.shipped_classes * 10,
+        "confusion": (*regressions.confusion, (1, 99, 7)),
     }
     rows = tuple(row.model_copy(update={"latency": ()}) for row in report.rows)
     labels = tuple(f"class {number}" for number in range(100))
-    write(report.model_copy(update={"labels": labels, "harm": harm.model_copy(update=many), "rows": rows}), tmp_path)
+    write(
+        report.model_copy(update={"labels": labels, "regressions": regressions.model_copy(update=many), "rows": rows}),
+        tmp_path,
+    )
     page = (tmp_path / "report.html").read_text()
     assert "Most frequent confusions" in page
     assert "not timed in ONNX Runtime" in page
@@ -210,7 +213,7 @@ def test_a_network_that_predicts_one_class_is_not_worth_it(
 ) -> None:
     scores = [
         score.model_copy(update={"images": n})
-        for score, n in zip(report.harm.baseline_classes[:3], (20, 60, 20), strict=True)
+        for score, n in zip(report.regressions.baseline_classes[:3], (20, 60, 20), strict=True)
     ]
     accuracies = {report.baseline: teacher, report.shipped: shipped}
     rows = tuple(
@@ -220,7 +223,7 @@ def test_a_network_that_predicts_one_class_is_not_worth_it(
     update = {
         "rows": rows,
         "labels": ("class 0", "class 1", "class 2"),
-        "harm": report.harm.model_copy(update={"baseline_classes": tuple(scores)}),
+        "regressions": report.regressions.model_copy(update={"baseline_classes": tuple(scores)}),
     }
     assert verdict(report.model_copy(update=update)).startswith(expected)
 
@@ -250,17 +253,17 @@ def test_what_had_not_settled_is_said_once_for_a_setting(report: Report) -> None
 
 
 def test_flips_are_counted_image_by_image(report: Report) -> None:
-    harm, shipped = report.harm, report.shipped_row
+    regressions, shipped = report.regressions, report.shipped_row
     paired = shipped.versus_baseline
     assert paired is not None
-    assert (len(harm.newly_wrong), len(harm.newly_right)) == (min(paired.lost, 24), min(paired.won, 24))
-    assert all(flip.baseline == flip.label != flip.shipped for flip in harm.newly_wrong)
-    assert all(flip.shipped == flip.label != flip.baseline for flip in harm.newly_right)
-    correct = sum(count for label, prediction, count in harm.confusion if label == prediction)
+    assert (len(regressions.newly_wrong), len(regressions.newly_right)) == (min(paired.lost, 24), min(paired.won, 24))
+    assert all(flip.baseline == flip.label != flip.shipped for flip in regressions.newly_wrong)
+    assert all(flip.shipped == flip.label != flip.baseline for flip in regressions.newly_right)
+    correct = sum(count for label, prediction, count in regressions.confusion if label == prediction)
     assert correct == shipped.accuracy.correct
-    assert sum(count for *_, count in harm.confusion) == shipped.accuracy.total == 359
-    assert len(harm.corrupted) == 8
-    assert sum(each.images for each in harm.shipped_classes) == 359
+    assert sum(count for *_, count in regressions.confusion) == shipped.accuracy.total == 359
+    assert len(regressions.corrupted) == 8
+    assert sum(each.images for each in regressions.shipped_classes) == 359
 
 
 def test_int8_error_is_said_of_every_layer(report: Report) -> None:

@@ -21,7 +21,7 @@ from compressor.environment import environment
 from compressor.errors import ArtifactError, StageError
 from compressor.evaluation.accuracy import Accuracy, ClassScore, Paired, Predictions
 from compressor.evaluation.latency import Latency, NotMeasured, Setting, compare
-from compressor.evaluation.regressions import Corrupted, Flip, Harm
+from compressor.evaluation.regressions import Corrupted, Flip, Regressions
 from compressor.pipeline.stage import discover
 from compressor.report.report import DataFacts, OverSeeds, Report, Row, Spread
 from compressor.report.tables import to_markdown, to_table
@@ -118,7 +118,7 @@ def small() -> Report:
                 speedup=Spread(values=(4, 5), mean=4.5, deviation=0.7),
             ),
         ),
-        harm=Harm(
+        regressions=Regressions(
             baseline_classes=scores,
             shipped_classes=scores,
             confusion=((0, 0, 25), (0, 1, 5), (1, 1, 70)),
@@ -256,7 +256,9 @@ def named(report: Report, name: str) -> Report:
         each.model_copy(update={"id": f"{each.id}{name}", "stage": name, "sha256": name}) for each in report.rows
     )
     seeds = tuple(each.model_copy(update={"id": name}) for each in report.over_seeds)
-    corrupted = tuple(each.model_copy(update={"corruption": name, "strength": name}) for each in report.harm.corrupted)
+    corrupted = tuple(
+        each.model_copy(update={"corruption": name, "strength": name}) for each in report.regressions.corrupted
+    )
     update = {
         "pipeline": name,
         "license": name,
@@ -267,7 +269,7 @@ def named(report: Report, name: str) -> Report:
         "environment": report.environment.model_copy(update={"cpu": name, "gpu": name, "commit": name}),
         "rows": rows,
         "over_seeds": seeds,
-        "harm": report.harm.model_copy(update={"corrupted": corrupted}),
+        "regressions": report.regressions.model_copy(update={"corrupted": corrupted}),
     }
     return report.model_copy(update=update)
 

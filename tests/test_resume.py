@@ -47,7 +47,7 @@ from compressor.pipeline.stage import discover
 discover()
 warnings.simplefilter("ignore")
 fit.CHECKPOINT_SECONDS = 0
-runner.rehearse = lambda *_, **__: None
+runner.try_stages = lambda *_, **__: None
 
 def run(out, seconds):
     began = time.monotonic()
@@ -259,7 +259,7 @@ def test_a_damaged_artifact_is_noticed_and_made_again(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("compressor.runs.runner.rehearse", lambda *_, **__: None)
+    monkeypatch.setattr("compressor.runs.runner.try_stages", lambda *_, **__: None)
     out = Path(shutil.copytree(short, tmp_path / "out"))
     before = made(out)
     path = out / "stages" / "quantize" / name
@@ -295,7 +295,7 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path, monkeypat
     original = Train.run
 
     def run_inside(self: Train, model: TorchModel | None, context: Context) -> TorchModel:
-        if context.pipeline != "rehearsal":
+        if context.pipeline != "dry run":
             with pytest.raises(UserError, match="another run is working in") as caught:
                 run(SHORT, tmp_path / "out", device="cpu")
             refused.append(str(caught.value))
@@ -310,11 +310,11 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path, monkeypat
 def test_another_seed_or_other_data_runs_everything(
     short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compressor.runs.runner.rehearse", lambda *_, **__: None)
+    monkeypatch.setattr("compressor.runs.runner.try_stages", lambda *_, **__: None)
     for change in ({"seed": 1}, {"data": SHORT.data.model_copy(update={"validation": 150})}):
         out = Path(shutil.copytree(short, tmp_path / next(iter(change))))
         ran = stage_runs(monkeypatch)
         run(UNTIMED.model_copy(update=change), out, device="cpu")
         assert ran == ["teacher", "quantize", "shipped"]
         monkeypatch.undo()
-        monkeypatch.setattr("compressor.runs.runner.rehearse", lambda *_, **__: None)
+        monkeypatch.setattr("compressor.runs.runner.try_stages", lambda *_, **__: None)

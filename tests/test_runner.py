@@ -138,7 +138,7 @@ def stage_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         @functools.wraps(original)
         def spy(self: Any, model: Any, context: Any, original: Any = original) -> Any:
-            if context.pipeline != "rehearsal":
+            if context.pipeline != "dry run":
                 ran.append(self.id)
             return original(self, model, context)
 
@@ -357,7 +357,7 @@ def test_a_failing_stage_leaves_nothing_half_written(tmp_path: Path, monkeypatch
         Prune(id="pruned", target=Target(macs=0.001)),
     )
     with monkeypatch.context() as patch:
-        patch.setattr("compressor.runs.runner.rehearse", lambda *_, **__: None)
+        patch.setattr("compressor.runs.runner.try_stages", lambda *_, **__: None)
         with pytest.raises(
             StageError, match=r"stage .pruned.: the target, at most 0\.001 of what comes in, is out of reach"
         ):

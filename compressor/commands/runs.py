@@ -64,7 +64,7 @@ def validate(path: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool,
     console.say(f"{pipeline.name}: {len(pipeline.stages)} stages, {len(labels)} classes, images {shape}", style="bold")
     for warning in pipeline.warnings:
         console.say(f"  warning: {warning}")
-    stages = runs.rehearse(pipeline, labels, preprocess, console=console)
+    stages = runs.try_stages(pipeline, labels, preprocess, console=console)
     console.say("It works: every stage did its work in the dry run, and the last network ran in ONNX Runtime.", "bold")
     if as_json:
         found = {"pipeline": pipeline.name, "classes": len(labels), "warnings": pipeline.warnings, "stages": stages}

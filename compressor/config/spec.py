@@ -16,7 +16,7 @@ from compressor.config.yaml_file import Key
 
 Model = TypeVar("Model", bound=BaseModel)
 
-LONGEST_SHOWN = 60  # characters of a wrong value
+MAX_SHOWN = 60  # characters of a wrong value
 MAX_PROBLEMS = 20  # of one part of a file
 EXPECTED = {  # by pydantic's type of error; the rest is said in pydantic's words
     "bool_parsing": "true or false",
@@ -96,7 +96,7 @@ def problems_of(error: ValidationError, prefix: Key, spec: type[BaseModel]) -> I
             continue  # the list is short for want of an item that is wrong itself
         key = (*prefix, *detail["loc"])
         given = json.dumps(detail["input"], default=str, ensure_ascii=False)
-        given = given if len(given) <= LONGEST_SHOWN else given[:LONGEST_SHOWN] + "…"
+        given = given if len(given) <= MAX_SHOWN else given[:MAX_SHOWN] + "…"
         kind, context = detail["type"], detail.get("ctx", {})
         if kind == "extra_forbidden":
             names = _fields(spec, detail["loc"])

@@ -16,7 +16,7 @@ from compressor.errors import SpecError, first_line
 
 Key = tuple[str | int, ...]  # ("stages", 1, "temperature")
 
-LARGEST = 10_000  # values in a file, aliases expanded
+MAX_VALUES = 10_000  # values in a file, aliases expanded
 MAX_SHOWN = 80  # characters of a wrong option or name
 CORE_SCHEMA = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -109,8 +109,8 @@ def parse(text: str, name: str) -> Source:
 
 
 def _construct(node: yaml.Node, key: Key, source: Source) -> Any:
-    if len(source.places) > LARGEST:
-        raise SpecError(f"{source.name}: holds more than {LARGEST} values; a pipeline is smaller")
+    if len(source.places) > MAX_VALUES:
+        raise SpecError(f"{source.name}: holds more than {MAX_VALUES} values; a pipeline is smaller")
     source.places[key] = _at(node, source)
     if not isinstance(node, yaml.ScalarNode) and node.tag not in COLLECTIONS:
         raise SpecError(f"{_at(node, source)}: the tag {node.tag} is not of plain YAML; leave it out")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-LARGEST_SIDE = 4096
+MAX_SIDE = 4096
 FORWARD_BYTES = 2**29  # that a forward pass without gradients may take
 ACTIVATION_FACTOR = 20  # what it holds at its widest, over the images in float32: measured on MobileNetV2 at 224
 MAX_BATCH = 1000
@@ -26,7 +26,7 @@ class Preprocess(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    size: tuple[Annotated[int, Field(ge=1, le=LARGEST_SIDE)], Annotated[int, Field(ge=1, le=LARGEST_SIDE)]]
+    size: tuple[Annotated[int, Field(ge=1, le=MAX_SIDE)], Annotated[int, Field(ge=1, le=MAX_SIDE)]]
     """Height, width."""
     channels: Literal[1, 3]
     """1 (gray) or 3 (RGB)."""

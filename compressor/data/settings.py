@@ -7,20 +7,20 @@ from pydantic import Field, ValidationError, model_validator
 
 from compressor.config.spec import Spec
 from compressor.data.catalogue import CATALOGUE, DataSet
-from compressor.data.preprocess import LARGEST_SIDE, Preprocess
+from compressor.data.preprocess import MAX_SIDE, Preprocess
 
 if TYPE_CHECKING:
     from compressor.console import Console
     from compressor.data.dataset import Dataset
 
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
-Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 
 class Augment(Spec):
     """Random changes to training images."""
 
-    crop: int = Field(0, ge=0, le=LARGEST_SIDE)
+    crop: int = Field(0, ge=0, le=MAX_SIDE)
     """Pad with this many black pixels on each side, then crop at random back to the original size."""
     flip: bool = False
     """Mirror half of the images."""

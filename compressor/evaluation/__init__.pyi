@@ -6,6 +6,7 @@ from .benchmark import bench as bench
 from .engines.base import Engine as Engine
 from .engines.base import Session as Session
 from .engines.base import Subject as Subject
+from .engines.base import clocked as clocked
 from .engines.base import engine_of as engine_of
 from .engines.base import title_of as title_of
 from .figures import Count as Count
@@ -16,10 +17,12 @@ from .latency import SESSIONS as SESSIONS
 from .latency import Comparison as Comparison
 from .latency import Latency as Latency
 from .latency import NotMeasured as NotMeasured
+from .latency import Timed as Timed
+from .latency import compare as compare
 from .latency import in_sessions as in_sessions
 from .prediction import predict as predict
 from .regressions import Corrupted as Corrupted
-from .regressions import Harm as Harm
-from .regressions import harm_of as harm_of
+from .regressions import Regressions as Regressions
+from .regressions import regressions_of as regressions_of
 from .setting import REFERENCE as REFERENCE
 from .setting import Setting as Setting

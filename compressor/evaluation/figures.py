@@ -14,4 +14,4 @@ Factor = Annotated[float, Field(ge=1e-12, le=1e12)]
 class Figures(BaseModel):
     """Figures that belong together; NaN and infinity are refused."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, validate_by_name=True, serialize_by_alias=True)

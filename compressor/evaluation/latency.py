@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
 from compressor.config.spec import validated_copy
 from compressor.evaluation.accuracy import CONFIDENCE
@@ -18,10 +19,10 @@ from compressor.evaluation.setting import Setting
 
 WINDOW = 10  # rounds; warm-up ends when the medians of two windows in a row agree
 STEADY = 0.02  # to this share
-LONGEST_WARMUP_SECONDS = 3.0
+MAX_WARMUP_SECONDS = 3.0
 SESSIONS = 3
-LEAST_ROUNDS = 40
-LEAST_SECONDS = 0.4
+MIN_ROUNDS = 40
+MIN_SECONDS = 0.4
 BLOCKS = 20
 TICK_SECONDS = 1e-9  # what a run takes that a coarse clock did not see
 RESAMPLES = 2000
@@ -33,10 +34,10 @@ Comparison = Callable[[], "Latency"]  # times a network in turn with another, bo
 class Latency(Setting):
     """Time for one batch and, with its interval, how many times faster that is than the baseline's.
 
-    `warmup_runs` came before, until times were `steady` (or for 3 seconds); `other_load` is how many cores other
-    programs kept busy meanwhile; `on_cpu` the operators that a GPU's engine left to the CPU. Where there were several
-    moments, `moments` holds the speed-up at each; runs are counted over all, and `steady` and `other_load` are of the
-    worst.
+    `warmup_runs` came first, until times were `steady` (or for 3 seconds); `other_load` is how many cores other
+    programs kept busy meanwhile; `on_cpu` lists the operators that a GPU's engine left to the CPU. `sessions` holds the
+    speed-up of each session (in `report.json`, `moments`); runs are counted over all sessions, and `steady` and
+    `other_load` are those of the worst.
     """
 
     median_ms: Milliseconds
@@ -49,7 +50,7 @@ class Latency(Setting):
     steady: bool
     other_load: float
     on_cpu: tuple[str, ...] = ()
-    moments: tuple[Factor, ...] = ()
+    sessions: tuple[Factor, ...] = Field((), alias="moments")
 
 
 class NotMeasured(Setting):
@@ -88,17 +89,17 @@ def compare(candidate: Timed, baseline: Timed, setting: Setting, on_cpu: tuple[s
     )
 
 
-def in_sessions(comparisons: Sequence[Comparison], moments: int = SESSIONS) -> list[Latency]:
-    """What each comparison gives, all of them made once before any is made again, so that moments lie far apart.
+def in_sessions(comparisons: Sequence[Comparison], sessions: int = SESSIONS) -> list[Latency]:
+    """Every comparison in several sessions; all are made once before any is made again, so that sessions lie far apart.
 
-    What a moment does to a ratio (a neighbour on the machine, how memory came to lie) cannot be seen from within it.
+    What a session does to a ratio (a neighbour on the machine, the layout of memory) cannot be seen from within it.
     """
-    rounds = [[compare_now() for compare_now in comparisons] for _ in range(moments)]
+    rounds = [[compare_now() for compare_now in comparisons] for _ in range(sessions)]
     return [over_sessions([each[index] for each in rounds]) for index in range(len(comparisons))]
 
 
 def over_sessions(entries: Sequence[Latency]) -> Latency:
-    """Times and speed-up are the medians; the interval spans those of all moments."""
+    """Times and speed-up are the medians; the interval spans those of all sessions."""
     return validated_copy(
         entries[0],
         median_ms=float(np.median([entry.median_ms for entry in entries])),
@@ -110,7 +111,7 @@ def over_sessions(entries: Sequence[Latency]) -> Latency:
         warmup_runs=sum(entry.warmup_runs for entry in entries),
         steady=all(entry.steady for entry in entries),
         other_load=max(entry.other_load for entry in entries),
-        moments=tuple(entry.speedup for entry in entries),
+        sessions=tuple(entry.speedup for entry in entries),
     )
 
 
@@ -123,7 +124,7 @@ def warm_up(candidate: Timed, baseline: Timed) -> tuple[int, bool]:
         rounds += WINDOW
         if before is not None and bool((np.abs(window - before) <= STEADY * before).all()):
             return rounds, True
-        if time.monotonic() - started > LONGEST_WARMUP_SECONDS and before is not None:
+        if time.monotonic() - started > MAX_WARMUP_SECONDS and before is not None:
             return rounds, False
         before = window
 
@@ -132,7 +133,7 @@ def _rounds(candidate: Timed, baseline: Timed) -> NDArray[np.float64]:
     """Seconds of both, `[rounds, 2]`."""
     times: list[tuple[float, float]] = []
     spent = np.zeros(2)
-    while len(times) < LEAST_ROUNDS or spent.min() < LEAST_SECONDS:
+    while len(times) < MIN_ROUNDS or spent.min() < MIN_SECONDS:
         if len(times) % 2:  # whoever comes first in a round pays for what came between
             second, first = baseline(), candidate()
             times.append((first, second))

@@ -46,7 +46,7 @@ class Corrupted(Figures):
     shipped: Accuracy
 
 
-class Harm(Figures):
+class Regressions(Figures):
     """The shipped network beside the baseline.
 
     `confusion` is the shipped network's, `(class, answer, images)`; `newly_wrong` and `newly_right` are the ones it is
@@ -71,13 +71,13 @@ class Harm(Figures):
         )
 
 
-def harm_of(
+def regressions_of(
     baseline: tuple[Path, Predictions],
     shipped: tuple[Path, Predictions],
     data: Dataset,
-    known: Harm | None,
+    known: Regressions | None,
     console: Console | None = None,
-) -> Harm:
+) -> Regressions:
     """What the shipped network does worse and better than the baseline.
 
     Args:
@@ -95,7 +95,7 @@ def harm_of(
         made = _on_corrupted(baseline[0], shipped[0], data)
         corrupted = tuple((console or Console()).follow("corrupting images", made, len(CORRUPTIONS)))
     before, after = baseline[1].correct, shipped[1].correct
-    return Harm(
+    return Regressions(
         baseline_classes=class_scores(baseline[1], len(data.labels)),
         shipped_classes=class_scores(shipped[1], len(data.labels)),
         confusion=tuple(shipped[1].confusion()),

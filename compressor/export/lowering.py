@@ -16,7 +16,7 @@ from compressor.quantization.network import (
 )
 from compressor.quantization.placement import CONVOLUTIONS, aten
 
-IN_MULTIPLE, OUT_LEAST = 4, 16  # channels that ONNX Runtime's direct int8 convolution takes (MlasConvSym)
+IN_MULTIPLE, MIN_OUT = 4, 16  # channels that ONNX Runtime's direct int8 convolution takes (MlasConvSym)
 
 
 def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
@@ -59,7 +59,7 @@ def _pad_image(network: QuantizedNetwork) -> None:
             continue
         values = attribute(network, weight).detach()  # [out, in, height, width]
         padding = (0, 0, 0, 0, 0, -values.shape[1] % IN_MULTIPLE)
-        if len(values) >= OUT_LEAST and any(padding):
+        if len(values) >= MIN_OUT and any(padding):
             set_attribute(network, str(weight.target), nn.Parameter(F.pad(values, padding), requires_grad=False))
             with graph.inserting_before(layer):
                 padded = graph.call_function(aten.constant_pad_nd.default, (image, list(padding)))

@@ -15,17 +15,17 @@ from compressor.config.yaml_file import Key, Source, dotted
 from compressor.data.settings import Data
 from compressor.errors import SpecError
 from compressor.pipeline.measure import Measure, TrackerName
-from compressor.pipeline.stage import ID_PATTERN, LONGEST_ID, NOTHING, Stage, discover, makes, named_teachers, takes
+from compressor.pipeline.stage import ID_PATTERN, MAX_ID_LENGTH, NOTHING, Stage, discover, makes, named_teachers, takes
 from compressor.storage import files
 
-LARGEST_SEED = 2**32 - 1  # numpy's
-Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+MAX_SEED = 2**32 - 1  # numpy's
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class Pipeline(Spec):
     """A run, as data."""
 
-    name: str = Field(pattern=ID_PATTERN, max_length=LONGEST_ID)
+    name: str = Field(pattern=ID_PATTERN, max_length=MAX_ID_LENGTH)
     """Names the default output folder."""
     seed: Seed = 0
     """What every random choice derives from."""

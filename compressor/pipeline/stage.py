@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from compressor.pipeline.context import Context
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
-LONGEST_ID = 64
+MAX_ID_LENGTH = 64
 NOTHING = "None"
 
 
@@ -35,7 +35,7 @@ class Stage(Spec):
 
     stage: str
     """Which stage this is."""
-    id: str = Field("", pattern=ID_PATTERN, max_length=LONGEST_ID, validate_default=False)
+    id: str = Field("", pattern=ID_PATTERN, max_length=MAX_ID_LENGTH, validate_default=False)
     """Names the stage's folder and its row; the tag by default."""
 
     @model_validator(mode="before")
@@ -49,7 +49,7 @@ class Stage(Spec):
         """Make this stage's artifact out of `model`, which is left as it is."""
         raise TypeError(f"{type(self).__name__} defines no run()")
 
-    def rehearsal(self) -> Self:
+    def for_dry_run(self) -> Self:
         """This stage with as little work as takes every step of it, to be tried on a few synthetic images."""
         return self
 

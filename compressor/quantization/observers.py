@@ -15,7 +15,7 @@ from compressor.quantization.network import UINT8_MAX
 from compressor.quantization.settings import Observer
 
 HISTOGRAM_BINS = 2048
-SMALLEST_SHARE, SHARES_TRIED = 0.3, 141  # of the observed range, by the least-error observer
+MIN_SHARE, SHARES_TRIED = 0.3, 141  # of the observed range, by the least-error observer
 
 
 class LeastErrorObserver(HistogramObserver):  # type: ignore[misc]
@@ -27,7 +27,7 @@ class LeastErrorObserver(HistogramObserver):  # type: ignore[misc]
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point, each `[1]`."""
-        factors = torch.linspace(1.0, SMALLEST_SHARE, SHARES_TRIED)
+        factors = torch.linspace(1.0, MIN_SHARE, SHARES_TRIED)
         errors = torch.stack([self._error(*self._grid(factor)) for factor in factors])
         return self._grid(factors[errors.argmin()])
 

@@ -1,3 +1,4 @@
+from . import markdown as markdown
 from .report import DataFacts as DataFacts
 from .report import OverSeeds as OverSeeds
 from .report import Report as Report
@@ -9,6 +10,7 @@ from .report import first_problem as first_problem
 from .tables import to_table as to_table
 from .wording import difference as difference
 from .wording import headline as headline
+from .wording import machine as machine
 from .wording import percent as percent
 from .wording import remarks as remarks
 from .wording import setting_name as setting_name

@@ -27,7 +27,7 @@ def to_html(report: Report) -> str:
 
 def _confusion(report: Report) -> dict[str, Any]:
     """The confusion matrix of the shipped network: all of it for few classes, else the largest off-diagonal entries."""
-    entries = report.harm.confusion
+    entries = report.regressions.confusion
     classes = len(report.labels)
     images = [0] * classes
     for label, _, count in entries:

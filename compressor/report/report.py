@@ -12,7 +12,7 @@ from compressor.errors import ArtifactError
 from compressor.evaluation.accuracy import Accuracy, Paired
 from compressor.evaluation.figures import Count, Figures, Share, Total
 from compressor.evaluation.latency import Latency, NotMeasured
-from compressor.evaluation.regressions import Harm
+from compressor.evaluation.regressions import Regressions
 from compressor.evaluation.setting import REFERENCE, Setting
 from compressor.report.details import checked
 
@@ -124,7 +124,7 @@ class Report(Figures):
     environment: Environment
     rows: tuple[Row, ...]
     over_seeds: tuple[OverSeeds, ...] = ()
-    harm: Harm
+    regressions: Regressions = Field(alias="harm")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Report":
@@ -139,12 +139,12 @@ class Report(Figures):
         for row in self.rows:
             if row.id != self.baseline and row.versus_baseline is None:
                 yield f"row {row.id!r} is not compared with the baseline"
-        harm, classes = self.harm, len(self.labels)
-        if not classes == len(harm.baseline_classes) == len(harm.shipped_classes) > 0:
+        regressions, classes = self.regressions, len(self.labels)
+        if not classes == len(regressions.baseline_classes) == len(regressions.shipped_classes) > 0:
             yield "there is not one score for each class"
-        flips = (*harm.newly_wrong, *harm.newly_right)
+        flips = (*regressions.newly_wrong, *regressions.newly_right)
         named = [index for flip in flips for index in (flip.label, flip.baseline, flip.shipped)]
-        named += [index for label, prediction, _ in harm.confusion for index in (label, prediction)]
+        named += [index for label, prediction, _ in regressions.confusion for index in (label, prediction)]
         if max(named, default=0) >= classes:
             yield f"there is no class number {max(named)}"
 

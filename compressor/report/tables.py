@@ -116,7 +116,7 @@ def _over_seeds(report: Report) -> list[str]:
 def _regressions(report: Report) -> list[str]:
     if report.baseline == report.shipped:
         return []
-    harm = report.harm
+    regressions = report.regressions
     base, shipped = report.baseline_row, report.shipped_row
     lines = [
         "## Regressions",
@@ -135,15 +135,18 @@ def _regressions(report: Report) -> list[str]:
                 f"{100 * after.recall:.1f}%",
                 f"{100 * (after.recall - before.recall):+.1f}",
             ]
-            for index, before, after in harm.by_loss()[:MAX_CLASSES]
+            for index, before, after in regressions.by_loss()[:MAX_CLASSES]
         ],
     )
-    if not harm.corrupted:
+    if not regressions.corrupted:
         return [*lines, ""]
-    lines += ["", f"Accuracy on {harm.corrupted[0].baseline.total:,} corrupted test images:", ""]
+    lines += ["", f"Accuracy on {regressions.corrupted[0].baseline.total:,} corrupted test images:", ""]
     lines += markdown.table(
         ["corruption", "strength", base.id, shipped.id],
-        [[each.corruption, each.strength, percent(each.baseline), percent(each.shipped)] for each in harm.corrupted],
+        [
+            [each.corruption, each.strength, percent(each.baseline), percent(each.shipped)]
+            for each in regressions.corrupted
+        ],
         left=2,
     )
     return [*lines, ""]

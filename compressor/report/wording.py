@@ -189,7 +189,7 @@ def setting_name(setting: Setting) -> str:
 
 def _guessing(report: Report, row: Row) -> str | None:
     """What is wrong with a network that does no better than predicting the most frequent class."""
-    images = [score.images for score in report.harm.baseline_classes]
+    images = [score.images for score in report.regressions.baseline_classes]
     share = max(images) / row.accuracy.total
     if row.accuracy.low > share:
         return None

@@ -22,5 +22,5 @@ def write(report: Report, folder: Path) -> None:
 
 def to_card(report: Report) -> str:
     """The model card: what a user of `model.onnx` needs to know, in the format that model hubs read."""
-    classes = list(zip(report.labels, report.harm.shipped_classes, strict=True))
+    classes = list(zip(report.labels, report.regressions.shipped_classes, strict=True))
     return render("model_card.md", report, classes=classes)

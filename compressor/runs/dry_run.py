@@ -25,7 +25,7 @@ from compressor.quantization.float_layers import in_float
 IMAGES = 4
 
 
-def rehearse(
+def try_stages(
     pipeline: Pipeline,
     labels: tuple[str, ...],
     preprocess: Preprocess,
@@ -57,7 +57,7 @@ def rehearse(
         data=synthetic(labels, preprocess, pipeline.data.augment or Augment()),
         seed=pipeline.seed,
         device=device or torch.device("cpu"),
-        pipeline="rehearsal",
+        pipeline="dry run",
     )
     model: Artifact | None = None
     exported: set[str] = set()
@@ -67,7 +67,7 @@ def rehearse(
             target = Path(folder) / stage.id
             target.mkdir()
             with named(stage):
-                stage.rehearsal().run(model, context).save(target)
+                stage.for_dry_run().run(model, context).save(target)
                 model = artifact.load(target, factories=pipeline.factories)
                 kind = _kind(model)
                 if kind not in exported and (after is None or "OnnxModel" not in makes(type(after))):

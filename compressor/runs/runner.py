@@ -15,14 +15,14 @@ from compressor.console import Console
 from compressor.data.dataset import Dataset
 from compressor.environment import environment
 from compressor.errors import UserError
-from compressor.evaluation.regressions import harm_of
+from compressor.evaluation.regressions import regressions_of
 from compressor.models.artifact import ONNX, TorchModel
 from compressor.pipeline.context import Context, Services
 from compressor.pipeline.pipeline import Pipeline
 from compressor.pipeline.stage import named
 from compressor.report.report import DataFacts, Report, Row
 from compressor.report.writing import WRITTEN, write
-from compressor.runs.dry_run import rehearse
+from compressor.runs.dry_run import try_stages
 from compressor.runs.keys import code_of, key_of, made_from
 from compressor.runs.seeds import over_seeds
 from compressor.runs.store import ROW, Finished, reuse, store, sweep
@@ -120,7 +120,7 @@ def _try(pipeline: Pipeline, labels: tuple[str, ...], folder: Path, device: torc
     if record.is_file() and record.read_text(errors="replace") == tried:
         return
     console.say("Dry run: every stage on a few synthetic images", style="bold")
-    rehearse(pipeline, labels, preprocess, device=device)
+    try_stages(pipeline, labels, preprocess, device=device)
     files.write_text(record, tried)
 
 
@@ -150,11 +150,11 @@ def _measured(
     before = baseline.predictions
     paired = [done.predictions.against(before) for done in finished]
     console.say("Comparing predictions: classes, images, corrupted images", style="bold")
-    harm = harm_of(
+    regressions = regressions_of(
         (baseline.onnx, before),
         (shipped.onnx, shipped.predictions),
         data,
-        known.harm if known is not None else None,
+        known.regressions if known is not None else None,
         console,
     )
     return Report(
@@ -177,7 +177,7 @@ def _measured(
         ),
         environment=environment(),
         rows=tuple(Row.of(done.row, timed, pair) for done, timed, pair in zip(finished, timings, paired, strict=True)),
-        harm=harm,
+        regressions=regressions,
     )
 
 

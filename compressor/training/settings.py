@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from compressor.config.spec import Spec, validated_copy
 
 DEFAULT_RATE = {"sgd": 0.1, "adamw": 0.001}
-REHEARSAL_RATE = 1e-4
+DRY_RUN_RATE = 1e-4
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -51,9 +51,9 @@ class Training(Spec):
             raise ValueError("schedule one_cycle has a warm-up of its own; leave warmup_epochs out")
         return self
 
-    def rehearsal(self) -> Self:
+    def for_dry_run(self) -> Self:
         """One epoch at most, at a rate that cannot do harm."""
-        return validated_copy(self, epochs=min(self.epochs, 1), learning_rate=min(self.peak_rate, REHEARSAL_RATE))
+        return validated_copy(self, epochs=min(self.epochs, 1), learning_rate=min(self.peak_rate, DRY_RUN_RATE))
 
     @property
     def peak_rate(self) -> float:

@@ -10,7 +10,7 @@ from compressor.runs.trackers.figures import figures
 from compressor.tracking import Tracker
 
 STORE = "MLFLOW_TRACKING_URI"  # MLflow's own variable
-LONGEST_VALUE = 500  # characters of a parameter
+MAX_VALUE_LENGTH = 500  # characters of a parameter
 
 
 class MLflow(Tracker):
@@ -33,7 +33,7 @@ class MLflow(Tracker):
         self.client.log_param(self.run_id, "seed", pipeline["seed"])
         for stage in pipeline["stages"]:
             for name, value in stage.items():
-                self.client.log_param(self.run_id, f"{stage['id']}.{name}", str(value)[:LONGEST_VALUE])
+                self.client.log_param(self.run_id, f"{stage['id']}.{name}", str(value)[:MAX_VALUE_LENGTH])
 
     def on_epoch(self, stage: str, point: Mapping[str, float]) -> None:
         for name in ("loss", "validation_accuracy", "learning_rate"):
