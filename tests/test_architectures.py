@@ -81,13 +81,13 @@ def test_a_factory_is_imported_only_when_the_pipeline_names_it() -> None:
     ("factory", "words"),
     [
         ("tests.networks:WrongHead", r"\[2, 3\] for 2 images; the data has 10 classes"),
-        ("tests.networks:not_a_network", "gave a str"),
+        ("tests.networks:not_a_network", "returned a str"),
         (
             "tests.networks:Asserting",
             r"does not take images of shape \[1, 8, 8\] \(C, H, W\): the network itself \(Asserting\): AssertionError",
         ),
         ("tests.networks:Tied", "shares parameters between layers"),
-        ("tests.networks:TwoOutputs", r"gives a tuple while training, and logits are needed; .* \{aux_logits: false\}"),
+        ("tests.networks:TwoOutputs", r"returns a tuple while training, but logits are needed; .* \{aux_logits: false\}"),
         ("tests.networks:Missing", "cannot be imported"),
         ("tests.nowhere:LeNet", "cannot be imported"),
     ],

@@ -112,7 +112,7 @@ def test_predict_reads_a_folder_by_the_files_own_metadata(
 def test_a_run_is_reproduced_to_the_byte(quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", str(quick), "--out", str(tmp_path / "again"), "--device", "cpu"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("equal to the byte") == 2
+    assert said.count("byte-identical") == 2
     assert f"{quick} was reproduced" in said
     assert (tmp_path / "again" / "model.onnx").read_bytes() == (quick / "model.onnx").read_bytes()
 
@@ -177,9 +177,9 @@ def test_seeds_share_nothing_that_depends_on_the_seed(quick: Path, tmp_path: Pat
 
 
 def test_seeds_are_checked() -> None:
-    with pytest.raises(ValueError, match="a seed is there twice"):
+    with pytest.raises(ValueError, match="a seed is listed twice"):
         Pipeline(name="x", data=QUICK.data, stages=QUICK.stages, seeds=(1, 1))
-    with pytest.raises(ValueError, match="seed and seeds are both there"):
+    with pytest.raises(ValueError, match="seed and seeds are both given"):
         Pipeline(name="x", data=QUICK.data, stages=QUICK.stages, seed=1, seeds=(1, 2))
 
 

@@ -246,7 +246,7 @@ def test_a_student_learns_from_two_teachers_and_says_so(two: Context) -> None:
         ({"teacher": "a", "teachers": ("b", "c")}, "leave one of the two out"),
         ({"teachers": ("a",)}, "at least two"),
         ({"teachers": ("a", "a")}, "each named once"),
-        ({"teacher": "a", "weighting": "accuracy"}, "weighting is of several teachers"),
+        ({"teacher": "a", "weighting": "accuracy"}, "weighting needs several teachers"),
     ],
 )
 def test_teachers_are_one_or_several(settings: dict[str, Any], words: str) -> None:

@@ -154,7 +154,7 @@ def test_an_export_format_is_a_stage(tmp_path: Path) -> None:
 def test_losses_on_layers_are_settings_of_a_distillation() -> None:
     settings = {"epochs": 1, "teacher": "t", "features": [{"loss": "hints", "student": "a", "teacher": "b"}]}
     assert Distillation.model_validate(settings).features[0].weight == 1.0
-    with pytest.raises(ValueError, match="features need the teacher at every step"):
+    with pytest.raises(ValueError, match="features run the teacher at every step"):
         Distillation.model_validate({**settings, "cache": {"views": 2}})
-    with pytest.raises(ValueError, match="features is for learning from a teacher"):
+    with pytest.raises(ValueError, match="features needs a teacher"):
         Distillation.model_validate({**settings, "teacher": None})

@@ -128,7 +128,7 @@ def test_a_file_beside_a_factorys_file_counts_if_it_is_imported(
 @pytest.mark.parametrize("factory", ["sys:exit", "nowhere:Net"])
 def test_a_factory_without_a_file_has_no_source(factory: str) -> None:
     pipeline = SHORT.model_copy(update={"stages": (Train(model=factory, epochs=0),)})
-    with pytest.raises(UserError, match="is no Python file or package"):
+    with pytest.raises(UserError, match="is not a Python file or package"):
         code_of(pipeline.stages[0], pipeline)
 
 

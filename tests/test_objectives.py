@@ -125,7 +125,7 @@ def tensors_start(context: Context) -> str:
         ({"student": "layer1", "teacher": "layr2"}, "the network has no layer 'layr2'; did you mean `layer2`"),
         (
             {"student": "fc", "teacher": "layer2"},
-            r"the student's layer 'fc' gives \[2, 10\]; a hint needs \[N, C, H, W\]",
+            r"the student's layer 'fc' has output \[2, 10\]; a hint needs \[N, C, H, W\]",
         ),
     ],
 )
@@ -169,5 +169,5 @@ def test_a_layer_that_never_runs_is_said(context: Context) -> None:
         def forward(self, network: Watched, batch: Batch) -> Tensor:
             return network.layer("idle", batch).mean()
 
-    with pytest.raises(ArchitectureError, match="layer 'idle' gives no tensor when the network runs"):
+    with pytest.raises(ArchitectureError, match="layer 'idle' outputs no tensor when the network runs"):
         fit(Idle(), Looks(), Training(epochs=1), context, label="x")

@@ -312,9 +312,9 @@ def test_norms_and_one_dimensional_convolutions_are_saved(context: Context, tmp_
     [
         (
             "shufflenet_v2_x0_5",
-            "torch-pruning cannot follow the network behind 'stage4.1.branch2.6': ZeroDivisionError",
+            "torch-pruning cannot follow the network after 'stage4.1.branch2.6': ZeroDivisionError",
         ),
-        ("swin_t", "torch-pruning cannot follow the network behind 'features"),
+        ("swin_t", "torch-pruning cannot follow the network after 'features"),
         (
             "convnext_tiny",
             "parameter 'features.1.0.layer_scale', .* and 15 more cannot be saved with another width; .*`skip: ",

@@ -439,7 +439,7 @@ def test_a_saved_scale_of_zero_is_refused(int8: TorchModel, tmp_path: Path) -> N
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_activations_without_a_range_are_said(observer: Observer, value: float) -> None:
     network = quantize_network(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (2, 1, 2, 2))
-    with pytest.raises(StageError, match="input holds numbers that are not finite on the calibration images"):
+    with pytest.raises(StageError, match="input is not finite on the calibration images"):
         calibrate(network, [torch.full((1, 1, 2, 2), value)], observer, 0.99)
 
 

@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_said_and_not_used(
         write_bytes(path, broken)
         console = Console.terminal()
         resumed = stage.run(None, keeping(context, checkpoints, console))
-        assert "is damaged; the training starts anew" in " ".join(capsys.readouterr().out.split())
+        assert "is damaged; the training starts over" in " ".join(capsys.readouterr().out.split())
         assert equal_states(resumed.network, stage.run(None, Context(data=context.data)).network)
 
 

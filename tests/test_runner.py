@@ -295,7 +295,7 @@ def test_a_pipeline_file_of_the_users_is_not_overwritten(tmp_path: Path) -> None
 def test_nothing_of_the_users_is_written_over(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match="is not of an earlier run and would be overwritten; choose another --out"):
+    with pytest.raises(UserError, match="was not made by an earlier run and would be overwritten; choose another --out"):
         run(SHORT, tmp_path)
     assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
 
@@ -359,7 +359,7 @@ def test_a_failing_stage_leaves_nothing_half_written(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr("compressor.runs.runner.try_stages", lambda *_, **__: None)
         with pytest.raises(
-            StageError, match=r"stage .pruned.: the target, at most 0\.001 of what comes in, is out of reach"
+            StageError, match=r"stage .pruned.: the target, at most 0\.001 of the incoming network, is out of reach"
         ):
             run(PIPELINE.model_copy(update={"stages": stages}), tmp_path / "out")
     assert [p.name for p in (tmp_path / "out" / "stages").iterdir()] == ["teacher"]

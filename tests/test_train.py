@@ -69,5 +69,5 @@ def test_without_a_model_training_goes_on(tiny: TorchModel, context: Context) ->
     again = Train(epochs=1, learning_rate=0.01).run(tiny, context)
     assert again.architecture == tiny.architecture
     assert not equal_states(again.network, tiny.network)
-    with pytest.raises(UserError, match="no network to go on with"):
+    with pytest.raises(UserError, match="no network to train further"):
         Train(epochs=1).run(None, context)
