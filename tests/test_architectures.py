@@ -8,7 +8,7 @@ import torch
 from compressor import Context, TorchModel, load
 from compressor.data.preprocess import Preprocess
 from compressor.errors import ArchitectureError
-from compressor.models.architectures import Architecture, check_fits
+from compressor.models.architectures import Architecture, check_fits, check_trains
 from compressor.models.artifact import count_macs
 from compressor.models.resnet import ResNet
 from stages import Train
@@ -87,7 +87,6 @@ def test_a_factory_is_imported_only_when_the_pipeline_names_it() -> None:
             r"does not take images of shape \[1, 8, 8\] \(C, H, W\): the network itself \(Asserting\): AssertionError",
         ),
         ("tests.networks:Tied", "shares parameters between layers"),
-        ("tests.networks:TwoOutputs", r"returns a tuple while training, but logits are needed; .* \{aux_logits: false\}"),
         ("tests.networks:Missing", "cannot be imported"),
         ("tests.nowhere:LeNet", "cannot be imported"),
     ],
@@ -102,13 +101,14 @@ def test_images_that_the_network_does_not_take_are_refused(context: Context) -> 
         context.new_model("torchvision:resnet18", {})
 
 
-def test_auxiliary_outputs_are_told_before_anything_runs() -> None:
+def test_auxiliary_outputs_are_told_apart_from_logits() -> None:
     googlenet = build("torchvision:googlenet", init_weights=False)
     architecture = Architecture(model="torchvision:googlenet", num_classes=10, in_channels=3)
     with pytest.raises(ArchitectureError, match=r"gives a GoogLeNetOutputs while training, .* \{aux_logits: false\}"):
-        check_fits(googlenet, architecture, (2, 3, 64, 64))
+        check_trains(googlenet, architecture, (2, 3, 64, 64))
+    check_fits(googlenet, architecture, (2, 3, 64, 64))  # it can be quantized as it is
     without = build("torchvision:googlenet", init_weights=False, aux_logits=False)
-    check_fits(without, architecture, (2, 3, 64, 64))
+    check_trains(without, architecture, (2, 3, 64, 64))
 
 
 def test_a_check_changes_nothing(context: Context) -> None:
@@ -116,7 +116,9 @@ def test_a_check_changes_nothing(context: Context) -> None:
     network = build("torchvision:mobilenet_v2")
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     generator = torch.random.get_rng_state()
-    check_fits(network, Architecture(model="a:B", num_classes=10, in_channels=3), (2, 3, 32, 32))
+    architecture = Architecture(model="a:B", num_classes=10, in_channels=3)
+    check_fits(network, architecture, (2, 3, 32, 32))
+    check_trains(network, architecture, (2, 3, 32, 32))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), generator)
     assert not network.training

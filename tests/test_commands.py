@@ -41,7 +41,7 @@ def test_bench_times_two_files_in_turn(finished: Path, tmp_path: Path, capsys: p
     assert "batch 4" in said
     written = json.loads((tmp_path / "b.json").read_text())
     assert [entry["batch"] for entry in written["latency"]] == [1, 4]
-    assert all(entry["runs"] >= 100 for entry in written["latency"])
+    assert all(len(entry["moments"]) == 3 for entry in written["latency"])
     assert written["sha256"] == Report.load(finished).shipped_row.sha256
     assert written["environment"]["onnxruntime"]
 

@@ -99,7 +99,8 @@ def test_every_engine_gives_the_networks_logits(name: str, tiny: TorchModel, int
         path.write_bytes(model.to_onnx("test").content)
         subject = Subject(path, model)
         if (reason := engine.why_not(subject, "cpu")) is not None:
-            assert (name, model.quantized) == ("torch", True), reason
+            assert name in ("torch", "reference"), reason
+            assert model.quantized
             continue
         session = engine.open(subject, setting)
         expected = model.predict(torch.from_numpy(inputs)).numpy()

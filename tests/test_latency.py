@@ -26,6 +26,13 @@ from compressor.evaluation.setting import Setting
 from compressor.export import onnx_file
 from compressor.report.wording import speed
 
+
+@pytest.fixture(autouse=True)
+def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.evaluation.latency.MIN_SECONDS", 0.4)
+    monkeypatch.setattr("compressor.evaluation.latency.MAX_WARMUP_SECONDS", 3.0)
+
+
 CPU = Setting(engine="onnxruntime", device="cpu", threads=1, batch=2)
 
 
@@ -101,7 +108,7 @@ def test_an_interval_covers_every_moment() -> None:
         **CPU.model_dump(), median_ms=6, p95_ms=7, runs=120, speedup=9, speedup_low=5.9, speedup_high=9.6,
         warmup_runs=60, steady=False, other_load=0.5, moments=(9.5, 6, 9),
     )  # fmt: skip
-    assert second.moments == (1, 1, 1)
+    assert second.sessions == (1, 1, 1)
 
 
 def test_other_load_is_what_the_machine_does_without_us(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_tensorboard_has_curves_rows_report_and_model(followed: Path) -> None:
 
 def test_mlflow_has_curves_rows_report_and_model(followed: Path, tmp_path: Path) -> None:
     report = Report.load(followed)
-    client = MlflowClient((followed.parent / "mlruns").as_uri())
+    client = MlflowClient(f"sqlite:///{followed.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("followed")
     assert experiment is not None
     (logged,) = client.search_runs([experiment.experiment_id])

@@ -131,6 +131,11 @@ def _train_epoch(
         torch.manual_seed(context.seed_for(f"training in epoch {epoch}"))
         for batch in batches:
             value = state.objective(watched, batch)
+            if not value.requires_grad:
+                raise ArchitectureError(
+                    "the loss depends on no parameter that can be trained; look for an operator "
+                    "without a derivative, or for parameters that are all frozen"
+                )
             state.step(value)
             total += value.detach() * len(batch.labels)
             progress.step()

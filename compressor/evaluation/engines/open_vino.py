@@ -35,7 +35,12 @@ class _Opened(Session):
         import openvino
 
         _, sides = onnx_file.input_of(onnx_file.session(subject.onnx), setting.batch, source=subject.onnx)
-        options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": setting.threads}
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": setting.threads,
+            "INFERENCE_PRECISION_HINT": "f32",  # as the file says, not bfloat16 where the processor has it
+        }
         try:
             core = openvino.Core()
             model = core.read_model(str(subject.onnx))

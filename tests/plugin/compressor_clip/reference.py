@@ -20,6 +20,8 @@ class Reference(Engine):
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def why_not(self, subject: Subject | None, device: str) -> str | None:
+        if subject is not None and subject.model is not None and subject.model.quantized:
+            return "it has no DequantizeLinear of this opset"
         return None if device == "cpu" else "numpy computes on the CPU"
 
     def open(self, subject: Subject, setting: Setting) -> Session:
