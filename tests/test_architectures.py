@@ -61,7 +61,7 @@ def test_torchvision_networks_take_the_class_count() -> None:
         ("resnet21", {}, "6 n + 2"),
         ("vgg", {}, "unknown model 'vgg'"),
         ("torchvision:rezznet", {}, "no classification network named 'rezznet'"),
-        ("resnet", {"blocks": [1], "widths": [4, 8]}, "one number a stage"),
+        ("resnet", {"blocks": [1], "widths": [4, 8]}, "one number per stage"),
         ("resnet20", {"width": 3}, "width"),
     ],
 )
@@ -104,7 +104,7 @@ def test_images_that_the_network_does_not_take_are_refused(context: Context) -> 
 def test_auxiliary_outputs_are_told_apart_from_logits() -> None:
     googlenet = build("torchvision:googlenet", init_weights=False)
     architecture = Architecture(model="torchvision:googlenet", num_classes=10, in_channels=3)
-    with pytest.raises(ArchitectureError, match=r"gives a GoogLeNetOutputs while training, .* \{aux_logits: false\}"):
+    with pytest.raises(ArchitectureError, match=r"returns a GoogLeNetOutputs while training, .* \{aux_logits: false\}"):
         check_trains(googlenet, architecture, (2, 3, 64, 64))
     check_fits(googlenet, architecture, (2, 3, 64, 64))  # it can be quantized as it is
     without = build("torchvision:googlenet", init_weights=False, aux_logits=False)

@@ -61,7 +61,7 @@ def test_dropout_draws_from_the_seed(context: Context) -> None:
 
 def test_several_outputs_are_refused(context: Context) -> None:
     own_context, factory = own(context, "TwoOutputs")
-    with pytest.raises(ArchitectureError, match="gives a tuple while training"):
+    with pytest.raises(ArchitectureError, match="returns a tuple while training"):
         Train(model=factory, epochs=1).run(None, own_context)
 
 
