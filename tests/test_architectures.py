@@ -65,7 +65,7 @@ def test_torchvision_networks_take_the_class_count() -> None:
         ("resnet20", {"width": 3}, "width"),
     ],
 )
-def test_what_cannot_be_built_is_said(model: str, arguments: dict[str, object], words: str) -> None:
+def test_networks_that_cannot_be_built_are_reported(model: str, arguments: dict[str, object], words: str) -> None:
     with pytest.raises(ArchitectureError, match=words.replace("+", r"\+")):
         build(model, **arguments)
 
@@ -101,7 +101,7 @@ def test_images_that_the_network_does_not_take_are_refused(context: Context) -> 
         context.new_model("torchvision:resnet18", {})
 
 
-def test_auxiliary_outputs_are_told_apart_from_logits() -> None:
+def test_auxiliary_outputs_are_distinguished_from_logits() -> None:
     googlenet = build("torchvision:googlenet", init_weights=False)
     architecture = Architecture(model="torchvision:googlenet", num_classes=10, in_channels=3)
     with pytest.raises(ArchitectureError, match=r"returns a GoogLeNetOutputs while training, .* \{aux_logits: false\}"):

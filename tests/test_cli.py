@@ -1,4 +1,4 @@
-"""The command line: what it prints, and with which code it ends."""
+"""The command line: what it prints, and its exit codes."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What users do with a finished run: time it, ask it, compare it, repeat it."""
+"""What users do with a finished run: time it, predict with it, compare it, repeat it."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def test_bench_alone_shows_the_noise(finished: Path, capsys: pytest.CaptureFixtu
         (["reproduce", "none"], "none is not the folder of a run"),
     ],
 )
-def test_what_cannot_be_used_is_said(
+def test_unusable_input_is_reported(
     finished: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -102,7 +102,7 @@ def test_predict_reads_a_folder_by_the_files_own_metadata(
     said = capsys.readouterr()
     lines = [line.split("\t") for line in said.out.splitlines()]
     predictions = Predictions.load(finished / "stages" / "shipped" / "answers.safetensors")
-    assert [line[1].split()[0] for line in lines] == [str(answer) for answer in predictions.classes[:20]]
+    assert [line[1].split()[0] for line in lines] == [str(label) for label in predictions.classes[:20]]
     assert [float(line[1].split()[1]) for line in lines] == pytest.approx(predictions.confidence[:20], abs=1e-4)
     assert all(len(line) == 3 for line in lines)
     assert "broken.png is not an image that can be used" in said.err

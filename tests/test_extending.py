@@ -111,7 +111,7 @@ def test_every_engine_gives_the_networks_logits(name: str, tiny: TorchModel, int
     assert title_of(name) == engine.title
 
 
-def test_what_is_not_installed_is_said(tmp_path: Path) -> None:
+def test_what_is_not_installed_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no engine 'openvin'; did you mean `openvino`"):
         Measure(engines=("openvin",))
     assert title_of("tensorrt") == "tensorrt"  # of a report from elsewhere

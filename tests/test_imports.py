@@ -1,4 +1,4 @@
-"""The rules of the house about who may import what, read off the source."""
+"""The rules about who may import what, checked on the source."""
 
 import ast
 import importlib
@@ -84,7 +84,7 @@ def importers(package: str) -> set[str]:
     }
 
 
-def test_every_module_lies_in_a_room_that_says_what_it_is() -> None:
+def test_every_module_is_in_a_room_that_says_what_it_is() -> None:
     rooms = {path.parent.name for path in (ROOT / "compressor").glob("*/__init__.py")}
     assert rooms == set(ROOMS)
     assert {path.stem for path in (ROOT / "compressor").glob("*.py")} == TOP

@@ -1,4 +1,4 @@
-"""What decides a result decides the key: each rule both ways."""
+"""What decides a result decides the key; each rule is tested both ways."""
 
 import json
 import shutil
@@ -132,7 +132,7 @@ def test_a_factory_without_a_file_has_no_source(factory: str) -> None:
         code_of(pipeline.stages[0], pipeline)
 
 
-def test_what_changed_is_said(
+def test_what_changed_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     untimed = SHORT.model_copy(update={"measure": Measure(engines=())})

@@ -1,4 +1,4 @@
-"""What a loss may look at, and what it may own: hints (Romero et al. 2015) by numpy, from YAML, resumed to the same bits."""
+"""What a loss may look at and own: hints (Romero et al. 2015) against numpy, from YAML, resumed with the same bits."""
 
 from pathlib import Path
 
@@ -129,7 +129,7 @@ def tensors_start(context: Context) -> str:
         ),
     ],
 )
-def test_layers_that_do_not_fit_are_said(
+def test_layers_that_do_not_fit_are_reported(
     context: Context, tiny: TorchModel, feature: dict[str, str], words: str
 ) -> None:
     settings = {"teacher": "t", "model": "resnet", "arguments": TINY, "epochs": 1}
@@ -154,7 +154,7 @@ measure: {engines: []}
     assert curve[1]["loss"] < curve[0]["loss"]
 
 
-def test_a_layer_that_never_runs_is_said(context: Context) -> None:
+def test_a_layer_that_never_runs_is_reported(context: Context) -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()

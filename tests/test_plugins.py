@@ -1,4 +1,4 @@
-"""A third party's stage, found through its entry point, and what is said of packages that do not fit."""
+"""A third party's stage, found through its entry point, and the errors for packages that do not fit."""
 
 import os
 import subprocess

@@ -321,7 +321,7 @@ def test_norms_and_one_dimensional_convolutions_are_saved(context: Context, tmp_
         ),
     ],
 )
-def test_what_cannot_be_pruned_is_said_in_a_sentence(name: str, says: str) -> None:
+def test_what_cannot_be_pruned_is_reported_in_a_sentence(name: str, says: str) -> None:
     preprocess = Preprocess(size=(64, 64), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
     context = Context(data=synthetic(("a", "b"), preprocess, Augment()))
     with pytest.raises(ArchitectureError, match=says):

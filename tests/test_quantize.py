@@ -1,4 +1,4 @@
-"""Int8: rounding against numpy, where quantizers lie, and what ONNX Runtime then executes."""
+"""Int8: rounding against numpy, where quantizers are placed, and what ONNX Runtime then executes."""
 
 import inspect
 import io
@@ -91,7 +91,7 @@ def test_the_network_is_folded_and_left_as_it_was(tiny: TorchModel, context: Con
         assert torch.allclose(network(inputs), tiny.network(inputs), atol=1e-4)
 
 
-def test_odd_networks_are_folded_right(context: Context, tmp_path: Path) -> None:
+def test_odd_networks_are_folded_correctly(context: Context, tmp_path: Path) -> None:
     name = "tests.networks:Odd"
     model = context.new_model(name, {})
     network = quantize_network(model.network, (2, 1, 8, 8))
@@ -204,7 +204,7 @@ def test_words_of_what_stays_in_float() -> None:
     assert in_float(layers, 2) == f"{named}, 2 more 20.0% of the MACs; 2 BatchNorms that cannot be folded"
 
 
-def test_nothing_is_said_where_nothing_stays_in_float(int8: TorchModel) -> None:
+def test_nothing_is_reported_where_nothing_stays_in_float(int8: TorchModel) -> None:
     assert (int8.details["float_layers"], int8.details["float_batch_norms"]) == ({}, 0)
 
 
@@ -438,13 +438,13 @@ def test_a_saved_scale_of_zero_is_refused(int8: TorchModel, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("observer", ["min_max", "moving_average", "histogram", "percentile"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_activations_without_a_range_are_said(observer: Observer, value: float) -> None:
+def test_activations_without_a_range_are_reported(observer: Observer, value: float) -> None:
     network = quantize_network(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (2, 1, 2, 2))
     with pytest.raises(StageError, match="input is not finite on the calibration images"):
         calibrate(network, [torch.full((1, 1, 2, 2), value)], observer, 0.99)
 
 
-def test_a_branch_on_values_is_said_with_its_line() -> None:
+def test_a_branch_on_values_is_reported_with_its_line() -> None:
     line = next(
         number
         for number, text in enumerate(inspect.getsource(networks).splitlines(), start=1)

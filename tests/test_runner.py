@@ -1,4 +1,4 @@
-"""A whole run on real digits with a tiny budget, and what it leaves behind."""
+"""A whole run on real digits with a tiny budget, and the files it leaves."""
 
 import functools
 import json
@@ -260,8 +260,8 @@ def test_stored_soft_labels_serve_a_student_that_is_made_again(tmp_path: Path) -
     )
     kept: list[dict[str, int]] = []
     for learning_rate, seed in ((0.1, 0), (0.05, 0), (0.05, 1)):
-        taught = student.model_copy(update={"learning_rate": learning_rate})
-        stages = (SHORT.stages[0], taught, SHORT.stages[-1])
+        changed = student.model_copy(update={"learning_rate": learning_rate})
+        stages = (SHORT.stages[0], changed, SHORT.stages[-1])
         run(
             SHORT.model_copy(update={"stages": stages, "seed": seed, "measure": Measure(engines=())}),
             tmp_path,
@@ -319,9 +319,7 @@ def test_a_run_that_fails_leaves_the_record_of_the_one_before(tmp_path: Path) ->
     assert contents(tmp_path / "out") == before
 
 
-def test_the_file_names_the_pipeline_that_it_is_taken_over_into(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_names_the_pipeline_that_reuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = SHORT.model_copy(update={"stages": SHORT.stages[:1]})
     first = run(teacher, tmp_path / "out", device="cpu")
     ran = stage_runs(monkeypatch)
@@ -340,7 +338,7 @@ def test_where_the_data_lie_is_no_part_of_the_digest() -> None:
     assert moved.model_copy(update={"seed": 1}).digest != SHORT.digest
 
 
-def test_training_that_was_not_worth_it_is_said(finished: Path) -> None:
+def test_training_that_was_not_worth_it_is_reported(finished: Path) -> None:
     report = content(finished)
     report["rows"][4]["details"]["kept_epoch"] = 0
     said = remarks(Report.model_validate(report))
@@ -381,12 +379,12 @@ def test_a_failing_stage_leaves_nothing_half_written(tmp_path: Path, monkeypatch
     assert not (tmp_path / "out" / "report.json").exists()
 
 
-def test_an_absent_device_is_said() -> None:
+def test_an_absent_device_is_reported() -> None:
     with pytest.raises(UserError, match="there is no device 'tpu'"):
         run(PIPELINE, device="tpu")
 
 
-def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+def test_an_unusable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be used"):
         run(PIPELINE, tmp_path / "file" / "out")

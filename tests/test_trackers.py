@@ -92,7 +92,9 @@ def test_trackers_end_with_a_run_that_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow")])
-def test_what_is_not_installed_is_said(name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_reported(
+    name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         UserError, match=rf"tracking: {name} is not installed; run `pip install 'compressor\[{name}\]'`"

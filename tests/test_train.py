@@ -65,7 +65,7 @@ def test_several_outputs_are_refused(context: Context) -> None:
         Train(model=factory, epochs=1).run(None, own_context)
 
 
-def test_without_a_model_training_goes_on(tiny: TorchModel, context: Context) -> None:
+def test_without_a_model_the_incoming_network_is_trained_further(tiny: TorchModel, context: Context) -> None:
     again = Train(epochs=1, learning_rate=0.01).run(tiny, context)
     assert again.architecture == tiny.architecture
     assert not equal_states(again.network, tiny.network)

@@ -13,7 +13,7 @@ from compressor.evaluation import Session, Setting, Subject
 
 
 class Reference(Engine):
-    """Slow, and right by definition."""
+    """Slow, and correct by definition."""
 
     name: ClassVar[str] = "reference"
     title: ClassVar[str] = "ONNX's reference"
