@@ -33,8 +33,8 @@ stages:
   - {stage: export, id: shipped}
 measure: {engines: []}
 """
-# Imports once, then runs in children that are forked and killed; a checkpoint after every epoch; and no rehearsal, which
-# leaves nothing behind, so that the moments fall into what is to be kept. No moment is given to a run left alone.
+# Imports once, then runs in children that are forked and killed. There is a checkpoint after every epoch, and no dry run,
+# because it leaves nothing behind and the kills should hit what is kept. An undisturbed run gets no time to be killed at.
 RUNS = """
 import os, random, signal, sys, time, warnings
 import jinja2, matplotlib.figure, onnxscript, torch.onnx, torch._dynamo
