@@ -266,7 +266,7 @@ def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Pat
                     stage, made, own, data, parts=parts, factories=pipeline.factories, target=target, seconds=seconds
                 )
         else:
-            say(f"{title}: done before, unchanged", style="bold")
+            say(f"{title}: reused, unchanged", style="bold")
         for tracker in (context.services.console, *context.services.trackers):
             tracker.on_row(done.row.model_dump(mode="json"))
         finished.append(done)
