@@ -245,7 +245,7 @@ def test_a_student_learns_from_two_teachers_and_says_so(two: Context) -> None:
         ({}, "expected `teacher:`, the id of an earlier stage, or `teachers:`"),
         ({"teacher": "a", "teachers": ("b", "c")}, "leave one of the two out"),
         ({"teachers": ("a",)}, "at least two"),
-        ({"teachers": ("a", "a")}, "each named once"),
+        ({"teachers": ("a", "a")}, "at least two different ids"),
         ({"teacher": "a", "weighting": "accuracy"}, "weighting needs several teachers"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_pipeline_that_can_end(
          "stage 'own': weights: there is no file nowhere.safetensors"),
         ("{stage: prune, target: {macs: 0.01}, round_to: 8}", 1,
          "stage 'prune': the target, at most 0.010 of the incoming network, is out of reach"),
-        ("{stage: quantize, mode: ptq, skip: [layer9]}", 2, "stage 'quantize': skip names 'layer9', but no convolution"),
+        ("{stage: quantize, mode: ptq, skip: [layer9]}", 2, "stage 'quantize': skip names 'layer9', but there is no convolution"),
         ("{stage: train, id: own, model: 'nowhere:Net', epochs: 3}", 2, "model 'nowhere:Net' cannot be imported"),
         ("{stage: train, id: own, model: 'torchvision:resnet18', arguments: {weights: DEFAULT}, epochs: 3}", 2,
          "would download and unpickle"),

@@ -63,7 +63,7 @@ def test_a_target_in_parameters(deep: TorchModel, context: Context) -> None:
 
 
 def test_a_target_out_of_reach_says_how_far_it_came(deep: TorchModel, context: Context) -> None:
-    with pytest.raises(StageError, match=r"at most 0\.010 .* without any of the 4 blocks .*, 0\.\d+ is left"):
+    with pytest.raises(StageError, match=r"at most 0\.010 .* without all 4 blocks .*, 0\.\d+ is left"):
         PruneBlocks(target=Share(macs=0.01)).run(deep, context)
 
 
