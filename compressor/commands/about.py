@@ -18,8 +18,12 @@ from compressor.storage import files
 SCHEMA = "compressor.schema.json"
 
 
+def _stage_names(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in pipelines.discover() if name.startswith(incomplete)]
+
+
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_stage_names)
 def stages(name: str | None) -> None:
     """List the installed stages, or show the settings of one.
 

@@ -23,13 +23,19 @@ WRONG = 2
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Every command has examples: compress COMMAND --help.",
+    epilog="compress COMMAND --help has examples of each.",
 )
 @click.option("--debug", is_flag=True, help="Show tracebacks and warnings.")
 @click.version_option(version("compressor"), prog_name="compressor")
 @click.pass_context
 def compress(context: click.Context, debug: bool) -> None:
-    """From a trained vision network to a small, fast int8 ONNX file, measured at every step."""
+    """From a trained vision network to a small, fast int8 ONNX file, measured at every step.
+
+    \b
+    Examples:
+      compress init mine.yaml
+      compress run mine.yaml
+    """
     context.obj = debug
 
 

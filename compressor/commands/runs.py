@@ -14,7 +14,14 @@ from compressor.console import Console
 from compressor.errors import StageError
 
 DEVICE = click.option(
-    "--device", default="auto", metavar="auto|cpu|cuda", show_default=True, help="Where networks are trained."
+    "--device",
+    default="auto",
+    metavar="auto|cpu|cuda",
+    show_default=True,
+    shell_complete=lambda context, param, incomplete: [
+        name for name in ("auto", "cpu", "cuda") if name.startswith(incomplete)
+    ],
+    help="Where networks are trained.",
 )
 
 
