@@ -455,3 +455,11 @@ class FrozenStem(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images = torch.relu(self.norm(self.stem(images)))
         return self.fc(torch.relu(self.conv(images)).mean((2, 3)))
+
+
+class WhollyFrozen(FrozenStem):
+    """Nothing of it is to be trained."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes, in_channels)
+        self.requires_grad_(False)

@@ -51,6 +51,12 @@ def test_weights_of_another_network_are_refused(tiny: TorchModel, context: Conte
         Train(model="resnet8", weights=tmp_path / "tiny.safetensors", epochs=0).run(None, context)
 
 
+def test_a_state_dict_with_a_number_for_a_key_is_refused(context: Context, tmp_path: Path) -> None:
+    torch.save({0: torch.zeros(1), "fc.weight": torch.zeros(1)}, tmp_path / "numbered.pt")
+    with pytest.raises(ArtifactError, match=r"numbered\.pt is not a state dict \(names to tensors\)$"):
+        Train(model="resnet8", weights=tmp_path / "numbered.pt", epochs=0).run(None, context)
+
+
 def own(context: Context, name: str) -> tuple[Context, str]:
     factory = f"tests.networks:{name}"
     return Context(data=context.data), factory

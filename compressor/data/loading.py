@@ -84,7 +84,7 @@ def _carve(split: Split, count: int, seed: int, purpose: str) -> tuple[Split, Sp
     from sklearn.model_selection import train_test_split  # takes seconds, and a wrong pipeline is told before
 
     labels = split.labels.numpy()
-    everything, images = np.arange(len(labels)), np.bincount(labels)
+    everything, images = np.arange(len(labels)), np.unique(labels, return_counts=True)[1]
     if len(everything) - count < len(images):
         raise DataError(f"{len(everything)} images of {len(images)} classes cannot give {count} for {purpose}")
     enough = images.min() >= 2 and count >= len(images)

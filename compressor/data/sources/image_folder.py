@@ -58,12 +58,15 @@ class ImageFolder:
             }
         if unreadable and not request.skip_unreadable:
             raise DataError(f"{_several(unreadable)}; repair or remove them, or say `unreadable: skip`")
+        for name, source in read.items():
+            if not len(source):
+                raise DataError(f"{folders[name]} holds no image that can be read: {_several(unreadable)}")
         remarks = [f"{count} images are {note}" for note, count in sorted(notes.items())]
         if unreadable:
-            remarks.append(f"{len(unreadable)} unreadable files are left out: {_several(unreadable)}")
+            remarks.append(f"unreadable files left out ({len(unreadable)}): {_several(unreadable)}")
         if left_out := sum((each.left_out for each in listed.values()), Counter()):
             kinds = ", ".join(f"{suffix} x {count}" for suffix, count in left_out.most_common(MAX_NAMED))
-            remarks.append(f"{left_out.total()} files are not of a kind that is read and are left out ({kinds})")
+            remarks.append(f"files of other kinds left out ({left_out.total()}): {kinds}")
         if "test" in folders and folders["test"].name != "test":
             remarks.append(f"{folders['test'].name}/ is the test split; validation images are carved from train/")
         return Read(read["train"], read.get("test"), labels, read.get("validation"), remarks)
