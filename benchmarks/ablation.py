@@ -1,4 +1,4 @@
-"""One table and one picture of several finished runs: what each of them ships, beside the network it came from.
+"""One table and one plot of several finished runs: what each of them ships, beside the network it came from.
 
     python benchmarks/ablation.py RESULT_FOLDER "first run=RUN_FOLDER" "second run=RUN_FOLDER" ...
 
@@ -21,13 +21,13 @@ from compressor.storage import files
 
 matplotlib.use("agg")
 
-SESSIONS = 15  # over seven minutes: the host has quiet minutes and others, and five sessions can all be of one kind
+SESSIONS = 15  # over seven minutes: the host has quiet and busy minutes, and five sessions can all fall into one kind
 SETTING = Setting(engine="onnxruntime", device="cpu", threads=1, batch=1)
 COLUMNS = ["", "test accuracy", "against the teacher, points", "MMACs", "file kB", "smaller", "ONNX Runtime", "faster"]
 
 
 class Line(NamedTuple):
-    """One line of the table and point of the picture: a row of a report, and its file."""
+    """One line of the table and one point of the plot: a row of a report, and its file."""
 
     name: str
     row: Row
@@ -52,7 +52,7 @@ def _line(name: str, folder: Path, row: Row) -> Line:
 
 
 def check_teachers(folders: list[Path]) -> None:
-    """What a line is compared with is the same in all of them."""
+    """All lines must be compared with the same baseline."""
     teachers = [Report.load(folder).baseline_row for folder in folders]
     figures = {(row.accuracy.correct, row.parameters, row.macs, row.size_bytes) for row in teachers}
     if len(figures) > 1:
@@ -60,7 +60,7 @@ def check_teachers(folders: list[Path]) -> None:
 
 
 def times_of(lines: list[Line]) -> list[Latency]:
-    """Every line's file in turn with the teacher's, which is the first line's."""
+    """Every line's file timed in alternation with the teacher's, the first line's."""
     return in_sessions([partial(_time, line, lines[0]) for line in lines], SESSIONS)
 
 
@@ -71,7 +71,7 @@ def _time(line: Line, teacher: Line) -> Latency:
 
 
 def cells(line: Line, latency: Latency, teacher: Row) -> list[str]:
-    """A line as the table has it."""
+    """A line of the table."""
     accuracy, versus = line.row.accuracy, line.row.versus_baseline
     assert versus is not None
     difference = f"{100 * versus.difference:+.2f} ({100 * versus.low:+.2f} to {100 * versus.high:+.2f})"
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def draw(lines: list[Line], times: list[Latency], path: Path) -> None:
-    """A line each, as in the table: accuracy with its 95% interval, and speed-up with its own over all sessions."""
+    """One line each, as in the table: accuracy with its 95% interval, and speed-up with its own over all sessions."""
     from matplotlib import pyplot
 
     figure, (accuracy, speed) = pyplot.subplots(
@@ -155,7 +155,7 @@ def draw(lines: list[Line], times: list[Latency], path: Path) -> None:
 
 
 def _mark(axes: Any, number: int, values: list[float], shown: dict[str, Any]) -> None:
-    """A value with its interval, `[value, low, high]`, on a line of its own."""
+    """A value with its interval, `[value, low, high]`, on its own line."""
     value, low, high = values
     axes.errorbar(value, number, xerr=[[value - low], [high - value]], **shown)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The CIFAR-10 result and its ablation, one run after the other. Stopped and called again, it goes on where it was.
+# The CIFAR-10 result and its ablation, one run after the other. If stopped, call it again to resume.
 #
 # Needs data/cifar10-jpeg/{train,test}/<class>/*.jpg and weights/resnet56-cifar10-jpeg.safetensors.
 # COMPRESS and PYTHON name other commands than those of .venv.

@@ -1,4 +1,4 @@
-"""A network whose BatchNorm statistics are not those of its images, with its own, with theirs, and brought in line.
+"""A network whose BatchNorm statistics are not those of its images, with its own, with theirs, and with matched ones.
 
     python benchmarks/foreign_batch_norm.py weights/resnet56-cifar10-jpeg.safetensors data/cifar10-jpeg
 

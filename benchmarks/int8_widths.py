@@ -16,7 +16,7 @@ from compressor.storage import files
 from stages import Quantize
 
 CHANNELS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128)
-DEPTH = 8  # convolutions one after the other, so that the rest of the file does not count
+DEPTH = 8  # convolutions in a row, so that the rest of the file hardly counts
 SETTING = Setting(engine="onnxruntime", device="cpu", threads=1, batch=1)
 RESULT = Path(__file__).parent / "results" / "int8_widths.json"
 

@@ -1,4 +1,4 @@
-"""A file timed against itself, 20 times each: how far the ratio of what is equal lies from 1."""
+"""A file timed against itself, 20 times each: how far the ratio of equal files is from 1."""
 
 import tempfile
 from pathlib import Path
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def networks() -> dict[str, TorchModel]:
-    """A small and a large float network, and the small one in int8; untrained, which takes the same time."""
+    """A small and a large float network, and the small one in int8; untrained, which does not change the time."""
     preprocess = Preprocess(size=(32, 32), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
     pixels = torch.randint(0, 256, (64, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     split = Split.of(InMemory(pixels, torch.arange(64) % 10))

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: progress bars on a terminal, few plain lines elsewhere."""
+"""What a user sees during a run: progress bars on a terminal, a few plain lines elsewhere."""
 
 import math
 import time
@@ -46,7 +46,7 @@ class Console(Tracker):
 
     @contextmanager
     def training(self, label: str, epochs: int, steps: int, done: int = 0) -> Iterator["TrainingProgress"]:
-        """Follow a training of `epochs` times `steps`, of which `done` epochs are done."""
+        """Show the progress of training for `epochs` times `steps`, of which `done` epochs are done."""
         self._training = TrainingProgress(self, label, epochs, steps, done)
         try:
             yield self._training
@@ -55,12 +55,12 @@ class Console(Tracker):
             self._training = None
 
     def on_epoch(self, stage: str, point: Mapping[str, float]) -> None:
-        """Bring the bar of the training up to date, or print a line."""
+        """Update the training's progress bar, or print a line."""
         if self._training is not None:
             self._training.epoch(int(point["epoch"]), point["loss"], point["validation_accuracy"])
 
     def on_row(self, row: Mapping[str, Any]) -> None:
-        """Say how a stage scored; latency stands in the table at the end."""
+        """Say how a stage scored; latency is in the table at the end."""
         if row.get("latency"):
             return
         accuracy = row["accuracy"]
@@ -72,7 +72,7 @@ class Console(Tracker):
 
     @contextmanager
     def progress(self, label: str, count: int) -> Iterator[Callable[[int], None]]:
-        """Follow `count` pieces of work on a terminal: call what it gives with the number of those just done."""
+        """Show the progress of `count` items on a terminal; call the result with the number of items just done."""
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(bar_width=24),
@@ -85,7 +85,7 @@ class Console(Tracker):
             yield lambda done: bar.advance(task, done)
 
     def follow(self, label: str, items: Iterable[Item], count: int) -> Iterator[Item]:
-        """Hand on `count` items, following them as `progress` does."""
+        """Yield `count` items, showing progress as `progress` does."""
         with self.progress(label, count) as advance:
             for item in items:
                 yield item
@@ -93,7 +93,7 @@ class Console(Tracker):
 
     @contextmanager
     def timings(self, count: int) -> Iterator[Callable[[], None]]:
-        """Follow `count` timings: what it gives is called after each. A bar is drawn then, never while one goes on."""
+        """Show the progress of `count` timings; call the result after each. The bar is drawn then, never during one."""
         columns = (TextColumn("  timed"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
         shown = self.rich.is_terminal and not self.quiet
         with Progress(*columns, console=self.rich, transient=True, auto_refresh=False, disable=not shown) as bar:
@@ -102,7 +102,7 @@ class Console(Tracker):
 
 
 class TrainingProgress:
-    """The bar of one training, with loss, validation accuracy and time left; without a terminal, some lines."""
+    """The progress bar of a training, with loss, validation accuracy and time left; without a terminal, a few lines."""
 
     def __init__(self, console: Console, label: str, epochs: int, steps: int, done: int) -> None:
         self.console = console

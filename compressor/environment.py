@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-# What int8 and bf16 arithmetic runs on: x86, then Arm, as /proc/cpuinfo spells them.
+# Instruction sets for int8 and bf16 arithmetic: x86, then Arm, as /proc/cpuinfo spells them.
 RELEVANT_ISA = (
     "avx2",
     "avx_vnni",
@@ -45,7 +45,7 @@ class Environment(BaseModel):
     cpu: str
     isa: tuple[str, ...]
     cores: int
-    threads: int | None = None  # that torch computes with; older reports do not say
+    threads: int | None = None  # that torch uses; missing in older reports
     gpu: str | None
     platform: str
     python: str
@@ -61,7 +61,7 @@ class Environment(BaseModel):
 
     @property
     def versions(self) -> dict[str, str]:
-        """Name and version of what computes."""
+        """The versions of Python and the libraries, by name."""
         return {name: getattr(self, name) for name in ("python", *LIBRARIES)}
 
 

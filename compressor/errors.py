@@ -13,7 +13,7 @@ OUT_OF_MEMORY = (
 
 
 class CompressorError(Exception):
-    """Anything the command line reports in words and without a traceback; `exit_code` is what it exits with."""
+    """An error that the command line reports in words, without a traceback, before it exits with `exit_code`."""
 
     exit_code = 1
 
@@ -25,7 +25,7 @@ class UserError(CompressorError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, or else its type."""
+    """The first line of an exception's message, or its type if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
@@ -50,11 +50,11 @@ class StageError(CompressorError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the CPU or the GPU; torch and ONNX Runtime say so in words only."""
+    """Whether memory ran out, on the CPU or the GPU; torch and ONNX Runtime say so only in the message."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def pass_on_out_of_memory(error: BaseException) -> None:
-    """Raise `error` again if memory ran out, so that nothing else is said of it."""
+    """Raise `error` again if memory ran out, so that it is reported as that."""
     if is_out_of_memory(error):
         raise error

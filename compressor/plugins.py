@@ -1,4 +1,4 @@
-"""What installed packages offer through entry points: stages, engines, trackers; ours come through the same door."""
+"""Plug-ins that installed packages, ours included, offer through entry points: stages, engines, trackers."""
 
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -27,7 +27,7 @@ def load(entry: EntryPoint, what: str, kind: type) -> Any:
     """The class that an entry point names.
 
     Raises:
-        UserError: it cannot be imported, or is no subclass of `kind`.
+        UserError: it cannot be imported, or is not a subclass of `kind`.
     """
     whose = f"the {what} {entry.name!r} of the package {package_of(entry)}"
     try:
@@ -35,10 +35,10 @@ def load(entry: EntryPoint, what: str, kind: type) -> Any:
     except (Exception, SystemExit) as error:  # importing runs the package's code
         raise UserError(f"{whose} cannot be imported: {first_line(error)}; repair or uninstall it") from error
     if not (isinstance(loaded, type) and issubclass(loaded, kind)):
-        raise UserError(f"{whose} is no subclass of compressor.{kind.__name__}; repair or uninstall it")
+        raise UserError(f"{whose} is not a subclass of compressor.{kind.__name__}; repair or uninstall it")
     return loaded
 
 
 def package_of(entry: EntryPoint) -> str:
-    """The name of the package that offers it."""
+    """The name of the package that offers an entry point."""
     return entry.dist.name if entry.dist is not None else entry.module

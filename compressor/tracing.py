@@ -1,4 +1,4 @@
-"""Networks as graphs of operators; and, where a forward pass fails, the layer in which it does."""
+"""Networks as graphs of operators, and the layer in which a forward pass fails."""
 
 import io
 import logging
@@ -27,7 +27,7 @@ def trace(network: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:
         input_shape: `(N, C, H, W)` of an example, N at least 2.
 
     Raises:
-        ArchitectureError: it cannot be traced; the layer and the reason are named.
+        ArchitectureError: it cannot be traced; the message names the layer and the reason.
     """
     try:
         return _exported(network, input_shape)
@@ -45,7 +45,7 @@ def trace(network: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:
 
 @contextmanager
 def running_layers(network: nn.Module) -> Iterator[list[str]]:
-    """The names of the layers whose forward is running, outermost first; an exception leaves them as they were."""
+    """The names of the layers whose forward is running, outermost first; after an exception, those it arose in."""
     running: list[str] = []
 
     def enter(name: str) -> None:
@@ -73,7 +73,7 @@ def layer_in_words(network: nn.Module, running: Sequence[str]) -> str:
 
 
 def _line_in_words(network: nn.Module, error: Exception) -> str:
-    """The innermost line of the network's own source that an error passed through; empty where there is none."""
+    """The innermost line of the network's own source in an error's traceback; empty if there is none."""
     modules = (sys.modules.get(type(module).__module__) for module in network.modules())
     files = {file for module in modules if (file := getattr(module, "__file__", None))}
     own = {file for file in files if not Path(file).is_relative_to(TORCH)}
@@ -82,14 +82,14 @@ def _line_in_words(network: nn.Module, error: Exception) -> str:
 
 
 def layer_of(node: fx.Node) -> str:
-    """The layer in whose forward a node of a graph arises, as `layer1.0.conv1`; empty for the network itself."""
+    """The layer whose forward a graph's node comes from, as `layer1.0.conv1`; empty for the network itself."""
     stack = node.meta.get("nn_module_stack") or {}
     return list(stack.values())[-1][0] if stack else ""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what exporters warn, log and print about themselves; what they raise is said by us."""
+    """Suppress what exporters warn, log and print; what they raise is reported by us."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):

@@ -1,4 +1,4 @@
-"""Who follows a run: epochs as they end, rows as they are scored and measured, files as they are written."""
+"""What follows a run: epochs as they end, rows as they are scored and measured, files as they are written."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +8,8 @@ from typing import Any
 class Tracker:
     """Follows a run. A subclass overrides what it needs; everything else is ignored.
 
-    Installed trackers are named by `tracking:` in a pipeline and found through the entry-point group
-    `compressor.trackers`; `run` takes others from Python.
+    A pipeline names installed trackers in `tracking:`; they are found through the entry-point group
+    `compressor.trackers`. From Python, `run` takes others.
     """
 
     def begin(self, folder: Path, pipeline: Mapping[str, Any]) -> None:
@@ -22,10 +22,10 @@ class Tracker:
         """
 
     def on_row(self, row: Mapping[str, Any]) -> None:
-        """A stage has its row, as in `report.json`: first when it is scored, again once its latency is measured."""
+        """A stage has a row, as in `report.json`: first when it is scored, and again once its latency is measured."""
 
     def on_artifact(self, path: Path) -> None:
-        """A file that people look for was written: the model, the report."""
+        """A file for users was written: the model or a report."""
 
     def end(self) -> None:
-        """The run ended, well or not."""
+        """The run ended, whether it succeeded or failed."""

@@ -1,7 +1,7 @@
-"""Networks of one's own, as a pipeline names them: `model: "networks:LeNet"` of the file beside them.
+"""Custom networks: a pipeline beside this file names one as `model: "networks:LeNet"`.
 
-A factory is any callable that gives an `nn.Module`. It is called with the `arguments` of the stage, and with
-`num_classes` and `in_channels` of the data where it takes parameters of these names.
+A factory is any callable that returns an `nn.Module`. It is called with the `arguments` of the stage, and with
+`num_classes` and `in_channels` of the data if it has parameters with these names.
 """
 
 from collections.abc import Sequence

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Distill(Start, Distillation, Stage):
     """Minimise α · T² · KL(teacher ‖ student) + (1 − α) · cross-entropy, at temperature T.
 
-    Of several teachers (You et al. 2017) the loss is the weighted mean, which has the gradient of learning from the
-    mean of their softened probabilities.
+    With several teachers (You et al. 2017) the loss is the weighted mean, which has the same gradient as learning from
+    the mean of their softened probabilities.
     """
 
     recovers: ClassVar[bool] = True

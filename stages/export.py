@@ -25,7 +25,7 @@ class Export(Stage):
     """The smallest share of validation images that torch and ONNX Runtime must put in the same class."""
 
     def for_dry_run(self) -> Self:
-        """Any agreement will do: an untrained network is undecided between classes."""
+        """Accept any agreement: an untrained network is undecided between classes."""
         return validated_copy(self, agreement=0.0)
 
     def run(self, model: "TorchModel", context: "Context") -> "OnnxModel":

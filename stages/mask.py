@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Mask(Stage):
-    """Replace weights w by w ⊙ m, where m is 0 for the weights of least magnitude, whatever is trained afterwards.
+    """Replace weights w by w ⊙ m, where m is 0 for the weights of least magnitude, and keep it so in later training.
 
     Biases and norms are left alone. Zeros make nothing faster: engines compute with them as with other numbers.
     """

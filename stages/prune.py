@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Prune(Stage):
     """Remove the least important channels of groups of layers that depend on one another.
 
-    The classifier's outputs are left alone. BatchNorm statistics are estimated anew on the calibration images.
+    The classifier's outputs are left alone. BatchNorm statistics are estimated again on the calibration images.
     """
 
     needs_recovery: ClassVar[bool] = True
@@ -34,14 +34,14 @@ class Prune(Stage):
     scope: Scope = "local"
     """Rank channels among all layers, or remove the same share of each."""
     round_to: int = Field(16, ge=1, le=4096)
-    """Leave the nearest multiple of this in each layer, and at least one; int8 takes longer on 8 or 12 than on 16."""
+    """Leave the nearest multiple of this in each layer, at least one; int8 is slower on 8 or 12 channels than on 16."""
     steps: int = Field(1, ge=1, le=1000)
-    """Prune in this many steps, ranking anew before each."""
+    """Prune in this many steps, ranking again before each."""
     skip: tuple[str, ...] = ()
-    """Layers and parameters by name, or modules that hold them, whose channels are left alone."""
+    """Layers and parameters whose channels are left alone, by name, or modules that hold them."""
 
     def for_dry_run(self) -> Self:
-        """A ratio of all layers' channels takes other channels from untrained layers, or none: take nearly all."""
+        """Take nearly all channels: in an untrained network, a ratio over all layers would take other ones, or none."""
         if self.scope == "global" and self.target.ratio is not None:
             return validated_copy(self, target=Target(ratio=MAX_RATIO))
         return self
@@ -51,7 +51,7 @@ class Prune(Stage):
 
         Raises:
             StageError: the target is out of reach, or nothing was removed.
-            ArchitectureError: the network does not work any more when channels are removed.
+            ArchitectureError: the network no longer works once channels are removed.
         """
         if model.quantized:
             raise ArchitectureError("a quantized network cannot be pruned; prune before you quantize")
@@ -71,13 +71,13 @@ class Prune(Stage):
             )
             if found is None:
                 raise StageError(
-                    f"the target, at most {self.target.limit:.3f} of what comes in, is out of reach with round_to "
-                    f"{self.round_to}; the smallest network keeps {share:.3f}"
+                    f"the target, at most {self.target.limit:.3f} of the incoming network, is out of reach with "
+                    f"round_to {self.round_to}; the smallest network keeps {share:.3f}"
                 )
             network = found
         after = models.Size.of(network, preprocess)
         if after == before:
-            raise StageError(f"no channel can be removed with round_to {self.round_to}; lower it, or prune further")
+            raise StageError(f"no channel can be removed with round_to {self.round_to}; lower it, or prune more")
         kept = after.share_of(before)
         say = context.services.console.say
         say(f"  {self.id} keeps {kept['macs']:.2f} of MACs, {kept['parameters']:.2f} of parameters")

@@ -1,4 +1,4 @@
-"""Remove whole residual blocks (depth pruning), the least missed first."""
+"""Remove whole residual blocks (depth pruning), the least important first."""
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class PruneBlocks(Stage):
-    """Remove blocks whose output has the shape of their input, one after the other, until the target is met.
+    """Remove blocks whose output has the shape of their input, one at a time, until the target is met.
 
     The next block to go is the one without which the predictions on the calibration images, compared by KL divergence,
-    stay closest to those of the incoming network. (Veit, Wilber and Belongie 2016: residual networks take the removal
-    of single blocks well.) A block is any module of the network's own that holds layers, but is no `Sequential` and
-    lies in no other. BatchNorm statistics are estimated anew on the calibration images.
+    stay closest to those of the incoming network. (Veit, Wilber and Belongie 2016: residual networks tolerate
+    the removal of single blocks.) A block is any module of the network's own that holds layers, is not a `Sequential`
+    and is in no other block. BatchNorm statistics are estimated again on the calibration images.
     """
 
     needs_recovery: ClassVar[bool] = True
@@ -44,13 +44,13 @@ class PruneBlocks(Stage):
         if not blocks:
             raise ArchitectureError("the network has no block whose output has the shape of its input")
         before = after = models.Size.of(network, preprocess)
-        removed: dict[str, float] = {}  # block -> divergence once it is gone too
+        removed: dict[str, float] = {}  # block -> divergence once it is removed as well
         while self.target.kept(after, before) > self.target.limit:
             left = [block for block in blocks if block not in removed]
             if not left:
                 raise StageError(
-                    f"the target, at most {self.target.limit:.3f} of what comes in, is out of reach: without any of "
-                    f"the {len(blocks)} blocks that can be removed, {self.target.kept(after, before):.3f} is left"
+                    f"the target, at most {self.target.limit:.3f} of the incoming network, is out of reach: without "
+                    f"all {len(blocks)} blocks that can be removed, {self.target.kept(after, before):.3f} is left"
                 )
             divergence = {block: predictions.without(block) for block in left}
             least = min(left, key=divergence.__getitem__)

@@ -1,4 +1,4 @@
-"""Int8: calibrate ranges on real images (PTQ), and train with them in place (QAT).
+"""Int8: calibrate ranges on real images (PTQ), and train with the rounding in place (QAT).
 
 PTQ is QAT with zero steps: one placement of quantizers, one save, one export; calibration only chooses ranges.
 """
@@ -32,18 +32,18 @@ class Quantize(Distillation, Stage):
 
     stage: Literal["quantize"] = "quantize"
     mode: Literal["ptq", "qat"]
-    """`ptq` calibrates; `qat` then trains on, with activations' ranges as calibrated and weights' following them."""
+    """`ptq` calibrates; `qat` then trains, with activation ranges as calibrated and scales that follow the weights."""
     observer: Observer = "histogram"
-    """The range from smallest to largest value, their moving average, that of least squared error, or without tails."""
+    """How a range is chosen: min to max, their moving average, least squared error (histogram), or without tails."""
     percentile: float = Field(0.9999, gt=0.5, le=1)
     """The share of values inside the range of the percentile observer."""
     skip: tuple[str, ...] = ()
-    """Layers that stay in float, by name as in `layer1.0.conv1`, or modules that hold them."""
+    """Layers that stay in float, by name, as in `layer1.0.conv1`, or modules that hold them."""
     weight_bits: Literal[7, 8] = 8
     """7 for x86 processors without VNNI, whose 8-bit products saturate."""
     epochs: int = Field(0, ge=0, le=100_000)
     """Passes over the training images, in mode qat."""
-    optimizer: Literal["sgd", "adamw"] = "adamw"  # steps that do not depend on the scale of folded weights
+    optimizer: Literal["sgd", "adamw"] = "adamw"  # its steps do not depend on the scale of folded weights
     """SGD with Nesterov momentum, or AdamW."""
     learning_rate: float | None = Field(1e-4, gt=0, le=10)
     """The peak learning rate."""
@@ -55,14 +55,14 @@ class Quantize(Distillation, Stage):
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> "Quantize":
         if self.mode == "qat" and self.epochs == 0:
-            raise ValueError("mode qat trains, so it needs epochs; without training, say mode: ptq")
+            raise ValueError("mode qat trains, so it needs epochs; to calibrate only, use mode: ptq")
         if self.mode == "ptq" and (self.epochs or self.teacher_ids):
-            raise ValueError("mode ptq does not train, so it takes no epochs and no teacher; to train, say mode: qat")
+            raise ValueError("mode ptq does not train, so it takes no epochs and no teacher; to train, use mode: qat")
         if self.features:
-            raise ValueError("features are layers by name, which a quantized network no longer has; leave them out")
+            raise ValueError("features name layers, which a quantized network no longer has; leave them out")
         default = type(self).model_fields
         if self.observer != "percentile" and self.percentile != default["percentile"].default:
-            raise ValueError("percentile is for observer: percentile; name that observer, or leave percentile out")
+            raise ValueError("percentile needs observer: percentile; use that observer, or leave percentile out")
         return self
 
     def run(self, model: "TorchModel", context: "Context") -> "TorchModel":

@@ -1,4 +1,4 @@
-"""Train a network on labels, or take one that is trained already."""
+"""Train a network on labels, or take one that is already trained."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Train(Start, Training, Stage):
     """Minimise cross-entropy on the labels of the training images.
 
-    With `epochs: 0` the network is taken as it is.
+    With `epochs: 0`, the network is taken as it is.
     """
 
     recovers: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Networks of one's own, as a user would bring them."""
+"""Custom networks, as a user would bring them."""
 
 from typing import Any
 

@@ -63,13 +63,13 @@ def test_networks_that_never_differ() -> None:
     assert difference(got, "teacher") == "correct on the same images as teacher"
 
 
-def test_what_is_said_of_a_difference() -> None:
+def test_a_difference_in_words() -> None:
     assert difference(Paired.of(100, 25, 10_000), "teacher") == "worse by 0.53 to 0.97 points"
     assert difference(Paired.of(25, 100, 10_000), "teacher") == "better by 0.53 to 0.97 points"
     assert difference(Paired.of(3, 4, 359), "teacher").startswith("not distinguishable from teacher (1.4 points worse")
 
 
-def test_answers_beside_a_baselines() -> None:
+def test_predictions_against_a_baseline() -> None:
     labels = [0, 1, 2, 0, 1]
     before, after = predictions([0, 1, 2, 1, 0], labels), predictions([0, 2, 0, 0, 0], labels)
     got = after.against(before)
@@ -79,7 +79,7 @@ def test_answers_beside_a_baselines() -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    # Bins of width 1/15: 0.97 and 0.99 share one (1 right of 2, mean confidence 0.98), 0.5 has its own (right).
+    # Bins of width 1/15: 0.97 and 0.99 share one (1 of 2 correct, mean confidence 0.98), 0.5 has its own (correct).
     got = predictions([0, 0, 1], [0, 1, 1], [0.97, 0.99, 0.5]).calibration_error()
     assert got == pytest.approx((2 * abs(0.5 - 0.98) + abs(1 - 0.5)) / 3, abs=1e-6)
     assert predictions([0], [0], [1.0]).calibration_error() == 0
@@ -106,7 +106,7 @@ def test_a_file_predicts_what_its_network_does(tiny: TorchModel, digits: Dataset
     assert len(got.labels) == 359
 
 
-def test_answers_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+def test_predictions_are_read_back_as_written(tmp_path: Path) -> None:
     written = predictions([0, 1], [1, 1], [0.25, 0.5])
     written.save(tmp_path / "a")
     read = Predictions.load(tmp_path / "a")

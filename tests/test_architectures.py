@@ -8,7 +8,7 @@ import torch
 from compressor import Context, TorchModel, load
 from compressor.data.preprocess import Preprocess
 from compressor.errors import ArchitectureError
-from compressor.models.architectures import Architecture, check_fits
+from compressor.models.architectures import Architecture, check_fits, check_trains
 from compressor.models.artifact import count_macs
 from compressor.models.resnet import ResNet
 from stages import Train
@@ -61,11 +61,11 @@ def test_torchvision_networks_take_the_class_count() -> None:
         ("resnet21", {}, "6 n + 2"),
         ("vgg", {}, "unknown model 'vgg'"),
         ("torchvision:rezznet", {}, "no classification network named 'rezznet'"),
-        ("resnet", {"blocks": [1], "widths": [4, 8]}, "one number a stage"),
+        ("resnet", {"blocks": [1], "widths": [4, 8]}, "one number per stage"),
         ("resnet20", {"width": 3}, "width"),
     ],
 )
-def test_what_cannot_be_built_is_said(model: str, arguments: dict[str, object], words: str) -> None:
+def test_networks_that_cannot_be_built_are_reported(model: str, arguments: dict[str, object], words: str) -> None:
     with pytest.raises(ArchitectureError, match=words.replace("+", r"\+")):
         build(model, **arguments)
 
@@ -81,13 +81,12 @@ def test_a_factory_is_imported_only_when_the_pipeline_names_it() -> None:
     ("factory", "words"),
     [
         ("tests.networks:WrongHead", r"\[2, 3\] for 2 images; the data has 10 classes"),
-        ("tests.networks:not_a_network", "gave a str"),
+        ("tests.networks:not_a_network", "returned a str"),
         (
             "tests.networks:Asserting",
             r"does not take images of shape \[1, 8, 8\] \(C, H, W\): the network itself \(Asserting\): AssertionError",
         ),
         ("tests.networks:Tied", "shares parameters between layers"),
-        ("tests.networks:TwoOutputs", r"gives a tuple while training, and logits are needed; .* \{aux_logits: false\}"),
         ("tests.networks:Missing", "cannot be imported"),
         ("tests.nowhere:LeNet", "cannot be imported"),
     ],
@@ -102,13 +101,14 @@ def test_images_that_the_network_does_not_take_are_refused(context: Context) -> 
         context.new_model("torchvision:resnet18", {})
 
 
-def test_auxiliary_outputs_are_told_before_anything_runs() -> None:
+def test_auxiliary_outputs_are_distinguished_from_logits() -> None:
     googlenet = build("torchvision:googlenet", init_weights=False)
     architecture = Architecture(model="torchvision:googlenet", num_classes=10, in_channels=3)
-    with pytest.raises(ArchitectureError, match=r"gives a GoogLeNetOutputs while training, .* \{aux_logits: false\}"):
-        check_fits(googlenet, architecture, (2, 3, 64, 64))
+    with pytest.raises(ArchitectureError, match=r"returns a GoogLeNetOutputs while training, .* \{aux_logits: false\}"):
+        check_trains(googlenet, architecture, (2, 3, 64, 64))
+    check_fits(googlenet, architecture, (2, 3, 64, 64))  # it can be quantized as it is
     without = build("torchvision:googlenet", init_weights=False, aux_logits=False)
-    check_fits(without, architecture, (2, 3, 64, 64))
+    check_trains(without, architecture, (2, 3, 64, 64))
 
 
 def test_a_check_changes_nothing(context: Context) -> None:
@@ -116,7 +116,9 @@ def test_a_check_changes_nothing(context: Context) -> None:
     network = build("torchvision:mobilenet_v2")
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     generator = torch.random.get_rng_state()
-    check_fits(network, Architecture(model="a:B", num_classes=10, in_channels=3), (2, 3, 32, 32))
+    architecture = Architecture(model="a:B", num_classes=10, in_channels=3)
+    check_fits(network, architecture, (2, 3, 32, 32))
+    check_trains(network, architecture, (2, 3, 32, 32))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), generator)
     assert not network.training

@@ -112,7 +112,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "exploited").exists()
 
 
-def test_missing_weights_are_said(tmp_path: Path) -> None:
+def test_missing_weights_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="there is no file"):
         read_weights(tmp_path / "none.safetensors")
 

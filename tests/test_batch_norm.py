@@ -1,4 +1,4 @@
-"""BatchNorm's statistics: estimated on the calibration images, or matched to them without a change of the outputs."""
+"""BatchNorm's statistics: estimated on the calibration images, or matched to them without changing the outputs."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,6 @@
-"""The command line: what it prints, and with which code it ends."""
+"""The command line: what it prints, and its exit codes."""
 
+import json
 import os
 import pty
 import resource
@@ -64,6 +65,7 @@ def test_run_and_report(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "\x1b[" not in out  # no colours or cursor movements where there is no terminal
     folder = tmp_path / "runs" / "tiny"
     assert "epochs: 1" in (folder / "pipeline.yaml").read_text()
+    assert json.loads((folder / "report.json").read_text())["environment"]["threads"] == torch.get_num_threads()
     written = (folder / "report.md").read_text()
     (folder / "report.md").unlink()
     assert main(["report", str(folder)]) == 0

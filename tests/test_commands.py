@@ -1,4 +1,4 @@
-"""What users do with a finished run: time it, ask it, compare it, repeat it."""
+"""What users do with a finished run: time it, predict with it, compare it, repeat it."""
 
 import json
 import os
@@ -41,6 +41,7 @@ def test_bench_times_two_files_in_turn_and_takes_folders(finished: Path, capsys:
     written = json.loads(said.out)
     entries = [(entry["threads"], entry["batch"]) for entry in written["latency"]]
     assert entries == [(1, 1), (1, 4)]
+    assert all(len(entry["moments"]) == 3 for entry in written["latency"])
     rows = {row.id: row for row in Report.load(finished).rows}
     assert (written["sha256"], written["against_sha256"]) == (rows["shipped"].sha256, rows["teacher"].sha256)
     assert written["environment"]["onnxruntime"] == onnxruntime.__version__
@@ -79,7 +80,7 @@ def test_bench_alone_shows_the_noise(finished: Path, capsys: pytest.CaptureFixtu
         (["reproduce", "none"], "none is not the folder of a run"),
     ],
 )
-def test_what_cannot_be_used_is_said(
+def test_unusable_input_is_reported(
     finished: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -118,7 +119,7 @@ def test_predict_reads_a_folder_by_the_files_own_metadata(
     said = capsys.readouterr()
     lines = [line.split("\t") for line in said.out.splitlines()]
     predictions = Predictions.load(finished / "stages" / "shipped" / "answers.safetensors")
-    assert [line[1].split()[0] for line in lines] == [str(answer) for answer in predictions.classes[:20]]
+    assert [line[1].split()[0] for line in lines] == [str(label) for label in predictions.classes[:20]]
     assert [float(line[1].split()[1]) for line in lines] == pytest.approx(predictions.confidence[:20], abs=1e-4)
     assert all(len(line) == 3 for line in lines)
     assert "broken.png is not an image that can be used" in said.err
@@ -172,7 +173,7 @@ def test_validate_answers_in_json(finished: Path, capsys: pytest.CaptureFixture[
 def test_a_run_is_reproduced_to_the_byte(quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", str(quick), "--out", str(tmp_path / "again"), "--device", "cpu"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("equal to the byte") == 2
+    assert said.count("byte-identical") == 2
     assert f"{quick} was reproduced" in said
     assert (tmp_path / "again" / "model.onnx").read_bytes() == (quick / "model.onnx").read_bytes()
 
@@ -241,9 +242,9 @@ def test_seeds_share_nothing_that_depends_on_the_seed(quick: Path, tmp_path: Pat
 
 
 def test_seeds_are_checked() -> None:
-    with pytest.raises(ValueError, match="a seed is there twice"):
+    with pytest.raises(ValueError, match="a seed is listed twice"):
         Pipeline(name="x", data=QUICK.data, stages=QUICK.stages, seeds=(1, 1))
-    with pytest.raises(ValueError, match="seed and seeds are both there"):
+    with pytest.raises(ValueError, match="seed and seeds are both given"):
         Pipeline(name="x", data=QUICK.data, stages=QUICK.stages, seed=1, seeds=(1, 2))
 
 

@@ -1,4 +1,4 @@
-"""What every installed stage must keep, whoever wrote it."""
+"""The contract of every installed stage, whoever wrote it."""
 
 import subprocess
 import sys

@@ -107,7 +107,7 @@ def test_one_folder_is_split_by_seed(tmp_path: Path) -> None:
         (lambda root: write_folder(root, count=1), "2 images of 2 classes cannot give 1 for test"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path, make: object, words: str) -> None:
+def test_an_unusable_folder_is_reported(tmp_path: Path, make: object, words: str) -> None:
     make(tmp_path)  # type: ignore[operator]
     with pytest.raises(DataError, match=words):
         Data(name="image_folder", root=tmp_path, size=(8, 8)).load(0)
@@ -125,12 +125,12 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
         Data.model_validate({"name": "digits", **settings})
 
 
-def test_a_mean_of_another_channel_count_is_said() -> None:
+def test_a_mean_for_another_channel_count_is_reported() -> None:
     with pytest.raises(ValidationError, match="mean and std need one number for each of 1 channels; got 3 and 1"):
         Data(name="digits", mean=(0.5, 0.5, 0.5))
 
 
-def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder"):
         Data(name="image_folder", root=tmp_path / "none").load(0)
 
@@ -224,7 +224,7 @@ def test_glyphs_stand_on_one_baseline_at_one_scale() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", safetensors.numpy.save({"pixels": np.zeros((1, 32, 32), np.uint8)})])
-def test_damaged_glyphs_are_said(tmp_path: Path, content: bytes) -> None:
+def test_damaged_glyphs_are_reported(tmp_path: Path, content: bytes) -> None:
     kept = tmp_path / "glyphs" / f"24000-seed-0-version-{glyph_images.VERSION}.safetensors"
     kept.parent.mkdir()
     kept.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Hinton's loss against numpy, and a teacher that is run once."""
+"""Hinton's loss against numpy, and a teacher that runs once."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -171,7 +171,7 @@ def test_without_a_model_the_incoming_network_learns_on(context: Context, tiny: 
     assert accuracy(result, context.data) > 0.8
 
 
-def test_a_teacher_that_is_not_there_is_said(context: Context) -> None:
+def test_a_missing_teacher_is_reported(context: Context) -> None:
     with pytest.raises(UserError, match="teacher 'nobody' is not an earlier stage"):
         Distill(teacher="nobody", model="resnet8", epochs=1).run(None, context)
 
@@ -208,21 +208,21 @@ def test_of_several_teachers_the_loss_is_the_weighted_mean(
     objective, weights = stage.objective(student, replace(two, data=replace(two.data, augment=Augment())))
     good = 0.5
     if weighting == "accuracy":
-        right, wrong = (accuracy(model, two.data) for model in two.teachers.values())
-        good = right / (right + wrong)
+        one, other = (accuracy(model, two.data) for model in two.teachers.values())
+        good = one / (one + other)
         assert good > 0.8
     assert weights == pytest.approx([good, 1 - good])
     batch = batch_of(two)
     student.logits = torch.from_numpy(np.random.default_rng(0).normal(0, 3, (9, 10)).astype("f4"))
-    answers = [model.predict(batch.inputs).double().numpy() for model in two.teachers.values()]
+    logits = [model.predict(batch.inputs).double().numpy() for model in two.teachers.values()]
     expected = sum(
         share * by_numpy(student.logits.numpy(), z, batch.labels.numpy(), 3, 0.7)
-        for share, z in zip((good, 1 - good), answers, strict=True)
+        for share, z in zip((good, 1 - good), logits, strict=True)
     )
     assert float(objective(Watched(student), batch)) == pytest.approx(expected, rel=0.02)
 
 
-def test_teachers_that_are_never_right_count_alike(two: Context, counting: TorchModel) -> None:
+def test_teachers_that_are_never_correct_count_equally(two: Context, counting: TorchModel) -> None:
     wrong = two.data.validation.take(two.data.validation.labels.eq(0).nonzero().flatten())
     network = counting.copy_network()
     network.get_parameter("fc.bias").data[0] = -1e3
@@ -246,7 +246,7 @@ def test_a_student_learns_from_two_teachers_and_says_so(two: Context) -> None:
         ({"teacher": "a", "teachers": ("b", "c")}, "leave one of the two out"),
         ({"teachers": ("a",)}, "at least two"),
         ({"teachers": ("a", "a")}, "each named once"),
-        ({"teacher": "a", "weighting": "accuracy"}, "weighting is of several teachers"),
+        ({"teacher": "a", "weighting": "accuracy"}, "weighting needs several teachers"),
     ],
 )
 def test_teachers_are_one_or_several(settings: dict[str, Any], words: str) -> None:

@@ -300,7 +300,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interruption_while_importing_is_said(tmp_path: Path) -> None:
+def test_an_interruption_while_importing_is_reported(tmp_path: Path) -> None:
     (tmp_path / "compressor.py").write_text("raise KeyboardInterrupt")
     code = "import sys; sys.path.insert(0, '.'); import compressor_command as c; raise SystemExit(c.main(['stages']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -308,7 +308,7 @@ def test_an_interruption_while_importing_is_said(tmp_path: Path) -> None:
     assert done.stderr.startswith("interrupted; ")
 
 
-def test_a_module_that_ends_the_program_is_told(
+def test_a_module_that_ends_the_program_is_reported(
     tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

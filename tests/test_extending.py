@@ -99,7 +99,8 @@ def test_every_engine_gives_the_networks_logits(name: str, tiny: TorchModel, int
         path.write_bytes(model.to_onnx("test").content)
         subject = Subject(path, model)
         if (reason := engine.why_not(subject, "cpu")) is not None:
-            assert (name, model.quantized) == ("torch", True), reason
+            assert name in ("torch", "reference"), reason
+            assert model.quantized
             continue
         session = engine.open(subject, setting)
         expected = model.predict(torch.from_numpy(inputs)).numpy()
@@ -110,7 +111,7 @@ def test_every_engine_gives_the_networks_logits(name: str, tiny: TorchModel, int
     assert title_of(name) == engine.title
 
 
-def test_what_is_not_installed_is_said(tmp_path: Path) -> None:
+def test_what_is_not_installed_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no engine 'openvin'; did you mean `openvino`"):
         Measure(engines=("openvin",))
     assert title_of("tensorrt") == "tensorrt"  # of a report from elsewhere
@@ -154,7 +155,7 @@ def test_an_export_format_is_a_stage(tmp_path: Path) -> None:
 def test_losses_on_layers_are_settings_of_a_distillation() -> None:
     settings = {"epochs": 1, "teacher": "t", "features": [{"loss": "hints", "student": "a", "teacher": "b"}]}
     assert Distillation.model_validate(settings).features[0].weight == 1.0
-    with pytest.raises(ValueError, match="features need the teacher at every step"):
+    with pytest.raises(ValueError, match="features run the teacher at every step"):
         Distillation.model_validate({**settings, "cache": {"views": 2}})
-    with pytest.raises(ValueError, match="features is for learning from a teacher"):
+    with pytest.raises(ValueError, match="features needs a teacher"):
         Distillation.model_validate({**settings, "teacher": None})

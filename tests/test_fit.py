@@ -121,7 +121,7 @@ def test_the_best_epoch_on_validation_is_kept_and_the_last_of_equals(context: Co
     assert [entry["validation_accuracy"] for entry in details["curve"]] == [1.0, 1.0, 0.0, 0.0]
 
 
-def test_a_diverging_loss_is_said_with_epoch_and_learning_rate(context: Context) -> None:
+def test_a_diverging_loss_is_reported_with_epoch_and_learning_rate(context: Context) -> None:
     class Exploding(Objective):
         def forward(self, network: Watched, batch: Batch) -> Tensor:
             return network.logits(batch).mean() * float("nan")

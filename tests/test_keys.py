@@ -1,4 +1,4 @@
-"""What decides a result decides the key: each rule both ways."""
+"""What decides a result decides the key; each rule is tested both ways."""
 
 import json
 import shutil
@@ -128,11 +128,11 @@ def test_a_file_beside_a_factorys_file_counts_if_it_is_imported(
 @pytest.mark.parametrize("factory", ["sys:exit", "nowhere:Net"])
 def test_a_factory_without_a_file_has_no_source(factory: str) -> None:
     pipeline = SHORT.model_copy(update={"stages": (Train(model=factory, epochs=0),)})
-    with pytest.raises(UserError, match="is no Python file or package"):
+    with pytest.raises(UserError, match="is not a Python file or package"):
         code_of(pipeline.stages[0], pipeline)
 
 
-def test_what_changed_is_said(
+def test_what_changed_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     untimed = SHORT.model_copy(update={"measure": Measure(engines=())})

@@ -1,4 +1,4 @@
-"""Timings are not asserted; what is done with them is, against times that are made up."""
+"""Latency from made-up times; real timings are never asserted."""
 
 import itertools
 import time
@@ -26,6 +26,13 @@ from compressor.evaluation.setting import Setting
 from compressor.export import onnx_file
 from compressor.report.wording import speed
 
+
+@pytest.fixture(autouse=True)
+def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.evaluation.latency.MIN_SECONDS", 0.4)
+    monkeypatch.setattr("compressor.evaluation.latency.MAX_WARMUP_SECONDS", 3.0)
+
+
 CPU = Setting(engine="onnxruntime", device="cpu", threads=1, batch=2)
 
 
@@ -50,12 +57,12 @@ def test_rounds_go_on_until_the_faster_has_had_its_time(seconds: float, expected
     assert compare(lambda: seconds, lambda: 2 * seconds, CPU).runs == expected
 
 
-def test_warm_up_goes_on_until_times_are_steady() -> None:
+def test_warm_up_continues_until_times_are_steady() -> None:
     slow_start = itertools.chain([9.0] * 10, [5.0] * 10, itertools.repeat(1.0))
     assert warm_up(lambda: next(slow_start), lambda: 1.0) == (40, True)
 
 
-def test_what_never_settles_is_said_to_be_unsteady(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_that_never_settle_are_reported_as_unsteady(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressor.evaluation.latency.MAX_WARMUP_SECONDS", 0.0)
     growing = (1.1**index for index in itertools.count())
     assert warm_up(lambda: next(growing), lambda: 1.0) == (20, False)
@@ -87,7 +94,7 @@ def test_faster_is_never_said_when_the_interval_holds_1(low: float, high: float,
     assert speed(entry) == expected
 
 
-def test_an_interval_covers_every_moment() -> None:
+def test_an_interval_covers_every_session() -> None:
     entries = [
         Latency(
             **CPU.model_dump(), median_ms=median, p95_ms=median + 1, runs=40, speedup=speedup, speedup_low=speedup - 0.1,
@@ -101,7 +108,7 @@ def test_an_interval_covers_every_moment() -> None:
         **CPU.model_dump(), median_ms=6, p95_ms=7, runs=120, speedup=9, speedup_low=5.9, speedup_high=9.6,
         warmup_runs=60, steady=False, other_load=0.5, moments=(9.5, 6, 9),
     )  # fmt: skip
-    assert second.moments == (1, 1, 1)
+    assert second.sessions == (1, 1, 1)
 
 
 def test_other_load_is_what_the_machine_does_without_us(monkeypatch: pytest.MonkeyPatch) -> None:

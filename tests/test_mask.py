@@ -1,4 +1,4 @@
-"""Unstructured pruning: which weights go, and that they stay away to the exported file."""
+"""Unstructured pruning: which weights become zero, and that they stay zero in the exported file."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_channels_of_a_masked_network_can_be_pruned(masked: TorchModel, context:
     assert all(np.array_equal(zeros(trained)[name], zero) for name, zero in kept.items())
 
 
-def test_masking_again_goes_on_from_there(masked: TorchModel, context: Context) -> None:
+def test_masking_again_continues_from_there(masked: TorchModel, context: Context) -> None:
     again = Mask(sparsity=0.8).run(masked, context)
     assert all((zeros(again)[name] >= zero).all() for name, zero in zeros(masked).items())
     total = sum(zero.size for zero in zeros(again).values())

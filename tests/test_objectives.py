@@ -1,4 +1,4 @@
-"""What a loss may look at, and what it may own: hints (Romero et al. 2015) by numpy, from YAML, resumed to the same bits."""
+"""What a loss may look at and own: hints (Romero et al. 2015) against numpy, from YAML, resumed with the same bits."""
 
 from pathlib import Path
 
@@ -125,11 +125,11 @@ def tensors_start(context: Context) -> str:
         ({"student": "layer1", "teacher": "layr2"}, "the network has no layer 'layr2'; did you mean `layer2`"),
         (
             {"student": "fc", "teacher": "layer2"},
-            r"the student's layer 'fc' gives \[2, 10\]; a hint needs \[N, C, H, W\]",
+            r"the student's layer 'fc' has output \[2, 10\]; a hint needs \[N, C, H, W\]",
         ),
     ],
 )
-def test_layers_that_do_not_fit_are_said(
+def test_layers_that_do_not_fit_are_reported(
     context: Context, tiny: TorchModel, feature: dict[str, str], words: str
 ) -> None:
     settings = {"teacher": "t", "model": "resnet", "arguments": TINY, "epochs": 1}
@@ -154,7 +154,7 @@ measure: {engines: []}
     assert curve[1]["loss"] < curve[0]["loss"]
 
 
-def test_a_layer_that_never_runs_is_said(context: Context) -> None:
+def test_a_layer_that_never_runs_is_reported(context: Context) -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -169,5 +169,5 @@ def test_a_layer_that_never_runs_is_said(context: Context) -> None:
         def forward(self, network: Watched, batch: Batch) -> Tensor:
             return network.layer("idle", batch).mean()
 
-    with pytest.raises(ArchitectureError, match="layer 'idle' gives no tensor when the network runs"):
+    with pytest.raises(ArchitectureError, match="layer 'idle' outputs no tensor when the network runs"):
         fit(Idle(), Looks(), Training(epochs=1), context, label="x")

@@ -1,4 +1,4 @@
-"""Pipeline files: what they say, and what is said of them when they are wrong."""
+"""Pipeline files: what they mean, and the errors in wrong ones."""
 
 from pathlib import Path
 
@@ -89,13 +89,13 @@ def test_every_shipped_pipeline_is_valid(path: Path) -> None:
         (("data: {name: digits}\n", ""), "p.yaml:1:1: data: is missing; it is required"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_and_where(tmp_path: Path, change: tuple[str, str], says: str) -> None:
+def test_errors_say_what_is_wrong_and_where(tmp_path: Path, change: tuple[str, str], says: str) -> None:
     text = GOOD.replace(*change, 1)
     assert text != GOOD
     assert says in error(tmp_path, text)
 
 
-def test_all_errors_are_said_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     text = GOOD.replace("temperature: 2", "temperature: -1").replace("mode: ptq", "mode: x").replace("digits", "d", 1)
     assert len(error(tmp_path, text).splitlines()) == 3
 
@@ -112,9 +112,9 @@ def test_all_errors_are_said_at_once(tmp_path: Path) -> None:
         (("epochs: 2", "epochs: 2, learning_rate: .nan"), "stages.0.learning_rate: got NaN; expected a finite number"),
         (("epochs: 2", "epochs: 2, learning_rate: .inf"), "stages.0.learning_rate: got Infinity; expected"),
         (("epochs: 2", "epochs: 2, arguments: {x: .nan}"), "stages.0.arguments: expected plain text, finite numbers"),
-        (("model: resnet20", "arguments: {blocks: [1]}"), "stages.0: arguments are those of a model, and no model is named"),
-        (("mode: ptq", "mode: ptq, percentile: 0.9"), "stages.3: percentile is for observer: percentile"),
-        (("mode: ptq", "mode: qat, epochs: 1, alpha: 0.5"), "stages.3: alpha is for learning from a teacher"),
+        (("model: resnet20", "arguments: {blocks: [1]}"), "stages.0: arguments belong to a model, but no model is named"),
+        (("mode: ptq", "mode: ptq, percentile: 0.9"), "stages.3: percentile needs observer: percentile"),
+        (("mode: ptq", "mode: qat, epochs: 1, alpha: 0.5"), "stages.3: alpha needs a teacher"),
         (("name: digits", "name: digits, mean: [125]"), "data.mean.0: got 125; expected at most 1"),
         (("name: digits", "name: digits, size: [8]"), "data.size.1: is missing; it is required"),
         (("name: digits", "name: digits, size: 8"), "data.size: got 8; expected a list"),
@@ -141,7 +141,7 @@ def test_values_are_those_that_editors_see(tmp_path: Path) -> None:
     assert stage.arguments == {"a": "no", "b": "010", "c": "2020-01-01"}
 
 
-def test_what_comes_from_stages_is_said_beside_what_is_wrong_in_them(tmp_path: Path) -> None:
+def test_errors_between_stages_are_reported_beside_errors_in_them(tmp_path: Path) -> None:
     text = (
         GOOD.replace("temperature: 2", "temperature: 0")
         .replace("teacher: teacher", "teacher: techer")
@@ -201,11 +201,11 @@ def test_a_stage_that_cannot_come_first(tmp_path: Path) -> None:
         + "\n".join(f"{chr(99 + i)}: &{chr(99 + i)} [*{chr(98 + i)}, *{chr(98 + i)}]" for i in range(20)),
     ],
 )
-def test_what_is_no_pipeline_is_said(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_pipeline_is_reported(tmp_path: Path, text: str) -> None:
     assert "p.yaml" in error(tmp_path, text)
 
 
-def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(SpecError, match="cannot be read"):
             Pipeline.load(path)

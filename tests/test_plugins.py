@@ -1,4 +1,4 @@
-"""A third party's stage, found through its entry point, and what is said of packages that do not fit."""
+"""A third party's stage, found through its entry point, and the errors for packages that do not fit."""
 
 import os
 import subprocess
@@ -64,7 +64,7 @@ def test_it_is_listed_and_in_the_schema_where_it_is_installed() -> None:
     [
         ("rival", "train = rival:Train", "", "the stage 'train' is offered by two packages, compressor and rival; uninstall one"),
         ("broken", "mine = broken:Mine", "import nowhere", "the stage 'mine' of the package broken cannot be imported: No module"),
-        ("odd", "mine = odd:Mine", "Mine = 3", "the stage 'mine' of the package odd is no subclass of compressor.Stage"),
+        ("odd", "mine = odd:Mine", "Mine = 3", "the stage 'mine' of the package odd is not a subclass of compressor.Stage"),
         ("alias", "mine = stages.train:Train", "", "the stage 'mine' of the package alias calls itself 'train'"),
     ],
 )  # fmt: skip

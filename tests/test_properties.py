@@ -1,4 +1,4 @@
-"""What holds for any pipeline: it survives YAML, a misspelt key is refused, and nothing ends in a traceback."""
+"""Properties of any pipeline: it survives YAML, a misspelt key is refused, and nothing ends in a traceback."""
 
 import string
 from pathlib import Path
@@ -150,14 +150,14 @@ def validate(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode) | PLAIN.map(repr).map(str.encode))
 @example(content=b"")
 @example(content=b"stages: {}\ndata: 3")
-def test_any_bytes_are_answered_in_words(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_bytes_give_one_message(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p.yaml").write_bytes(content)
     validate(tmp_path / "p.yaml", capsys)
 
 
 @settings(LIMITS, max_examples=60)
 @given(edit=EDITS)
-def test_any_edit_is_answered_in_words(
+def test_any_edit_gives_one_message(
     edit: tuple[int, int, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at, cut, put = edit

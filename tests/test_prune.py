@@ -312,16 +312,16 @@ def test_norms_and_one_dimensional_convolutions_are_saved(context: Context, tmp_
     [
         (
             "shufflenet_v2_x0_5",
-            "torch-pruning cannot follow the network behind 'stage4.1.branch2.6': ZeroDivisionError",
+            "torch-pruning cannot follow the network after 'stage4.1.branch2.6': ZeroDivisionError",
         ),
-        ("swin_t", "torch-pruning cannot follow the network behind 'features"),
+        ("swin_t", "torch-pruning cannot follow the network after 'features"),
         (
             "convnext_tiny",
             "parameter 'features.1.0.layer_scale', .* and 15 more cannot be saved with another width; .*`skip: ",
         ),
     ],
 )
-def test_what_cannot_be_pruned_is_said_in_a_sentence(name: str, says: str) -> None:
+def test_what_cannot_be_pruned_is_reported_in_a_sentence(name: str, says: str) -> None:
     preprocess = Preprocess(size=(64, 64), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
     context = Context(data=synthetic(("a", "b"), preprocess, Augment()))
     with pytest.raises(ArchitectureError, match=says):

@@ -1,4 +1,4 @@
-"""Depth pruning: the blocks that are missed least go first, and the target is met."""
+"""Depth pruning: the least important blocks go first, and the target is met."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_a_quantized_network_is_refused(int8: TorchModel, context: Context) -> N
         PruneBlocks(target=Share(macs=0.5)).run(int8, context)
 
 
-def test_it_is_saved_and_goes_on_shrinking(deep: TorchModel, context: Context, tmp_path: Path) -> None:
+def test_it_is_saved_and_can_shrink_further(deep: TorchModel, context: Context, tmp_path: Path) -> None:
     once = PruneBlocks(target=Share(macs=0.8)).run(deep, context)
     once.save(tmp_path)
     loaded = load(tmp_path)

@@ -1,4 +1,4 @@
-"""Int8: rounding against numpy, where quantizers lie, and what ONNX Runtime then executes."""
+"""Int8: rounding against numpy, where quantizers are placed, and what ONNX Runtime then executes."""
 
 import inspect
 import io
@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from rich.console import Console as RichConsole
 from torch import nn
 
-from compressor import Context, Preprocess, TorchModel, load
+from compressor import Context, Dataset, Preprocess, Services, Split, TorchModel, load
 from compressor.console import Console
+from compressor.data.split import InMemory
 from compressor.errors import ArchitectureError, ArtifactError, StageError
 from compressor.export import lowering
 from compressor.models.architectures import Architecture
@@ -90,7 +91,7 @@ def test_the_network_is_folded_and_left_as_it_was(tiny: TorchModel, context: Con
         assert torch.allclose(network(inputs), tiny.network(inputs), atol=1e-4)
 
 
-def test_odd_networks_are_folded_right(context: Context, tmp_path: Path) -> None:
+def test_odd_networks_are_folded_correctly(context: Context, tmp_path: Path) -> None:
     name = "tests.networks:Odd"
     model = context.new_model(name, {})
     network = quantize_network(model.network, (2, 1, 8, 8))
@@ -154,7 +155,7 @@ def test_convolutions_over_time_execute_on_integers(context: Context, tmp_path: 
 
 def test_what_stays_in_float_is_named_with_its_share_of_the_macs(context: Context, tmp_path: Path) -> None:
     shown = io.StringIO()
-    telling = replace(context, console=Console(RichConsole(file=shown)))
+    telling = replace(context, services=Services(Console(RichConsole(file=shown))))
     model = context.new_model("tests.networks:PartlyFloat", {})
     quantized = Quantize(mode="ptq", skip=("fc",)).run(model, telling)
     up, embed, attention, tied, fc = 64 * 4 * 4, 16 * 64 * 32, 2 * 16 * 16 * 32, 16 * 32 * 64, 64 * 10
@@ -203,7 +204,7 @@ def test_words_of_what_stays_in_float() -> None:
     assert in_float(layers, 2) == f"{named}, 2 more 20.0% of the MACs; 2 BatchNorms that cannot be folded"
 
 
-def test_nothing_is_said_where_nothing_stays_in_float(int8: TorchModel) -> None:
+def test_nothing_is_reported_where_nothing_stays_in_float(int8: TorchModel) -> None:
     assert (int8.details["float_layers"], int8.details["float_batch_norms"]) == ({}, 0)
 
 
@@ -238,7 +239,7 @@ def model_of(network: nn.Module, name: str, size: int, channels: int) -> TorchMo
     ],
 )
 def test_every_layer_executes_on_integers(
-    name: str, size: int, channels: int, integers: dict[str, int], context: Context, tmp_path: Path
+    name: str, size: int, channels: int, integers: dict[str, int], tmp_path: Path
 ) -> None:
     factories = frozenset({name}) if name.startswith("tests") else frozenset()
     architecture = Architecture(model=name, num_classes=10, in_channels=channels)
@@ -246,8 +247,8 @@ def test_every_layer_executes_on_integers(
     model = model_of(architecture.build(factories=factories), name, size, channels)
     inputs = torch.randn(32, channels, size, size, generator=torch.Generator().manual_seed(0))
     network = quantize_network(model.network, (2, channels, size, size))
-    images = type(context.data.train)((inputs * 64 + 128).clamp(0, 255).byte(), torch.arange(32) % 10)
-    data = type(context.data)(images, images, images, images, model.labels, model.preprocess)
+    images = Split.of(InMemory((inputs * 64 + 128).clamp(0, 255).byte(), torch.arange(32) % 10))
+    data = Dataset(images, images, images, images, model.labels, model.preprocess)
     calibrate(network, data.calibration_batches(), "min_max", 1.0)
     quantized = model.with_network(network, Int8(activations=network.ranges()), details={})
     exported = quantized.to_onnx("test")
@@ -259,7 +260,7 @@ def test_every_layer_executes_on_integers(
     assert agreement.mean() >= 30 / 32
 
 
-@pytest.mark.parametrize(("channels", "width", "given"), [(1, 16, 4), (3, 16, 4), (3, 24, 4), (4, 16, 4), (3, 8, 3)])
+@pytest.mark.parametrize(("channels", "width", "given"), [(1, 16, 4), (3, 16, 4), (3, 24, 4), (3, 8, 3)])
 def test_the_image_gets_channels_of_zeros(
     channels: int, width: int, given: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,13 +438,13 @@ def test_a_saved_scale_of_zero_is_refused(int8: TorchModel, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("observer", ["min_max", "moving_average", "histogram", "percentile"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_activations_without_a_range_are_said(observer: Observer, value: float) -> None:
+def test_activations_without_a_range_are_reported(observer: Observer, value: float) -> None:
     network = quantize_network(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (2, 1, 2, 2))
-    with pytest.raises(StageError, match="input holds numbers that are not finite on the calibration images"):
+    with pytest.raises(StageError, match="input is not finite on the calibration images"):
         calibrate(network, [torch.full((1, 1, 2, 2), value)], observer, 0.99)
 
 
-def test_a_branch_on_values_is_said_with_its_line() -> None:
+def test_a_branch_on_values_is_reported_with_its_line() -> None:
     line = next(
         number
         for number, text in enumerate(inspect.getsource(networks).splitlines(), start=1)

@@ -1,4 +1,4 @@
-"""What is written about a run: the page in a real browser, the card, and sentences that the intervals support."""
+"""The report of a run: the page in a real browser, the card, and sentences that the intervals support."""
 
 import json
 import os
@@ -236,7 +236,7 @@ def test_how_a_size_changed(before: float, after: float, expected: str) -> None:
     assert change(before, after, "smaller", "larger") == expected
 
 
-def test_what_had_not_settled_is_said_once_for_a_setting(report: Report) -> None:
+def test_latency_that_had_not_settled_is_reported_once_per_setting(report: Report) -> None:
     def timed(row: Row) -> Row:
         steady = row.id not in ("teacher", "recovered")
         latency = [
@@ -266,14 +266,14 @@ def test_flips_are_counted_image_by_image(report: Report) -> None:
     assert sum(each.images for each in regressions.shipped_classes) == 359
 
 
-def test_int8_error_is_said_of_every_layer(report: Report) -> None:
+def test_int8_error_is_reported_for_every_layer(report: Report) -> None:
     ratios = report.row("int8").details["signal_to_noise_db"]
     assert len(ratios) > 8
     assert all(5 < ratio < 100 for ratio in ratios.values())
     assert ratios["input"] == max(ratios.values())  # nothing was rounded before it
 
 
-def test_what_stays_in_float_is_said(report: Report) -> None:
+def test_what_stays_in_float_is_reported(report: Report) -> None:
     assert not [remark for remark in remarks(report) if "in float" in remark]
     row = report.row("int8")
     partly = row.model_copy(update={"details": {**row.details, "float_layers": {"up (conv_transpose2d)": 0.25}}})

@@ -1,4 +1,4 @@
-"""Whatever the figures and names of a report are, it is written, or refused in one sentence."""
+"""Whatever its figures and names, a report is written, or refused in one sentence."""
 
 import copy
 import itertools

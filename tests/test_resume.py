@@ -1,4 +1,4 @@
-"""Runs that are killed, damaged or started twice: nothing is lost, and the bits are those of a run left alone."""
+"""Runs that are killed, damaged or started twice: nothing is lost, and the bits match an undisturbed run."""
 
 import json
 import shutil
@@ -33,8 +33,8 @@ stages:
   - {stage: export, id: shipped}
 measure: {engines: []}
 """
-# Imports once, then runs in children that are forked and killed; a checkpoint after every epoch; and no rehearsal, which
-# leaves nothing behind, so that the moments fall into what is to be kept. No moment is given to a run left alone.
+# Imports once, then runs in children that are forked and killed. There is a checkpoint after every epoch, and no dry run,
+# because it leaves nothing behind and the kills should hit what is kept. An undisturbed run gets no time to be killed at.
 RUNS = """
 import os, random, signal, sys, time, warnings
 import jinja2, matplotlib.figure, onnxscript, torch.onnx, torch._dynamo
@@ -98,7 +98,7 @@ def counts(out: Path) -> list[Any]:
     return [row["accuracy"] for row in json.loads((out / "report.json").read_text())["rows"]]
 
 
-def test_a_run_killed_at_random_moments_gives_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_killed_at_random_times_gives_the_same_bits(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(PIPELINE)
     done = subprocess.run([sys.executable, "-c", RUNS, str(KILLS)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -147,7 +147,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["sgd, ema, best", "adamw, dropout", "multi_step"],
 )
-def test_a_training_goes_on_to_the_same_bits(stage: Train, context: Context, tmp_path: Path) -> None:
+def test_a_training_resumes_to_the_same_bits(stage: Train, context: Context, tmp_path: Path) -> None:
     alone = stage.run(None, Context(data=context.data))
     steps = -(-len(context.data.train) // stage.batch_size)
     for interrupted in (steps // 2, 2 * steps + 3, steps + 1):
@@ -161,7 +161,7 @@ def test_a_training_goes_on_to_the_same_bits(stage: Train, context: Context, tmp
 
 
 @pytest.mark.usefixtures("interrupting")
-def test_a_masked_training_goes_on_to_the_same_bits(context: Context, tiny: TorchModel, tmp_path: Path) -> None:
+def test_a_masked_training_resumes_to_the_same_bits(context: Context, tiny: TorchModel, tmp_path: Path) -> None:
     masked = Mask(sparsity=0.6).run(tiny, context)
     stage = Train(epochs=3, learning_rate=0.01)
     checkpoints = Checkpoints(tmp_path, "key")
@@ -174,7 +174,7 @@ def test_a_masked_training_goes_on_to_the_same_bits(context: Context, tiny: Torc
 
 
 @pytest.mark.usefixtures("interrupting")
-def test_a_damaged_checkpoint_is_said_and_not_used(
+def test_a_damaged_checkpoint_is_reported_and_not_used(
     context: Context, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage = Train(model="resnet", arguments=TINY, epochs=3)
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_said_and_not_used(
         write_bytes(path, broken)
         console = Console.terminal()
         resumed = stage.run(None, keeping(context, checkpoints, console))
-        assert "is damaged; the training starts anew" in " ".join(capsys.readouterr().out.split())
+        assert "is damaged; the training starts over" in " ".join(capsys.readouterr().out.split())
         assert equal_states(resumed.network, stage.run(None, Context(data=context.data)).network)
 
 
@@ -210,14 +210,14 @@ def test_the_last_good_weights_of_a_training_that_diverged_are_kept(context: Con
     assert all(torch.isfinite(tensor).all() for tensor in again.network.state_dict().values())
 
 
-def test_a_training_that_diverges_in_its_last_step_is_told(context: Context) -> None:
+def test_a_training_that_diverges_in_its_last_step_is_reported(context: Context) -> None:
     stage = Train(model="tests.networks:Exploding", epochs=1, batch_size=65536, schedule="constant")
     with pytest.raises(StageError, match="a logit is not finite in epoch 1 at learning rate"):
         stage.model_copy(update={"learning_rate": 1e30}).run(None, context)  # one step, whose loss is still finite
 
 
 @pytest.mark.parametrize(("old", "new"), [(b"best_epoch", b"best_epocX"), (b'"loss": ', b'"loss": 1'), (b"{", b"[")])
-def test_a_damaged_note_of_a_checkpoint_starts_the_training_anew(tmp_path: Path, old: bytes, new: bytes) -> None:
+def test_a_damaged_note_of_a_checkpoint_starts_the_training_over(tmp_path: Path, old: bytes, new: bytes) -> None:
     checkpoints = Checkpoints(tmp_path, "key")
     checkpoints.save("t", "start", {"w": torch.zeros(2)}, {"best_epoch": 1, "curve": [{"loss": 0.5}]})
     assert checkpoints.load("t", "start") is not None
@@ -286,7 +286,7 @@ def test_a_damaged_latency_is_measured_again(tmp_path: Path) -> None:
     (tmp_path / "out" / "report.json").write_text(json.dumps(content))
     again = run(SHORT, tmp_path / "out", device="cpu")
     assert again.rows[0].model_dump()["latency"][0]["median_ms"] > honest / 100
-    assert again.rows[1].latency != first.rows[1].latency  # rows of one report are of the same moments
+    assert again.rows[1].latency != first.rows[1].latency  # rows of one report come from the same sessions
     assert [row.latency for row in run(SHORT, tmp_path / "out", device="cpu").rows] == [r.latency for r in again.rows]
 
 

@@ -1,4 +1,4 @@
-"""The JSON Schema that editors read, held together with the code and with the shipped pipelines."""
+"""The JSON Schema for editors, checked against the code and the shipped pipelines."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_settings_are_described_where_one_types() -> None:
         assert missing in ([], ["stage", "id"], ["name"]), name
 
 
-def test_init_writes_a_pipeline_that_is_right(
+def test_init_writes_a_valid_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

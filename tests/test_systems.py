@@ -1,4 +1,4 @@
-"""The systems this project grew from: each of their pipelines runs, with a small budget, to an integer file."""
+"""The systems this project grew from: each pipeline runs, with a small budget, and ends in an integer file."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -56,7 +56,7 @@ def test_tensorboard_has_curves_rows_report_and_model(followed: Path) -> None:
 
 def test_mlflow_has_curves_rows_report_and_model(followed: Path, tmp_path: Path) -> None:
     report = Report.load(followed)
-    client = MlflowClient((followed.parent / "mlruns").as_uri())
+    client = MlflowClient(f"sqlite:///{followed.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("followed")
     assert experiment is not None
     (logged,) = client.search_runs([experiment.experiment_id])
@@ -92,7 +92,9 @@ def test_trackers_end_with_a_run_that_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow")])
-def test_what_is_not_installed_is_said(name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_reported(
+    name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         UserError, match=rf"tracking: {name} is not installed; run `pip install 'compressor\[{name}\]'`"

@@ -75,15 +75,15 @@ def test_dropout_draws_from_the_seed(context: Context) -> None:
 
 def test_several_outputs_are_refused(context: Context) -> None:
     own_context, factory = own(context, "TwoOutputs")
-    with pytest.raises(ArchitectureError, match="gives a tuple while training"):
+    with pytest.raises(ArchitectureError, match="returns a tuple while training"):
         Train(model=factory, epochs=1).run(None, own_context)
 
 
-def test_without_a_model_training_goes_on(tiny: TorchModel, context: Context) -> None:
+def test_without_a_model_the_incoming_network_is_trained_further(tiny: TorchModel, context: Context) -> None:
     again = Train(epochs=1, learning_rate=0.01).run(tiny, context)
     assert again.architecture == tiny.architecture
     assert not equal_states(again.network, tiny.network)
-    with pytest.raises(UserError, match="no network to go on with"):
+    with pytest.raises(UserError, match="no network to train further"):
         Train(epochs=1).run(None, context)
 
 
@@ -168,5 +168,5 @@ def test_resuming_with_another_number_of_threads_is_said(
         monkeypatch.setattr("torch.get_num_threads", lambda now=now: now)
         stage.run(None, again)
         assert "train: resumes after epoch 1 of 3" in said.getvalue()
-        sentence = f"train: began with {threads} threads and goes on with {now}; bits may differ"
+        sentence = f"train: began with {threads} threads, resumes with {now}; bits may differ"
         assert (sentence in said.getvalue()) == (now != threads)

@@ -1,4 +1,4 @@
-"""From settings to what is minimised: teachers, their weights, losses on logits and on layers inside."""
+"""From settings to the objective: teachers, their weights, losses on logits and on inner layers."""
 
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ def _weights(settings: Distillation, teachers: list[Teacher], context: "Context"
 
 
 def _hints(features: tuple[Hints, ...], network: nn.Module, teacher: Teacher, context: "Context") -> list[Objective]:
-    """One for each, with initial weights from the seed."""
+    """One hint for each setting, with initial weights from the seed."""
     example = torch.zeros(context.data.preprocess.input_shape(2))
     given = layer_outputs(network, [feature.student for feature in features], example)
     wanted = teacher.layer_outputs([feature.teacher for feature in features], example)

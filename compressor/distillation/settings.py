@@ -1,4 +1,4 @@
-"""The settings of a training from teachers, which stages share."""
+"""The distillation settings that stages share."""
 
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -31,53 +31,51 @@ class Hints(Spec):
     teacher: str
     """The teacher's layer, by its module name."""
     weight: float = Field(1.0, gt=0, le=1e6)
-    """What the loss is multiplied with before it is added."""
+    """What the loss is multiplied by before it is added."""
 
 
 class Distillation(Training):
-    """Settings of a training from one or several teachers."""
+    """Settings for learning from one or several teachers."""
 
     teacher: str | None = None
     """The id of an earlier stage."""
     teachers: tuple[str, ...] = ()
-    """The ids of earlier stages, in place of one `teacher`."""
+    """The ids of earlier stages, instead of one `teacher`."""
     weighting: Literal["equal", "accuracy"] = "equal"
-    """Of several teachers: all alike, or by their accuracy on the validation images (alike if none is ever correct)."""
+    """Weigh several teachers equally, or by accuracy on the validation images (equally if none is ever correct)."""
     temperature: float = Field(4.0, ge=0.1, le=100)
-    """T, which both networks' logits are divided by."""
+    """T: the logits of both networks are divided by it."""
     alpha: float = Field(0.9, ge=0, le=1)
     """The teachers' share of the loss."""
     cache: Cache | None = None
-    """Store the teachers' outputs, rather than run them at every step."""
+    """Store the teachers' outputs, instead of running them at every step."""
     features: tuple[Hints, ...] = ()
-    """Losses on layers inside the networks, added to the loss on logits; of several teachers, the first one's."""
+    """Losses on inner layers, added to the loss on logits; with several teachers, the layers are those of the first."""
 
     @model_validator(mode="after")
     def _teachers_are_one_or_several(self) -> Self:
         if self.teacher is not None and self.teachers:
-            raise ValueError("`teacher` names one, `teachers` several; leave one of the two out")
+            raise ValueError("`teacher` names one, `teachers` names several; leave one of the two out")
         if self.teachers and len(set(self.teachers)) < max(len(self.teachers), 2):
-            raise ValueError("`teachers` are at least two, each named once; one is named with `teacher:`")
+            raise ValueError("`teachers` needs at least two different ids; name a single one with `teacher:`")
         default = Distillation.model_fields
         for name in ("temperature", "alpha", "cache", "features"):
             if not self.teacher_ids and getattr(self, name) != default[name].default:
-                raise ValueError(
-                    f"{name} is for learning from a teacher; name one with `teacher:`, or leave {name} out"
-                )
+                raise ValueError(f"{name} needs a teacher; name one with `teacher:`, or leave {name} out")
         if not self.teachers and self.weighting != default["weighting"].default:
-            raise ValueError("weighting is of several teachers; name them with `teachers:`, or leave weighting out")
+            raise ValueError("weighting needs several teachers; name them with `teachers:`, or leave weighting out")
         if self.features and self.cache is not None:
-            raise ValueError("features need the teacher at every step, so that a cache saves nothing; leave one out")
+            raise ValueError("features run the teacher at every step, so a cache would save nothing; leave one out")
         return self
 
     @property
     def teacher_ids(self) -> tuple[str, ...]:
-        """The stages that teach; none where the stage learns from labels."""
+        """The ids of the teachers; empty if the stage learns from labels."""
         return self.teachers if self.teacher is None else (self.teacher,)
 
     @property
     def views(self) -> int | None:
-        """How many views training cycles through; None for another in every epoch."""
+        """How many views training cycles through; None for a new one in every epoch."""
         return min(self.cache.views, self.epochs) if self.cache is not None else None
 
     def objective(self, network: "nn.Module", context: "Context") -> "tuple[Objective, list[float]]":
@@ -86,6 +84,6 @@ class Distillation(Training):
         Raises:
             UserError: there is no such teacher, or no such layer.
         """
-        from compressor.distillation import objective  # torch takes seconds, and a wrong pipeline is told before
+        from compressor.distillation import objective  # importing torch takes seconds; wrong pipelines fail before
 
         return objective.objective_of(self, network, context)

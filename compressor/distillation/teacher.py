@@ -1,4 +1,4 @@
-"""A teacher: its logits, asked for or stored, and what layers inside it give."""
+"""A teacher: its logits, computed or stored, and the outputs of its inner layers."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class Teacher:
-    """What a teacher gives for training batches.
+    """A teacher's outputs for training batches.
 
     With `views`, its logits for that many augmented views of all training images are computed once; training then
-    cycles through these views, and the teacher is not run again. Where the run keeps soft labels, every later
-    stage and run with the same teacher, images, augmentation, seed and code reuses them. `layers` are those inside it
-    that `layer` shows.
+    cycles through these views, and the teacher is not run again. If the run keeps soft labels, every later
+    stage and run with the same teacher, images, augmentation, seed and code reuses them. `layers` are its inner layers
+    that `layer` can return.
     """
 
     def __init__(self, teacher: TorchModel, context: "Context", views: int | None, layers: Sequence[str] = ()) -> None:
@@ -45,15 +45,15 @@ class Teacher:
         return self.stored[batch.view][batch.indices.to(self.device)]
 
     def layer(self, name: str, batch: Batch) -> Tensor:
-        """What the layer `name` gives for this batch."""
+        """The output of layer `name` for this batch."""
         return self.watched.layer(name, batch)
 
     def layer_outputs(self, layers: Sequence[str], example: Tensor) -> dict[str, Tensor]:
-        """What these layers give for an example `[N, C, H, W]`."""
+        """The outputs of these layers for an example `[N, C, H, W]`."""
         return objectives.layer_outputs(self.network, layers, example.to(self.device))
 
     def accuracy(self, context: "Context") -> float:
-        """On the validation images."""
+        """The teacher's accuracy on the validation images."""
         validation = context.data.validation
         return evaluate(self.network, validation, context, "fp32", self.layout) / len(validation)
 
@@ -70,7 +70,7 @@ class Teacher:
                 reused += 1
             yield stored.to(self.device)
         if reused:
-            context.services.console.say(f"  {reused} of {views} views have the teacher's outputs stored already")
+            context.services.console.say(f"  {reused} of {views} views of the teacher's outputs are reused")
 
     @torch.no_grad()
     def _run(self, inputs: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Teacher:
 
 
 def _paths(teacher: TorchModel, context: "Context", views: int) -> list[Path | None]:
-    """Where the soft labels of each view are kept, named by all that they depend on."""
+    """The file of each view's soft labels, named by the digest of everything that they depend on."""
     folder = context.services.soft_labels
     if folder is None:
         return [None] * views
@@ -98,7 +98,7 @@ def _paths(teacher: TorchModel, context: "Context", views: int) -> list[Path | N
 
 
 def _read(path: Path | None, context: "Context") -> Tensor | None:
-    """Stored outputs, if they are there, whole, and of the right shape: `[N, classes]`."""
+    """Stored outputs `[N, classes]`, if they exist, are whole and have the expected shape."""
     if path is None or not path.exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""How right and how fast a file is, and what it gets wrong that another did not."""
+"""How accurate and how fast a file is, and what it gets wrong that another got right."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""How right a network is: accuracy with its interval, two networks on the same images, calibration, classes.
+"""How accurate a network is: accuracy with its interval, two networks on the same images, calibration, classes.
 
-Nothing here knows of stages: it scores an ONNX file as it lies on disk.
+Nothing here knows about stages: it scores an ONNX file on disk.
 """
 
 import math
@@ -31,7 +31,7 @@ CALIBRATION_BINS = 15
 
 
 class Accuracy(Figures):
-    """k of n images right, with the Wilson interval (Wilson 1927)."""
+    """k of n images correct, with the Wilson interval (Wilson 1927)."""
 
     split: str
     engine: str
@@ -50,7 +50,7 @@ class Accuracy(Figures):
     @classmethod
     def of(cls, correct: int, total: int, *, split: str, engine: str = "onnxruntime") -> "Accuracy":
         """The accuracy of `correct` among `total`."""
-        from scipy.stats import binomtest  # takes a second, which `compress --help` need not wait for
+        from scipy.stats import binomtest  # takes a second to import
 
         interval = binomtest(correct, total).proportion_ci(CONFIDENCE, method="wilson")
         low, high = float(interval.low), float(interval.high)
@@ -60,9 +60,9 @@ class Accuracy(Figures):
 class Paired(Figures):
     """A network against the baseline on the same images (McNemar 1947, exact).
 
-    `lost` images are right by the baseline only, `won` by this network only. `p_value` is that of `won` among
-    `lost + won` under a fair coin. The difference in accuracy is (won - lost) / total; its interval is Bonett and
-    Price's (2012): Wald's with one image more in each count. Where the test does not reject, it is widened to hold 0.
+    Only the baseline predicts the `lost` images correctly, only this network the `won` ones. `p_value` is that of `won`
+    among `lost + won` under a fair coin. The difference in accuracy is (won - lost) / total; its interval is Bonett and
+    Price's (2012): Wald's with one image added to each count. Where the test does not reject, it is widened to hold 0.
     """
 
     lost: Count
@@ -143,7 +143,7 @@ class Predictions:
         return float(np.abs(gap).sum() / len(self.correct))
 
     def confusion(self) -> list[tuple[int, int, int]]:
-        """How many images of a class were given each class: `(class, prediction, images)` where there are any."""
+        """The non-zero entries of the confusion matrix: `(class, prediction, images)`."""
         pairs = Counter(zip(self.labels.tolist(), self.classes.tolist(), strict=True))
         return [(label, predicted, count) for (label, predicted), count in sorted(pairs.items())]
 
@@ -156,7 +156,7 @@ class Predictions:
         """Read what `save` wrote.
 
         Raises:
-            ArtifactError: the file is not there, or is not of that kind.
+            ArtifactError: the file is missing, or holds something else.
         """
         try:
             read = cls(**safetensors.numpy.load(path.read_bytes()))
@@ -166,12 +166,12 @@ class Predictions:
         if kinds != [(kind, (len(read.labels),)) for kind in "ifi"] or not (
             (read.classes >= 0).all() and (read.confidence >= 0).all() and (read.confidence <= 1).all()
         ):
-            raise ArtifactError(f"{path}: holds no predictions: a class and a probability for each image")
+            raise ArtifactError(f"{path}: holds no predictions (a class and a probability for each image)")
         return read
 
 
 class ClassScore(Figures):
-    """One class: of `images` in the split, how well they are found and how often the prediction is correct (0 to 1)."""
+    """Precision, recall and F1 of one class, each 0 to 1; the split has so many `images` of it."""
 
     images: Count
     precision: Share
@@ -180,7 +180,7 @@ class ClassScore(Figures):
 
 
 def class_scores(predictions: Predictions, classes: int) -> tuple[ClassScore, ...]:
-    """Precision, recall and F1 of each class; 0 where nothing is there to divide by."""
+    """Precision, recall and F1 of each class; 0 where the denominator is 0."""
     from sklearn.metrics import precision_recall_fscore_support
 
     columns: Sequence[NDArray[np.float64]] = precision_recall_fscore_support(

@@ -17,7 +17,7 @@ from compressor.storage import files
 
 
 class Bench(BaseModel):
-    """A file timed in turn with another. Against itself, the speed-up shows how far this machine's noise goes."""
+    """A file timed in alternation with another. Against itself, the speed-up shows how noisy this machine is."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,8 +41,8 @@ def bench(
     """Time `model` against another ONNX file, or itself, in every combination of threads and batch.
 
     Raises:
-        ArtifactError: a file cannot be read, or not be timed.
-        UserError: there is no such engine, or it cannot compute on the device here.
+        ArtifactError: a file cannot be read or timed.
+        UserError: there is no such engine, or it cannot use the device here.
     """
     chosen, other = engine_of(engine), against or model
     digests = [_digest(path) for path in (model, other)]

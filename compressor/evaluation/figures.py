@@ -1,4 +1,4 @@
-"""What a figure of a report may be: finite, and in a range in which it can be drawn and divided by."""
+"""What a report's figures may be: finite, and in a range in which they can be drawn and divided by."""
 
 from typing import Annotated
 

@@ -1,6 +1,6 @@
-"""How fast a network is: time for a batch, against a baseline that is timed in turn with it.
+"""How fast a network is: time for a batch, against a baseline that is timed in alternation with it.
 
-Nothing here knows of stages: it times saved artifacts, loaded back.
+Nothing here knows about stages: it times saved artifacts that are loaded back.
 """
 
 import time
@@ -17,25 +17,25 @@ from compressor.evaluation.accuracy import CONFIDENCE
 from compressor.evaluation.figures import Count, Factor, Milliseconds
 from compressor.evaluation.setting import Setting
 
-WINDOW = 10  # rounds; warm-up ends when the medians of two windows in a row agree
+WINDOW = 10  # rounds; warm-up ends when the medians of two consecutive windows agree
 STEADY = 0.02  # to this share
 MAX_WARMUP_SECONDS = 3.0
 SESSIONS = 3
 MIN_ROUNDS = 40
 MIN_SECONDS = 0.4
 BLOCKS = 20
-TICK_SECONDS = 1e-9  # what a run takes that a coarse clock did not see
+TICK_SECONDS = 1e-9  # the time of a run that is too short for a coarse clock
 RESAMPLES = 2000
 
-Timed = Callable[[], float]  # runs a network once, and says how many seconds that took
-Comparison = Callable[[], "Latency"]  # times a network in turn with another, both loaded anew
+Timed = Callable[[], float]  # runs a network once, and returns the seconds it took
+Comparison = Callable[[], "Latency"]  # times a network in alternation with another, both newly loaded
 
 
 class Latency(Setting):
     """Time for one batch and, with its interval, how many times faster that is than the baseline's.
 
     `warmup_runs` came first, until times were `steady` (or for 3 seconds); `other_load` is how many cores other
-    programs kept busy meanwhile; `on_cpu` lists the operators that a GPU's engine left to the CPU. `sessions` holds the
+    programs kept busy meanwhile; `on_cpu` lists the operators that a GPU engine left to the CPU. `sessions` holds the
     speed-up of each session (in `report.json`, `moments`); runs are counted over all sessions, and `steady` and
     `other_load` are those of the worst.
     """
@@ -60,10 +60,10 @@ class NotMeasured(Setting):
 
 
 def compare(candidate: Timed, baseline: Timed, setting: Setting, on_cpu: tuple[str, ...] = ()) -> Latency:
-    """Time both in turn (A B B A …), at least 40 rounds and 0.4 seconds each; the interval is a block bootstrap.
+    """Time both in alternation (A B B A …), for at least 40 rounds and 0.4 seconds; the interval is a block bootstrap.
 
     The speed-up is the ratio of medians. Rounds are cut into contiguous blocks, whose medians are resampled in pairs,
-    so that a disturbance that lasts is counted as one.
+    so that a long disturbance counts once.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
@@ -90,9 +90,9 @@ def compare(candidate: Timed, baseline: Timed, setting: Setting, on_cpu: tuple[s
 
 
 def in_sessions(comparisons: Sequence[Comparison], sessions: int = SESSIONS) -> list[Latency]:
-    """Every comparison in several sessions; all are made once before any is made again, so that sessions lie far apart.
+    """Every comparison in several sessions; all run once before any runs again, so that sessions are far apart.
 
-    What a session does to a ratio (a neighbour on the machine, the layout of memory) cannot be seen from within it.
+    A session cannot see what shifts all of its own ratios (a neighbour on the machine, the layout of memory).
     """
     rounds = [[compare_now() for compare_now in comparisons] for _ in range(sessions)]
     return [over_sessions([each[index] for each in rounds]) for index in range(len(comparisons))]
@@ -116,7 +116,7 @@ def over_sessions(entries: Sequence[Latency]) -> Latency:
 
 
 def warm_up(candidate: Timed, baseline: Timed) -> tuple[int, bool]:
-    """Run both until neither gets faster or slower: how many rounds that took, and whether it came to that."""
+    """Run both until neither gets faster or slower; returns the number of rounds, and whether they became steady."""
     started = time.monotonic()
     rounds, before = 0, None
     while True:
@@ -130,11 +130,11 @@ def warm_up(candidate: Timed, baseline: Timed) -> tuple[int, bool]:
 
 
 def _rounds(candidate: Timed, baseline: Timed) -> NDArray[np.float64]:
-    """Seconds of both, `[rounds, 2]`."""
+    """The seconds that both take, `[rounds, 2]`."""
     times: list[tuple[float, float]] = []
     spent = np.zeros(2)
     while len(times) < MIN_ROUNDS or spent.min() < MIN_SECONDS:
-        if len(times) % 2:  # whoever comes first in a round pays for what came between
+        if len(times) % 2:  # the first one in a round pays for what ran in between
             second, first = baseline(), candidate()
             times.append((first, second))
         else:
@@ -169,7 +169,7 @@ class OtherLoad:
 
     @staticmethod
     def _seconds() -> tuple[float, float, float]:
-        """Of work of the whole machine, of work of this process, and of the clock."""
+        """Seconds of the whole machine's work, of this process's work, and of the clock."""
         machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
         idle = machine.idle + getattr(machine, "iowait", 0.0)
         guests = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)  # counted in user and nice too

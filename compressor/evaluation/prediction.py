@@ -1,4 +1,4 @@
-"""The predictions of an ONNX file, fed and read as its own metadata say: `compress predict`."""
+"""The predictions of an ONNX file, used as its own metadata say: `compress predict`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from compressor.export import onnx_file
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one image, with their probabilities, the first one first."""
+    """The most probable classes of one image, with their probabilities, in descending order."""
 
     path: Path
     classes: tuple[tuple[str, float], ...]
 
 
 def predict(model: Path, images: Sequence[Path], *, top: int = 3) -> Iterator[Prediction | DataError]:
-    """The predictions of `model` for images, and for all images in folders and below; or why one cannot be read.
+    """The predictions of `model` for images, and for all images in folders and below, or why one cannot be read.
 
     Raises:
-        ArtifactError: the file cannot be read, or does not say how to be fed and read.
+        ArtifactError: the file cannot be read, or its metadata do not say how to use it.
         DataError: there is no image.
     """
     preprocess, labels = onnx_file.about(model)

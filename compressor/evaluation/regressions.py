@@ -1,4 +1,4 @@
-"""Who pays for a smaller network: classes, single images, images that are not as clean as the test split's."""
+"""What a smaller network gets wrong: by class, by image, and on corrupted images."""
 
 import base64
 import io
@@ -18,15 +18,15 @@ from compressor.evaluation.accuracy import SCORE_BATCH, Accuracy, ClassScore, Pr
 from compressor.evaluation.figures import Count, Figures, Share
 from compressor.storage import files
 
-SHOWN = 24  # images newly wrong, and newly right
+SHOWN = 24  # negative flips, and positive ones
 THUMBNAIL = 96  # pixels of the longer side, at most
 CORRUPTED_IMAGES = 2000
 
 
 class Flip(Figures):
-    """An image that only one of two networks gets right: its number in the test split, its class, and both answers.
+    """An image that only one of two networks predicts correctly: its index in the test split, class, both predictions.
 
-    `confidence` is the probability that the shipped network gives to its answer; `png` the image, in base64.
+    `confidence` is the probability of the shipped network's prediction; `png` is the image in base64.
     """
 
     image: Count
@@ -49,9 +49,9 @@ class Corrupted(Figures):
 class Regressions(Figures):
     """The shipped network beside the baseline.
 
-    `confusion` is the shipped network's, `(class, answer, images)`; `newly_wrong` and `newly_right` are the ones it is
-    surest of, at most 24 each; `corrupted` is on at most 2,000 test images. `key` is the digest of all of it that is
-    costly to make and of what that depends on.
+    `confusion` is the shipped network's, `(class, prediction, images)`; `newly_wrong` and `newly_right` are the flips
+    in which it is most confident, at most 24 each; `corrupted` is on at most 2,000 test images. `key` is the digest of
+    the costly part and of everything that it depends on.
     """
 
     baseline_classes: tuple[ClassScore, ...]
@@ -63,7 +63,7 @@ class Regressions(Figures):
     key: str
 
     def by_loss(self) -> list[tuple[int, ClassScore, ClassScore]]:
-        """Each class with its scores by the baseline and the shipped network, those that lost most recall first."""
+        """Each class with the scores of the baseline and the shipped network, the largest losses of recall first."""
         pairs = enumerate(zip(self.baseline_classes, self.shipped_classes, strict=True))
         return sorted(
             ((index, before, after) for index, (before, after) in pairs),
@@ -84,7 +84,7 @@ def regressions_of(
         baseline: its ONNX file, and its predictions on the test split.
         shipped: as `baseline`.
         data: with the test split.
-        known: of an earlier report; what it says of corrupted images stands if nothing that this depends on changed.
+        known: of an earlier report; its part on corrupted images is reused if nothing that it depends on has changed.
         console: where progress is shown.
     """
     test = data.test
@@ -111,7 +111,7 @@ def _key(depends_on: list[str], corrupted: tuple[Corrupted, ...]) -> str:
 
 
 def _flips(which: NDArray[np.bool_], baseline: Predictions, shipped: Predictions, test: Split) -> Iterator[Flip]:
-    """The images of `which` (`[N]`) whose answer the shipped network is surest of."""
+    """The images of `which` (`[N]`) in which the shipped network is most confident."""
     chosen = np.flatnonzero(which)
     for index in chosen[np.argsort(-shipped.confidence[chosen], kind="stable")][:SHOWN].tolist():
         yield Flip(

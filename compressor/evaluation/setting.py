@@ -2,11 +2,11 @@
 
 from compressor.evaluation.figures import Figures, Total
 
-REFERENCE = "onnxruntime"  # the engine that scores every file, and that "how fast?" is answered for first
+REFERENCE = "onnxruntime"  # the engine that scores every file and gives the verdict's speed-up
 
 
 class Setting(Figures):
-    """An engine, where it computes, and how many images at once."""
+    """An engine, its device and threads, and how many images at once."""
 
     engine: str
     device: str

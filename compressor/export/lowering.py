@@ -1,4 +1,4 @@
-"""Quantized networks in ONNX's operators: QuantizeLinear / DequantizeLinear pairs and integer constants."""
+"""Quantized networks in ONNX operators: QuantizeLinear / DequantizeLinear pairs and integer constants."""
 
 import copy
 from typing import Any
@@ -20,7 +20,7 @@ IN_MULTIPLE, MIN_OUT = 4, 16  # channels that ONNX Runtime's direct int8 convolu
 
 
 def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
-    """A copy whose quantizers are ONNX operators and integer constants; it can be exported, not run."""
+    """A copy whose quantizers are ONNX operators and integer constants; it can be exported but not run."""
     lowered = copy.deepcopy(network)
     _pad_image(lowered)
     for node in [node for node in lowered.graph.nodes if node.op == "call_module"]:
@@ -44,9 +44,9 @@ def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
 
 
 def _pad_image(network: QuantizedNetwork) -> None:
-    """Give quantized convolutions that read the image channels of zeros, which no output depends on.
+    """Pad the image with channels of zeros for quantized convolutions; no output depends on them.
 
-    Without them ONNX Runtime copies the image patch by patch: its one or three channels take longer than four.
+    Without them ONNX Runtime copies the image patch by patch, and one or three channels take longer than four.
     """
     graph = network.graph
     image = next(node for node in graph.nodes if node.op == "placeholder")

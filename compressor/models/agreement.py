@@ -15,7 +15,7 @@ def agreement_of(
 ) -> dict[str, Any]:
     """The two networks' logits on a split: images in the same class, mean and largest absolute difference.
 
-    `advance` is told how many images were compared.
+    `advance` is called with the number of images just compared.
 
     Raises:
         StageError: a logit is not finite.
@@ -28,7 +28,7 @@ def agreement_of(
         expected, got = model.predict(inputs).numpy(), exported.predict(inputs.numpy())  # [B, classes]
         difference = np.abs(got - expected)
         if not np.isfinite(difference).all():
-            raise StageError("a logit of the network or of its ONNX file is not finite; its training may have diverged")
+            raise StageError("the network or its ONNX file gives logits that are not finite; it may have diverged")
         images += len(got)
         same += int((got.argmax(1) == expected.argmax(1)).sum())
         total, logits = total + float(difference.sum(dtype=np.float64)), logits + difference.size

@@ -26,7 +26,7 @@ REMEDIES = {  # hooks that compute a weight before each forward pass
 
 
 class Architecture(BaseModel):
-    """What it takes to build a network again, without its weights.
+    """Everything needed to build a network again, except its weights.
 
     `model` is one of
 
@@ -34,7 +34,7 @@ class Architecture(BaseModel):
     - `resnet` with `arguments: {blocks: [1, 1, 1], widths: [16, 64, 128]}`: their general form;
     - `torchvision:NAME`: a classification network of torchvision, without its weights;
     - `package.module:Factory`: your own callable that returns an `nn.Module`. It is called with `arguments`, and
-      with `num_classes` and `in_channels` where it takes parameters of these names.
+      with `num_classes` and `in_channels` if it has parameters with these names.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,7 +46,7 @@ class Architecture(BaseModel):
 
     @property
     def factory(self) -> str | None:
-        """The `package.module:Factory` that building imports; None for a network that ships with a library."""
+        """The `package.module:Factory` that building imports; None for a built-in network or one of torchvision's."""
         return factory_of(self.model)
 
     def build(self, *, factories: frozenset[str] = frozenset()) -> nn.Module:
@@ -62,12 +62,12 @@ class Architecture(BaseModel):
             network = self._build(factories)
         except ArchitectureError:
             raise
-        except (Exception, SystemExit) as error:  # a factory raises what it likes
+        except (Exception, SystemExit) as error:  # a factory may raise anything
             pass_on_out_of_memory(error)
             reason = first_line(error)
             raise ArchitectureError(f"model {self.model!r} with arguments {self.arguments}: {reason}") from error
         if not isinstance(network, nn.Module):
-            raise ArchitectureError(f"model {self.model!r} gave a {type(network).__name__}, not an nn.Module")
+            raise ArchitectureError(f"model {self.model!r} returned a {type(network).__name__}, not an nn.Module")
         if len(list(network.parameters())) != len(list(network.named_parameters(remove_duplicate=False))):
             raise ArchitectureError(f"model {self.model!r} shares parameters between layers, which cannot be saved")
         check_weights_are_parameters(network)
@@ -94,7 +94,7 @@ class Architecture(BaseModel):
         )
 
     def _torchvision(self, name: str) -> nn.Module:
-        import torchvision  # not for those who do without: it takes seconds
+        import torchvision  # takes seconds, and only some need it
 
         known = torchvision.models.list_models(module=torchvision.models)
         if name not in known:
@@ -103,8 +103,8 @@ class Architecture(BaseModel):
         downloads = [key for key in self.arguments if key.startswith("weights")]
         if downloads:
             raise ArchitectureError(
-                f"argument {downloads[0]!r} of {self.model} would download and unpickle; give a file with `weights:` "
-                "of the stage instead"
+                f"argument {downloads[0]!r} of {self.model} would download and unpickle a file; give one with the "
+                "stage's `weights:` instead"
             )
         arguments = {"weights": None, "num_classes": self.num_classes, **self.arguments}
         network: nn.Module = torchvision.models.get_model(name, **arguments)
@@ -123,7 +123,7 @@ def _import(factory: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise ArchitectureError(
             f"model {factory!r} cannot be imported ({error}); expected package.module:Factory, in a file "
-            "beside the pipeline that `compress run` is given or where you are, or installed"
+            "beside the pipeline file or in the current directory, or installed"
         ) from error
 
 
@@ -133,10 +133,10 @@ def _call(factory: Any, arguments: dict[str, Any], data: dict[str, Any]) -> Any:
 
 
 def check_weights_are_parameters(network: nn.Module) -> None:
-    """Refuse weights that are computed from other parameters (weight norm): they are neither pruned nor quantized.
+    """Refuse weights that are computed from other parameters (weight norm): they cannot be pruned or quantized.
 
     Raises:
-        ArchitectureError: there are such; the layer is named, and what takes them off.
+        ArchitectureError: there are some; the message names the layer and the call that removes them.
     """
     for name, module in network.named_modules():
         remedies = [REMEDIES[kind] for hook in module._forward_pre_hooks.values() if (kind := type(hook)) in REMEDIES]
@@ -153,14 +153,14 @@ def check_fits(network: nn.Module, architecture: Architecture, input_shape: tupl
     """Run one blank batch through `network` and require logits `[N, num_classes]`.
 
     Raises:
-        ArchitectureError: the forward pass fails, or gives something else.
+        ArchitectureError: the forward pass fails, or returns something else.
     """
     output = _run_blank(network.eval(), architecture, input_shape)
     shape = tuple(output.shape)
     expected = (input_shape[0], architecture.num_classes)
     if shape != expected:
         raise ArchitectureError(
-            f"model {architecture.model!r} gives an output of shape {list(shape)} for {expected[0]} images; "
+            f"model {architecture.model!r} returns an output of shape {list(shape)} for {expected[0]} images; "
             f"the data has {expected[1]} classes, so {list(expected)} is needed"
         )
 
@@ -169,7 +169,7 @@ def check_trains(network: nn.Module, architecture: Architecture, input_shape: tu
     """Run one blank batch through a copy of `network` in training mode and require one output: no auxiliary heads.
 
     Raises:
-        ArchitectureError: the forward pass fails, or gives something else.
+        ArchitectureError: the forward pass fails, or returns something else.
     """
     _run_blank(copy.deepcopy(network).train(), architecture, input_shape)
 
@@ -183,7 +183,7 @@ def _run_blank(network: nn.Module, architecture: Architecture, input_shape: tupl
     with running_layers(network) as running, torch.random.fork_rng(devices=[]):
         try:
             output = network(torch.zeros(input_shape))
-        except Exception as error:  # a forward raises what it likes
+        except Exception as error:  # a forward pass may raise anything
             pass_on_out_of_memory(error)
             raise ArchitectureError(
                 f"model {architecture.model!r} does not take images of shape {list(input_shape[1:])} (C, H, W)"
@@ -192,7 +192,7 @@ def _run_blank(network: nn.Module, architecture: Architecture, input_shape: tupl
             ) from error
     if not isinstance(output, torch.Tensor):
         raise ArchitectureError(
-            f"model {architecture.model!r} gives a {type(output).__name__}{training}, and logits are needed"
+            f"model {architecture.model!r} returns a {type(output).__name__}{training}, but logits are needed"
             + (f"; {advice}" if advice else "")
         )
     return output

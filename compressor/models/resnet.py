@@ -38,11 +38,11 @@ class ResNet(nn.Module):
 
     Args:
         blocks: basic blocks in each stage; 0 leaves a stage out.
-        widths: channels of each stage; the stem has those of the first.
+        widths: channels of each stage; the stem has as many as the first.
         num_classes: outputs of the classifier.
         in_channels: channels of the images.
 
-    The first stage works at the resolution of the images, each further one at half that of the one before.
+    The first stage works at the resolution of the images, and each later one at half that of the one before.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(blocks) != len(widths) or not blocks:
-            raise ValueError(f"blocks and widths name one number a stage each; got {blocks} and {widths}")
+            raise ValueError(f"blocks and widths need one number per stage each; got {blocks} and {widths}")
         if not (0 <= min(blocks) <= max(blocks) <= MAX_BLOCKS and 1 <= min(widths) <= max(widths) <= MAX_WIDTH):
             raise ValueError(
-                f"blocks are 0 to {MAX_BLOCKS} and widths 1 to {MAX_WIDTH}; got {list(blocks)} and {list(widths)}"
+                f"blocks must be 0 to {MAX_BLOCKS} and widths 1 to {MAX_WIDTH}; got {list(blocks)} and {list(widths)}"
             )
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
@@ -81,7 +81,7 @@ class ResNet(nn.Module):
 
 
 def blocks_of_depth(depth: int) -> tuple[int, int, int]:
-    """The blocks a stage of the CIFAR ResNet with `depth` weighted layers: `depth = 6 n + 2`."""
+    """The blocks per stage of the CIFAR ResNet with `depth` weighted layers: `depth = 6 n + 2`."""
     n, rest = divmod(depth - 2, 6)
     if rest or not 1 <= n <= MAX_BLOCKS:
         raise ValueError(

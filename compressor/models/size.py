@@ -8,7 +8,7 @@ from compressor.models.artifact import count_macs
 
 
 class Size(BaseModel):
-    """Multiply-adds for one image, and parameters; counted anew."""
+    """Multiply-adds for one image, and parameters."""
 
     model_config = ConfigDict(frozen=True)
 

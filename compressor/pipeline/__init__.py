@@ -1,4 +1,4 @@
-"""Pipelines and stages: how they connect, what a stage is given, the schema of a file."""
+"""Pipelines and stages: how they connect, what a stage receives, the schema of a file."""
 
 import lazy_loader
 

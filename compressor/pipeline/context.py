@@ -1,4 +1,4 @@
-"""What a stage may look at besides the artifact it is given, and what the run does for it."""
+"""What a stage receives besides its incoming artifact, and what the run does for it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,31 +19,31 @@ from compressor.tracking import Tracker
 
 @dataclass(frozen=True)
 class Services:
-    """What a run does for its stages; nothing of it decides a result."""
+    """What a run does for its stages; none of it affects a result."""
 
     console: Console = field(default_factory=Console)
     """Where progress is shown."""
     trackers: tuple[Tracker, ...] = ()
-    """Who else follows the run."""
+    """Trackers that follow the run."""
     checkpoints: Checkpoints | None = None
-    """Where unfinished trainings are kept; none are by default."""
+    """Where checkpoints of unfinished trainings are kept; by default nowhere."""
     soft_labels: Path | None = None
-    """The folder where teachers' stored outputs are kept; none are by default."""
+    """The folder where teachers' outputs are stored; by default none."""
 
     def on_epoch(self, stage: str, point: Mapping[str, float]) -> None:
-        """Tell everyone that an epoch ended."""
+        """Tell the console and all trackers that an epoch ended."""
         for tracker in (self.console, *self.trackers):
             tracker.on_epoch(stage, point)
 
 
 @dataclass(frozen=True)
 class Context:
-    """All that decides what a stage makes, besides its settings and the artifact it is given."""
+    """Everything that decides what a stage makes, besides its settings and its incoming artifact."""
 
     data: Dataset
-    """The images; a run gives stages an empty test split."""
+    """The images; a run passes stages an empty test split."""
     seed: int = 0
-    """What every random choice derives from."""
+    """Every random choice derives from it."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where networks are trained."""
     teachers: Mapping[str, TorchModel] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Context:
     """What the run does for the stage."""
 
     def seed_for(self, purpose: str) -> int:
-        """A seed of its own for every purpose."""
+        """A separate seed for each purpose."""
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()[:6])
 
     def new_model(self, model: str, arguments: dict[str, Any]) -> TorchModel:
@@ -72,7 +72,7 @@ class Context:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_for("initial weights"))
-            network = architecture.build(factories=frozenset({model}))  # who makes the stage names its model
+            network = architecture.build(factories=frozenset({model}))  # named by the settings
         check_fits(network, architecture, preprocess.input_shape(2))
         return TorchModel.of_new(network, architecture, preprocess, self.data.labels)
 
@@ -84,5 +84,5 @@ class Context:
         """
         if stage_id not in self.teachers:
             known = ", ".join(self.teachers) or "none"
-            raise UserError(f"teacher {stage_id!r} is not an earlier stage with a torch network; there are: {known}")
+            raise UserError(f"teacher {stage_id!r} is not an earlier stage with a torch network; those are: {known}")
         return self.teachers[stage_id]

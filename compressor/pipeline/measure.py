@@ -1,4 +1,4 @@
-"""What latency is measured on, and who follows a run: by the names under which engines and trackers are installed."""
+"""What latency is measured on, and what tracks a run, by the names of installed engines and trackers."""
 
 from typing import Annotated, Literal
 
@@ -24,13 +24,13 @@ TrackerName = Annotated[str, _installed(plugins.TRACKERS, "tracker")]
 
 
 class Measure(Spec):
-    """What latency is measured on: every combination that the machine has."""
+    """What latency is measured on: every combination that the machine supports."""
 
     engines: tuple[EngineName, ...] = ("torch", "onnxruntime")
-    """`torch` (eager), `onnxruntime`, `openvino` (by an extra), or what another package offers."""
+    """`torch` (eager), `onnxruntime`, `openvino` (an extra), or an engine of another package."""
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
-    """Where networks are timed; ONNX Runtime on a GPU where onnxruntime-gpu is installed."""
+    """Where networks are timed; ONNX Runtime needs onnxruntime-gpu for `cuda`."""
     threads: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field((1,), min_length=1)
-    """How many threads an engine computes with on the CPU."""
+    """How many threads an engine uses on the CPU."""
     batches: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field((1,), min_length=1)
     """How many images at once."""

@@ -28,19 +28,19 @@ class Pipeline(Spec):
     name: str = Field(pattern=ID_PATTERN, max_length=MAX_ID_LENGTH)
     """Names the default output folder."""
     seed: Seed = 0
-    """What every random choice derives from."""
+    """Every random choice derives from it."""
     seeds: tuple[Seed, ...] = ()
-    """Run once with each, in place of `seed`; the first is what ships, the others show how much is chance."""
+    """Run once with each, instead of `seed`; the first one ships, the others show how much is chance."""
     license: str = Field("", max_length=200)
     """The license of the weights, for the model card."""
     data: Data
     """The images."""
     stages: tuple[SerializeAsAny[InstanceOf[Stage]], ...] = Field(min_length=1)
-    """In order; each takes what the one before it makes."""
+    """In order; each takes the output of the one before."""
     measure: Measure = Measure()
     """What latency is measured on."""
     tracking: tuple[TrackerName, ...] = ()
-    """Who else follows the run: TensorBoard, MLflow (each by an extra), or a tracker that another package offers."""
+    """What the run is logged to: TensorBoard, MLflow (each an extra), or a tracker of another package."""
     baseline: str = Field("", validate_default=False)
     """The id of the stage that the others are compared with; the first by default."""
 
@@ -55,13 +55,13 @@ class Pipeline(Spec):
     @classmethod
     def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is there twice; it would give the same run twice")
+            raise ValueError("a seed is listed twice; it would repeat the same run")
         return seeds
 
     @model_validator(mode="after")
     def _one_way_to_say_the_seed(self) -> "Pipeline":
         if self.seeds and "seed" in self.model_fields_set:
-            raise ValueError("seed and seeds are both there; leave one out")
+            raise ValueError("seed and seeds are both given; leave one out")
         return self
 
     @property
@@ -83,7 +83,7 @@ class Pipeline(Spec):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides what is made: data, seed and stages; no path, and not what is then measured."""
+        """SHA-256 of everything that decides the result: data, seed and stages, but no paths and no `measure`."""
         content = self.model_dump(mode="json", include={"data", "seed", "stages"})
         del content["data"]["root"]
         for stage in content["stages"]:
@@ -96,7 +96,7 @@ class Pipeline(Spec):
         """Read a pipeline from YAML, with `--set` overrides (`stages.teacher.epochs=5`).
 
         Raises:
-            SpecError: all that is wrong with it, each with file, line and column.
+            SpecError: everything that is wrong with it, each error with file, line and column.
         """
         return cls.parse(yaml_source.read(Path(path), overrides))
 
@@ -128,7 +128,7 @@ class Pipeline(Spec):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is allowed and yet seldom meant, a sentence each."""
+        """What is allowed but seldom intended, one sentence each."""
         found = []
         hurt = None
         for stage in self.stages:
@@ -145,18 +145,18 @@ class Pipeline(Spec):
         return tuple(found)
 
     def to_yaml(self) -> str:
-        """The pipeline as YAML that `load` reads back to an equal one."""
+        """The pipeline as YAML; `load` reads it back to an equal one."""
         return yaml_source.dump(self.model_dump(mode="json", exclude={"seed"} if self.seeds else None))
 
 
 @dataclass(frozen=True)
 class _Link:
-    """What decides whether a stage connects. `kind` is None where that is not known."""
+    """What decides whether a stage connects. `kind` is None if it is not known."""
 
     id: str | None
     kind: type[Stage] | None
     teachers: Sequence[tuple[Key, str]]  # each with its key in the stage
-    needs_model: bool  # it could start anew, but names no model
+    needs_model: bool  # it could train a new network, but names no model
 
     @classmethod
     def of(cls, stage: Stage) -> "_Link":
@@ -164,7 +164,7 @@ class _Link:
 
     @classmethod
     def read(cls, content: Any) -> "_Link":
-        """A stage as the file has it, right or wrong."""
+        """A stage as written in the file, valid or not."""
         if not isinstance(content, dict):
             return cls(None, None, (), False)
         tag = content.get("stage")
@@ -180,7 +180,7 @@ class _Link:
 
 
 def _disconnected(links: Sequence[_Link], baseline: Any) -> Iterator[tuple[Key, str]]:
-    """Where ids are not unique, neighbours do not connect, or a teacher or baseline is not there: the key, and why."""
+    """Duplicate ids, neighbours that do not connect, missing teachers and baselines: the key of each, and why."""
     made: frozenset[str] | None = frozenset({NOTHING})
     before = "nothing before it"
     earlier: dict[str | None, frozenset[str] | None] = {}
@@ -209,7 +209,7 @@ def _disconnected(links: Sequence[_Link], baseline: Any) -> Iterator[tuple[Key, 
 
 
 def _parse_stages(raw: Any, problems: list[tuple[Key, str]]) -> Any:
-    """Each stage by its tag; what is wrong with them goes into `problems`."""
+    """The stages, each by its tag; errors are added to `problems`."""
     if not isinstance(raw, list):
         return raw  # the pipeline's own check says what is wrong with it
     catalogue = discover()
@@ -232,13 +232,13 @@ def _parse_stages(raw: Any, problems: list[tuple[Key, str]]) -> Any:
 
 
 def _said(key: Key, problems: Sequence[tuple[Key, str]]) -> bool:
-    """Whether pydantic only repeats of the whole what was said of its parts."""
+    """Whether pydantic only repeats for the whole what was reported for its parts."""
     said = [other for other, _ in problems]
     return key in said or (not key and bool(said)) or (key == ("stages",) and any(k[:1] == key for k in said))
 
 
 def _in_file(key: Key, content: Any) -> Key:
-    """`key`, or else what it would stand in: an id may be there by default only."""
+    """`key`, or its parent if the file does not contain it: an id may be a default."""
     for depth, part in enumerate(key):
         if isinstance(content, dict) and part not in content:
             return key[:depth]

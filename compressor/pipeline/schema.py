@@ -6,7 +6,7 @@ from pydantic import Field, create_model
 from pydantic.json_schema import models_json_schema
 
 from compressor.pipeline.pipeline import Pipeline
-from compressor.pipeline.stage import discover
+from compressor.pipeline.stage import Stage, discover
 
 
 def json_schema() -> dict[str, Any]:
@@ -31,6 +31,7 @@ def json_schema() -> dict[str, Any]:
     for reference in of_tag.values():
         definition = definitions[reference.rpartition("/")[2]]
         definition["required"] = ["stage", *definition.get("required", [])]
+        definition["properties"]["stage"]["description"] = Stage.model_fields["stage"].description
         del definition["properties"]["id"]["default"]  # it is the tag
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -1,4 +1,4 @@
-"""A stage maps an artifact to an artifact: its settings are its fields, its work is `run`."""
+"""A stage maps an artifact to an artifact: its fields are the settings, `run` does the work."""
 
 import types
 from collections.abc import Iterator, Mapping
@@ -26,17 +26,17 @@ class Stage(Spec):
     """One step of a pipeline.
 
     A stage is found through the entry-point group `compressor.stages`, whose names are the tags in `stage:`.
-    The annotations of `run` say what it takes and makes; `None` among what it takes means that it can come first.
+    The annotations of `run` say what it takes and makes; if it accepts `None`, the stage can come first.
     """
 
     example: ClassVar[dict[str, Any]]  # small, valid settings, for the catalogue and the contract tests
-    needs_recovery: ClassVar[bool] = False  # what it makes should be trained before it is rounded or shipped
-    recovers: ClassVar[bool] = False  # it trains what such a stage made
+    needs_recovery: ClassVar[bool] = False  # its result should be trained before it is quantized or exported
+    recovers: ClassVar[bool] = False  # it trains the result of such a stage
 
     stage: str
     """Which stage this is."""
     id: str = Field("", pattern=ID_PATTERN, max_length=MAX_ID_LENGTH, validate_default=False)
-    """Names the stage's folder and its row; the tag by default."""
+    """Names the stage's folder and row; by default the tag."""
 
     @model_validator(mode="before")
     @classmethod
@@ -46,17 +46,17 @@ class Stage(Spec):
         return values
 
     def run(self, model: Any, context: "Context") -> "Artifact":
-        """Make this stage's artifact out of `model`, which is left as it is."""
+        """Make this stage's artifact from `model`, which is not changed."""
         raise TypeError(f"{type(self).__name__} defines no run()")
 
     def for_dry_run(self) -> Self:
-        """This stage with as little work as takes every step of it, to be tried on a few synthetic images."""
+        """This stage with as little work as still takes every step, for a few synthetic images."""
         return self
 
 
 @contextmanager
 def named(stage: Stage) -> Iterator[None]:
-    """Say of an error in which stage it arose.
+    """Name the stage in an error that arises in it.
 
     Raises:
         StageError: memory ran out.
@@ -75,30 +75,30 @@ def named(stage: Stage) -> Iterator[None]:
 
 
 class Start(Spec):
-    """Settings of a stage that trains a new network, or goes on with the one that comes in."""
+    """Settings of a stage that trains a new network or the incoming one."""
 
     model: str | None = Field(None, max_length=200)
-    """The architecture of a new network; without one, the network that comes in is trained further."""
+    """The architecture of a new network; without one, the incoming network is trained further."""
     arguments: Arguments = {}
     """Arguments of the architecture."""
 
     @model_validator(mode="after")
     def _arguments_are_of_a_model(self) -> Self:
         if self.arguments and self.model is None:
-            raise ValueError("arguments are those of a model, and no model is named; add `model:`, or leave them out")
+            raise ValueError("arguments belong to a model, but no model is named; add `model:`, or leave them out")
         return self
 
     def start(self, incoming: "TorchModel | None", context: "Context") -> "TorchModel":
         """The network that training starts from.
 
         Raises:
-            UserError: none is named and none comes in.
+            UserError: no model is named, and there is no incoming network.
             ArchitectureError: it cannot be built, or does not fit the images or classes.
         """
         if self.model is not None:
             return context.new_model(self.model, self.arguments)
         if incoming is None:
-            raise UserError("there is no network to go on with; name one with `model:`")
+            raise UserError("there is no network to train further; name one with `model:`")
         return incoming
 
 
@@ -125,7 +125,7 @@ def discover() -> Mapping[str, type[Stage]]:
     """The installed stages by tag.
 
     Raises:
-        UserError: a package offers what is no stage or cannot be imported, or two packages offer one tag.
+        UserError: a package offers something that is not a stage or cannot be imported, or two packages offer one tag.
     """
     stages: dict[str, type[Stage]] = {}
     for tag, entry in plugins.offered(plugins.STAGES, "stage").items():
@@ -133,12 +133,12 @@ def discover() -> Mapping[str, type[Stage]]:
         own = stages[tag].model_fields["stage"].default
         if own != tag:
             whose = f"the stage {tag!r} of the package {plugins.package_of(entry)}"
-            raise UserError(f"{whose} calls itself {own!r}; the two names must be one")
+            raise UserError(f"{whose} calls itself {own!r}; the two names must match")
     return stages
 
 
 def _names(hint: Any) -> frozenset[str]:
-    """The types of an annotation, by name: it may be text, so that nothing need be imported to read it."""
+    """The types of an annotation, by name; it may be text, so that reading it imports nothing."""
     if isinstance(hint, str):
         return frozenset(part.strip().strip("\"'") for part in hint.split("|"))
     alternatives = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)

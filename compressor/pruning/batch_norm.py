@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, brought in line with the images at hand."""
+"""BatchNorm's running statistics, matched to the images at hand."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,14 +21,14 @@ def estimate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def match_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set running statistics to those of `batches` of inputs, and scale and shift so that every output stays.
+    """Set running statistics to those of `batches` of inputs, and scale and shift so that every output stays the same.
 
     With γ (x - μ) / √(σ² + ε) + β, the statistics μ', σ'² of the images, and
 
         γ' = γ √(σ'² + ε) / √(σ² + ε),    β' = β + γ (μ' - μ) / √(σ² + ε),
 
-    every output is what it was. A network that was trained with frozen statistics, or on other images, computes
-    something else as soon as they are estimated anew (pruning) or taken from the batch (training); not after this.
+    every output is unchanged. Otherwise a network that was trained with frozen statistics, or on other images, would
+    compute something else as soon as they are estimated again (pruning) or taken from the batch (training).
     """
     norms = [norm for norm in _norms(network) if norm.affine and norm.track_running_stats]
     sums = {norm: _Sums(norm) for norm in norms}
@@ -57,7 +57,7 @@ def _match(norm: Norm, mean: Tensor, variance: Tensor) -> None:
 
 
 class _Sums:
-    """Of what a norm is given, by channel."""
+    """Mean and variance of a norm's inputs, by channel."""
 
     def __init__(self, norm: Norm) -> None:
         self.count = 0
@@ -76,14 +76,14 @@ class _Sums:
 
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Norms use the statistics of the batch, as after `estimate_batch_norm`, and keep none of them."""
+    """Norms use the statistics of the batch, as after `estimate_batch_norm`, and store none of them."""
     with _momentum(network, 0.0):
         yield
 
 
 @contextmanager
 def _momentum(network: nn.Module, momentum: float | None) -> Iterator[None]:
-    """Only norms are in training mode, with this momentum; afterwards they have their own again."""
+    """Only norms are in training mode, with this momentum; their own is restored afterwards."""
     norms = _norms(network)
     before = [norm.momentum for norm in norms]
     network.eval()

@@ -1,4 +1,4 @@
-"""Residual blocks that can be removed whole, and how much each would be missed."""
+"""Residual blocks that can be removed whole, and how much each one matters."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from compressor.pruning.batch_norm import batch_statistics
 from compressor.training.loop import autocast
 
-TEMPERATURE = 4.0  # that predictions are compared at, as in distillation
+TEMPERATURE = 4.0  # for comparing predictions, as in distillation
 
 
 def removable_blocks(network: nn.Module, example: Tensor) -> Sequence[str]:
-    """The names of the outermost modules with layers, no `Sequential`, that give the shape they are given."""
+    """The outermost modules with layers, except `Sequential`, whose output has the shape of their input, by name."""
     keeps_shape: dict[str, bool] = {}
 
     def note(name: str, given: Any, gives: Any) -> None:
@@ -44,11 +44,11 @@ def removable_blocks(network: nn.Module, example: Tensor) -> Sequence[str]:
 
 
 class Divergence:
-    """How far the predictions of a network without some block are from those it makes now.
+    """How far the predictions of a network without some block are from its current ones.
 
     Args:
-        network: what blocks are removed from; its memory format becomes `layout`.
-        batches: the inputs that it is asked about.
+        network: the network to remove blocks from; its memory format becomes `layout`.
+        batches: the inputs to predict.
     """
 
     def __init__(self, network: nn.Module, batches: Iterable[Tensor], layout: torch.memory_format) -> None:

@@ -15,7 +15,7 @@ from compressor.pruning.criteria import importance
 from compressor.pruning.groups import Group, Groups
 from compressor.pruning.settings import Criterion, Scope
 
-SHOWN = 3  # of the layers that stand in the way
+SHOWN = 3  # layers
 
 
 def without_channels(
@@ -30,16 +30,16 @@ def without_channels(
     skip: tuple[str, ...],
     seed: int,
 ) -> nn.Module:
-    """A copy of the network of `model` without `ratio` of its channels, as far as rounding lets it.
+    """A copy of the network of `model` without `ratio` of its channels, as far as rounding allows.
 
     Args:
-        model: the network; what it gives is left alone.
+        model: the network; its outputs are left alone.
         ratio: the share of the channels to remove.
-        data: its calibration images are what criteria may look at.
+        data: criteria may use its calibration images.
         criterion: what makes a channel important.
         scope: rank channels among all layers, or remove the same share of each.
         round_to: leave a multiple of this in every layer that loses channels, and at least one.
-        steps: remove them in this many steps, ranking anew before each.
+        steps: remove them in this many steps, ranking again before each.
         skip: names of layers and parameters, or of modules that hold them, to leave alone.
         seed: of the random criterion.
 
@@ -78,7 +78,7 @@ def outputs_of(before: nn.Module, after: nn.Module) -> dict[str, list[int]]:
 
 
 def changed_widths(before: nn.Module, after: nn.Module) -> Widths:
-    """The layers that have other widths after pruning, as a structural change."""
+    """The layers whose widths pruning changed, as a structural change."""
     old, new = widths_of(before), widths_of(after)
     return Widths(layers={name: width for name, width in new.items() if width != old[name]})
 
@@ -101,9 +101,9 @@ def _rounded(group: Group, count: int, round_to: int) -> int:
 
 
 def _check_widths_suffice(before: nn.Module, after: nn.Module) -> None:
-    """A pruned network is saved as widths of layers; refuse one that has parameters of another shape besides."""
+    """A pruned network is saved as widths of layers; refuse one in which other parameters change shape, too."""
     rebuilt = Widths(layers=widths_of(after)).apply(copy.deepcopy(before), (1, 1, 1, 1)).state_dict()
-    misfits: dict[str, str] = {}  # what to skip, and that in words
+    misfits: dict[str, str] = {}  # name for `skip` -> in words
     for name, tensor in after.state_dict().items():
         if rebuilt[name].shape != tensor.shape:
             owner = name.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""What makes a channel important: a new criterion goes here, and its name into `settings`."""
+"""What makes a channel important. A new criterion goes here, and its name into `settings`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from compressor.data.dataset import Dataset
 from compressor.pruning.settings import Criterion
 
-Importance = Callable[[Any], Tensor | None]  # of a group of torch-pruning's: [C], or None if it has nothing to go by
+Importance = Callable[[Any], Tensor | None]  # of a torch-pruning group: [C], or None if the criterion does not apply
 
 
 def importance(criterion: Criterion, network: nn.Module, data: Dataset) -> Importance:
-    """How important each channel is to `network` as it is now."""
+    """How important each channel of `network` currently is."""
     match criterion:
         case "l1":
             estimator = torch_pruning.importance.GroupMagnitudeImportance(p=1)
@@ -31,7 +31,7 @@ def importance(criterion: Criterion, network: nn.Module, data: Dataset) -> Impor
 
 
 def _accumulate_gradients(network: nn.Module, data: Dataset) -> None:
-    """Gradients of the loss on the calibration images."""
+    """Accumulate the gradients of the loss on the calibration images."""
     network.zero_grad()
     done = 0
     for inputs in data.calibration_batches():

@@ -21,9 +21,9 @@ class Group:
     """Channels that can only be removed from all layers of a group at once.
 
     Attributes:
-        layer: the name of the layer that makes the channels.
+        layer: the name of the layer that outputs the channels.
         dependencies: torch-pruning's group.
-        parts: the channels lie in this many parts that must stay equal: groups of convolutions and of GroupNorm.
+        parts: the channels form this many parts that must stay equal: groups of convolutions and of GroupNorm.
         scores: the importance of a channel `[C / parts]`, averaged over the parts.
     """
 
@@ -37,12 +37,12 @@ class Groups:
     """The groups of a network, which is changed in place when channels are removed.
 
     Args:
-        network: its parameters require gradients; the graph is read off them.
+        network: its parameters must require gradients, because the graph is built from them.
         example: a batch of inputs `[N, C, H, W]`.
-        skip: names of layers and parameters, or of modules that hold them; a group that touches one stays whole.
+        skip: names of layers and parameters, or of modules that hold them; a group that includes one stays whole.
 
     Raises:
-        ArchitectureError: torch-pruning cannot follow the network, or `skip` names nothing that has channels.
+        ArchitectureError: torch-pruning cannot follow the network, or `skip` names nothing with channels to remove.
     """
 
     def __init__(self, network: nn.Module, example: Tensor, skip: Sequence[str] = ()) -> None:
@@ -55,7 +55,7 @@ class Groups:
         self._skipped = self._named_by(skip) if skip else set()
 
     def scored(self, importance: Importance) -> list[Group]:
-        """The groups that channels can be removed from, each channel with its importance now."""
+        """The groups that channels can be removed from, with the current importance of each channel."""
         groups = []
         for found in self._found():
             layer = self._names[found[0].dep.target.module]
@@ -86,33 +86,33 @@ class Groups:
             return list(self._graph.get_all_groups(ignored_layers=[self._classifier]))
 
     def _named_by(self, skip: Sequence[str]) -> set[str]:
-        """The names of all layers and parameters in groups that `skip` names or that lie in a module it names."""
+        """The names of all layers and parameters that `skip` names, directly or by a module that holds them."""
         members = {self._names.get(member) for found in self._found() for member in _members(found)}
         skipped: set[str] = set()
         for name in skip:
             inside = {member for member in members if member and f"{member}.".startswith(f"{name}.")}
             if not inside:
-                raise ArchitectureError(f"skip names {name!r}, but no layer whose channels could be removed lies there")
+                raise ArchitectureError(f"skip names {name!r}, but no layer there has channels to remove")
             skipped |= inside
         return skipped
 
 
 @contextmanager
 def _saying(what: str, names: Mapping[Any, str]) -> Iterator[None]:
-    """Say of an error that `what` is so, behind which layer as far as torch-pruning's frames tell, and why."""
+    """Turn an error into a sentence: what fails, after which layer (if torch-pruning's frames tell), and why."""
     try:
         yield
-    except Exception as error:  # torch-pruning raises whatever its code meets where it does not know an operator
+    except Exception as error:  # torch-pruning may raise anything at an operator that it does not know
         pass_on_out_of_memory(error)
         frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
         nodes = [value for local in frames for value in local.values() if isinstance(value, Node)]
         layer = _layer_before(nodes[-1], names) if nodes else None
-        behind = f" behind {layer!r}" if layer else ""
+        behind = f" after {layer!r}" if layer else ""
         raise ArchitectureError(f"{what}{behind}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _layer_before(operator: Node, names: Mapping[Any, str]) -> str | None:
-    """The nearest layer or parameter that what `operator` is given comes from."""
+    """The nearest layer or parameter that the inputs of `operator` come from."""
     nearest = [operator]
     for node in nearest:
         if node.module in names:
@@ -122,7 +122,7 @@ def _layer_before(operator: Node, names: Mapping[Any, str]) -> str | None:
 
 
 def _members(group: Any) -> list[Any]:
-    """The modules and parameters that a group of torch-pruning's would change, and its own operators."""
+    """The modules, parameters and operators in a torch-pruning group."""
     return [dependency.target.module for dependency, _ in group]
 
 
@@ -137,7 +137,7 @@ def _parts(module: nn.Module) -> int:
 
 
 def _classifier(network: nn.Module, example: Tensor) -> nn.Module:
-    """The layer that gives the logits: the last convolution or linear layer that runs."""
+    """The layer that outputs the logits: the last convolution or linear layer that runs."""
     ran: list[nn.Module] = []
     layers = [module for module in network.modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
     handles = [layer.register_forward_hook(lambda module, *_: ran.append(module)) for layer in layers]
@@ -153,11 +153,11 @@ def _classifier(network: nn.Module, example: Tensor) -> nn.Module:
 
 
 def _bound(graph: Any, widest: int) -> None:
-    """End a walk whose channels multiply at every turn (windows of attention), which would never end by itself."""
+    """Stop a walk in which channels multiply at every turn (windowed attention) and which would never end."""
 
     def check(channels: list[Any]) -> list[Any]:
         if len(channels) > widest:
-            raise OverflowError(f"a layer would lose {len(channels)} channels, and the widest has {widest}")
+            raise OverflowError(f"a layer would lose {len(channels)} channels, but the widest has {widest}")
         return channels
 
     for node in graph.module2node.values():

@@ -1,4 +1,4 @@
-"""The ratio of channels to remove for a target in multiply-adds or parameters."""
+"""The search for the ratio of channels to remove, given a target in multiply-adds or parameters."""
 
 import math
 from collections.abc import Callable
@@ -16,16 +16,16 @@ def largest_within(
 ) -> tuple[nn.Module | None, float]:
     """The largest network that keeps at most `limit`, by bisection of the ratio.
 
-    The largest ratio may remove less than a smaller one, where a layer would be left with no channel; so the search
-    starts from the largest that reaches the limit.
+    The largest ratio may remove less than a smaller one if a layer would be left without channels, so the search
+    starts from the largest ratio that reaches the limit.
 
     Args:
-        limit: the share to keep at most.
-        pruned: the network without a ratio of its channels.
-        kept: the share that a network keeps.
+        limit: the largest share to keep.
+        pruned: gives the network without a ratio of its channels.
+        kept: gives the share that a network keeps.
 
     Returns:
-        The network and the share that it keeps; or None and the smallest share there is, if that is above the limit.
+        The network and the share that it keeps, or None and the smallest share found if that is above the limit.
     """
     smallest = math.inf
     for high in RATIOS:

@@ -1,4 +1,4 @@
-"""How much to prune, by what, and among which channels: settings that stages share."""
+"""Pruning settings that stages share: how much to remove, by which criterion, among which channels."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,7 @@ MAX_RATIO = 0.99  # of the channels
 
 
 class Share(Spec):
-    """How much to keep; exactly one of these."""
+    """How much to keep; set exactly one."""
 
     macs: float | None = Field(None, gt=0, lt=1)
     """Keep at most this share of the incoming multiply-adds."""
@@ -32,18 +32,18 @@ class Share(Spec):
 
     @property
     def limit(self) -> float:
-        """The share that is kept at most."""
+        """The largest share to keep."""
         limit = self.macs or self.parameters
         assert limit is not None
         return limit
 
     def kept(self, after: "Size", before: "Size") -> float:
-        """The share of what it limits that `after` keeps of `before`."""
+        """The share of `before` that `after` keeps, in the limited quantity."""
         return after.share_of(before)["parameters" if self.macs is None else "macs"]
 
 
 class Target(Share):
-    """How far to prune; exactly one of these."""
+    """How far to prune; set exactly one."""
 
     ratio: float | None = Field(None, gt=0, lt=1)
     """Remove this share of the channels."""

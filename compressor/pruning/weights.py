@@ -1,4 +1,4 @@
-"""Single weights, by magnitude (Han et al. 2015)."""
+"""Masking single weights, by magnitude (Han et al. 2015)."""
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ def mask_least(network: nn.Module, sparsity: float, scope: Scope) -> dict[str, f
     """Set the weights of least magnitude of convolutions and linear layers to zero, in place.
 
     Args:
-        network: it is changed.
+        network: changed in place.
         sparsity: the share of the weights that become zero.
         scope: rank weights among all layers, or mask the same share of each.
 
     Returns:
-        For every weight tensor, by name, the share of it that is zero.
+        The share of zeros in each weight tensor, by name.
 
     Raises:
         StageError: a layer would be left without any weight.
@@ -38,13 +38,13 @@ def mask_least(network: nn.Module, sparsity: float, scope: Scope) -> dict[str, f
     for (name, weight), zero in zip(weights.items(), parts, strict=True):
         weight[zero.view_as(weight)] = 0
         if not weight.any():
-            advice = "lower sparsity" + (", or say scope: local" if scope == "global" else "")
+            advice = "lower sparsity" + (", or use scope: local" if scope == "global" else "")
             raise StageError(f"{name} would be left without any weight; {advice}")
     return {name: float((weight == 0).float().mean()) for name, weight in weights.items()}
 
 
 def _smallest(values: Tensor, share: float) -> Tensor:
-    """Which of `values` `[N]` are the `share` of least magnitude, to the nearest whole number: bool `[N]`."""
+    """Which of `values` `[N]` are the `share` of least magnitude, rounded to a whole number of them: bool `[N]`."""
     chosen = torch.zeros(len(values), dtype=torch.bool)
     chosen[values.abs().argsort(stable=True)[: round(share * len(values))]] = True
     return chosen

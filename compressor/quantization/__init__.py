@@ -1,4 +1,4 @@
-"""Where a network is rounded to integers, how ranges are chosen, and networks that fake int8."""
+"""Where a network is rounded to integers, how ranges are chosen, and fake-quantized networks."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Calibration: ranges from what flows through a network on real images, and the error that rounding then makes."""
+"""Calibration: ranges from the activations on real images, and the rounding error that results."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ CALIBRATION_BATCH = 64
 def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Observer, percentile: float) -> None:
     """Set the ranges of `network`, in place, from its float activations on batches of inputs.
 
-    Images pass in small batches and observers keep a few numbers each, so memory does not grow with their count.
+    Images pass in small batches and observers keep a few numbers each, so memory does not grow with their number.
 
     Raises:
         StageError: an activation is not finite.
@@ -41,16 +41,16 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Ob
 
 def _observe(point: str, observer: Callable[[Tensor], object], values: Tensor) -> None:
     if not bool(values.isfinite().all()):
-        raise StageError(f"{point} holds numbers that are not finite on the calibration images; they have no range")
+        raise StageError(f"{point} is not finite on the calibration images, so it has no range")
     observer(values)
 
 
 @torch.no_grad()
 def signal_to_noise(network: QuantizedNetwork, batches: Iterable[Tensor]) -> dict[str, float | None]:
-    """For every point that is rounded, 10 log10(Σ x² / Σ (x - q)²) in dB on batches of inputs.
+    """The signal-to-noise ratio 10 log10(Σ x² / Σ (x - q)²), in dB, at every point that is rounded.
 
-    x is the value without any rounding, q with all of it, so the errors of earlier layers are included. The ratio is
-    None for a point that loses nothing.
+    x is the value without any rounding on `batches` of inputs, q with all of it, so the errors of earlier layers are
+    included. A point without rounding error has None.
     """
     exact: dict[str, Tensor] = {}
     rounded: dict[str, Tensor] = {}
@@ -74,13 +74,13 @@ def signal_to_noise(network: QuantizedNetwork, batches: Iterable[Tensor]) -> dic
 
 
 def _decibels(signal: float, noise: float) -> float | None:
-    """10 log10 of the ratio; None without noise, a number however small the signal is."""
+    """10 log10 of the ratio; None without noise, but finite however small the signal is."""
     return 10 * (math.log10(max(signal, sys.float_info.min)) - math.log10(noise)) if noise > 0 else None
 
 
 @contextmanager
 def _watched(network: QuantizedNetwork, observers: Mapping[str, Callable[[Tensor], object]]) -> Iterator[None]:
-    """`network` without rounding: what would be rounded is shown to the observer of its point."""
+    """Switch rounding off; each point shows its observer the values that it would round."""
     quantizers = network.activation_quantizers
     for point, quantizer in quantizers.items():
         quantizer.observer = observers[point]

@@ -1,4 +1,4 @@
-"""What of a quantized network still computes in float, and how much of its work that is."""
+"""Which layers of a quantized network still compute in float, and their share of its work."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,8 @@ from compressor.quantization.network import ParameterQuantizer, QuantizedNetwork
 from compressor.quantization.placement import BATCH_NORM, operation_of
 from compressor.tracing import layer_of
 
-NAMED = 5  # layers; the others are counted
-ATTENTION = {  # torch's counter does not know it
+NAMED = 5  # layers; the others are only counted
+ATTENTION = {  # torch's counter lacks it
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
 }
 
@@ -20,7 +20,7 @@ ATTENTION = {  # torch's counter does not know it
 def float_layers(network: QuantizedNetwork, input_shape: tuple[int, int, int, int]) -> dict[str, float]:
     """The share of the multiply-adds of every layer that stays in float, as `up (conv_transpose2d)`, largest first.
 
-    Counted are all matrix products, those of attention too.
+    All matrix products count, including those of attention.
     """
     work = _multiply_adds(network, input_shape)
     total = sum(work.values())
@@ -37,7 +37,7 @@ def float_batch_norms(network: QuantizedNetwork) -> int:
 
 
 def in_float(layers: Mapping[str, float], batch_norms: int) -> str:
-    """What stays in float, in words; empty where nothing does."""
+    """What stays in float, in words; empty if nothing does."""
     words = [f"{name} {share:.1%}" for name, share in list(layers.items())[:NAMED]]
     if others := list(layers.values())[NAMED:]:
         words.append(f"{len(others)} more {sum(others):.1%}")
@@ -48,7 +48,7 @@ def in_float(layers: Mapping[str, float], batch_norms: int) -> str:
 
 
 class _Counter(fx.Interpreter):
-    """Runs a graph, and counts the multiply-adds of each of its operators."""
+    """Runs a graph and counts the multiply-adds of each operator."""
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
@@ -80,7 +80,7 @@ def _integer_layers(network: QuantizedNetwork) -> set[fx.Node]:
 
 
 def _parameter(node: fx.Node) -> str:
-    """The parameter that the weight of a layer is, transposed or reshaped; empty where it is something else."""
+    """The parameter that is the weight of a layer, perhaps transposed or reshaped; empty if there is none."""
     weight = node.args[1]
     while isinstance(weight, fx.Node) and len(weight.all_input_nodes) == 1:
         (weight,) = weight.all_input_nodes

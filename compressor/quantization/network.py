@@ -1,9 +1,9 @@
-"""Networks that fake int8 arithmetic: rounded to integer grids in float, with gradients passed straight through.
+"""Fake-quantized networks: rounded to integer grids in float, with straight-through gradients.
 
-The grids are those ONNX Runtime computes on (`placement` says where they lie):
+ONNX Runtime computes on these grids (`placement` says where they are):
 
-- activations: uint8, affine, one (scale, zero point) a point;
-- weights: int8, symmetric, one scale a channel: max |w| / 127, so that the scale is a function of the saved weights;
+- activations: uint8, affine, one (scale, zero point) per point;
+- weights: int8, symmetric, one scale per channel: max |w| / 127, a function of the saved weights;
 - biases: int32, with the scale of the input times that of the weights;
 - the logits stay float.
 
@@ -23,7 +23,7 @@ ACTIVATIONS_AT, PARAMETERS_AT = "int8_activations", "int8_parameters"  # where a
 
 
 class ActivationQuantizer(nn.Module):
-    """Rounds one point to its uint8 grid; while it has an `observer` it only shows it what passes."""
+    """Rounds one point to its uint8 grid; with an `observer`, shows it the values and rounds nothing."""
 
     scale: Tensor
     zero_point: Tensor
@@ -51,7 +51,7 @@ class ParameterQuantizer(nn.Module):
         self.enabled = True
 
     def scales(self, weight: Tensor, bias: Tensor | None, input_scale: Tensor) -> Tensor:
-        """One scale a channel, `[out]`; large enough that the bias fits 30 bits even in a channel without weights."""
+        """One scale per channel, `[out]`, large enough that the bias fits 30 bits even in a channel without weights."""
         scale: Tensor = weight.detach().flatten(1).abs().amax(1) / self.limit
         if bias is not None:
             scale = torch.maximum(scale, bias.detach().abs() / (input_scale * 2.0**30))
@@ -75,7 +75,7 @@ class QuantizedNetwork(fx.GraphModule):
     @property
     def points(self) -> tuple[str, ...]:
         """The names of the activation quantizers, in order."""
-        names: tuple[str, ...] = self.meta["points"]  # what GraphModule keeps when it is copied
+        names: tuple[str, ...] = self.meta["points"]  # kept when a GraphModule is copied
         return names
 
     @property
@@ -90,7 +90,7 @@ class QuantizedNetwork(fx.GraphModule):
         return [module for module in self.modules() if isinstance(module, ParameterQuantizer)]
 
     def ranges(self) -> dict[str, tuple[float, int]]:
-        """`point -> (scale, zero point)`, as a manifest saves it."""
+        """`point -> (scale, zero point)`, as saved in a manifest."""
         quantizers = self.activation_quantizers.items()
         return {point: (float(q.scale), int(q.zero_point)) for point, q in quantizers}
 
@@ -117,6 +117,6 @@ def attribute(module: nn.Module, node: fx.Node) -> Tensor:
 
 
 def set_attribute(module: nn.Module, target: str, value: nn.Parameter) -> None:
-    """Have `get_attr` nodes of this target read `value`."""
+    """Make `get_attr` nodes with this target read `value`."""
     owner, _, name = target.rpartition(".")
     module.get_submodule(owner).register_parameter(name, value)

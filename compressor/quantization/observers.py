@@ -1,4 +1,4 @@
-"""How the range of an activation is chosen from what flowed through it: torchao's observers, and two of our own."""
+"""How the range of an activation is chosen from its values: torchao's observers, and two of our own."""
 
 from typing import Any
 
@@ -19,10 +19,10 @@ MIN_SHARE, SHARES_TRIED = 0.3, 141  # of the observed range, by the least-error 
 
 
 class LeastErrorObserver(HistogramObserver):  # type: ignore[misc]
-    """Shrink the observed range by the factor that gives the least squared rounding error on the histogram.
+    """Shrinks the observed range by the factor with the least squared rounding error on the histogram.
 
     Torchao's own search models the error; on smooth distributions it ends up worse than the whole range, which this
-    search always tries too.
+    search always tries as well.
     """
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ class LeastErrorObserver(HistogramObserver):  # type: ignore[misc]
 class PercentileObserver(HistogramObserver):  # type: ignore[misc]
     """A range that leaves out the tails: from the histogram's (1 − p) / 2 to its (1 + p) / 2 quantile.
 
-    A tail that is not there (nothing below 0 behind a ReLU) costs nothing: a range always holds 0.
+    A missing tail (there is nothing below 0 after a ReLU) costs nothing: a range always holds 0.
     """
 
     def __init__(self, percentile: float, **kwargs: Any) -> None:

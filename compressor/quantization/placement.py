@@ -1,10 +1,10 @@
 """Where a network is rounded to integers: one placement for post-training quantization, training, saving and export.
 
 A quantized network is the exported graph of the float one, with BatchNorm folded into the layer before it, and with
-quantizers where ONNX Runtime wants them to execute every convolution, linear layer and residual addition on integers:
-at the inputs of every such layer, and at its output, behind the activation function where one follows. Pooling by
-maximum and changes of shape share the grid of what they are given. A layer whose weight or bias is computed in the
-forward pass stays in float, and so does a BatchNorm that cannot be folded; `float_layers` names what does.
+quantizers where ONNX Runtime needs them to execute every convolution, linear layer and residual addition on integers:
+at the inputs of these layers and at their outputs, after the activation function if there is one. Max pooling and
+reshaping share the grid of their input. A layer whose weight or bias is computed in the forward pass stays in float,
+and so does a BatchNorm that cannot be folded; `float_layers` names them.
 """
 
 import copy
@@ -58,7 +58,7 @@ def quantize_network(
     skip: Sequence[str] = (),
     weight_bits: int = 8,
 ) -> QuantizedNetwork:
-    """Fold BatchNorm and place quantizers; `network` is left as it is.
+    """Fold BatchNorm and place quantizers; `network` is not changed.
 
     Args:
         network: a float network, `[N, C, H, W] -> [N, classes]`.
@@ -75,7 +75,7 @@ def quantize_network(
     for name in skip:
         kinds = CONVOLUTIONS | LINEAR | ADDITIONS
         if not any(node.target in kinds and _inside(layer_of(node), name) for node in graph.nodes):
-            raise ArchitectureError(f"skip names {name!r}, but no convolution, linear layer or addition lies there")
+            raise ArchitectureError(f"skip names {name!r}, but there is no convolution, linear layer or addition there")
     layers = [
         node for node in graph.nodes if _is_layer(node) and not any(_inside(layer_of(node), name) for name in skip)
     ]
@@ -92,7 +92,7 @@ def quantize_network(
 
 
 def operation_of(node: fx.Node) -> str:
-    """The operator that a tensor arises from, as `conv2d`; one that is taken out of several, from what made them."""
+    """The operator that outputs a tensor, as `conv2d`; for one of several outputs, the one that outputs them all."""
     if node.target is operator.getitem:
         return operation_of(node.all_input_nodes[0])
     return "batch_norm" if node.target is BATCH_NORM else node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
@@ -105,7 +105,7 @@ def _graph(network: nn.Module, input_shape: tuple[int, int, int, int]) -> fx.Gra
 
 
 def _fold_batch_norm(graph_module: fx.GraphModule) -> None:
-    """Fold every BatchNorm into the layer before it, where that layer and its parameters serve nothing else."""
+    """Fold every BatchNorm into the layer before it, if nothing else uses that layer and its parameters."""
     graph = graph_module.graph
     for norm in [node for node in graph.nodes if node.target is BATCH_NORM]:
         layer, *statistics = norm.args[:5]
@@ -141,7 +141,7 @@ def _new_bias(graph_module: fx.GraphModule, weight: str) -> str:
 
 
 def _points(layers: Sequence[fx.Node]) -> list[fx.Node]:
-    """The tensors that are rounded to a grid of their own or of their input, in the order of the graph."""
+    """The tensors that are rounded to their own grid or to that of their input, in the order of the graph."""
     points: set[fx.Node] = set()
 
     def add(node: fx.Node) -> None:
@@ -160,7 +160,7 @@ def _points(layers: Sequence[fx.Node]) -> list[fx.Node]:
 
 
 def _place_activations(graph_module: fx.GraphModule, points: Sequence[fx.Node]) -> dict[fx.Node, str]:
-    """Put a quantizer behind every point; gives the module that each rounded tensor went through."""
+    """Put a quantizer after every point; returns the module that rounds each tensor."""
     graph = graph_module.graph
     quantizers = nn.ModuleList()
     graph_module.add_module(ACTIVATIONS_AT, quantizers)
@@ -169,7 +169,7 @@ def _place_activations(graph_module: fx.GraphModule, points: Sequence[fx.Node]) 
         if _shares_grid(point):
             if not isinstance(point.meta.get("val"), Tensor):
                 grid_of[point] = grid_of[point.all_input_nodes[0]]
-                continue  # several tensors at once (a split); each is rounded where it is taken out
+                continue  # several tensors (a split); each is rounded where it is taken
             grid = grid_of[point.all_input_nodes[0]]
         else:
             grid = f"{ACTIVATIONS_AT}.{len(quantizers)}"
@@ -203,7 +203,7 @@ def _place_parameters(
 
 
 def _names(graph_module: fx.GraphModule) -> tuple[str, ...]:
-    """A name for every activation quantizer: where in the network its tensor arises, and from which operator."""
+    """A name for every activation quantizer: the layer and the operator that output its tensor."""
     names: dict[str, str] = {}
     for node in graph_module.graph.nodes:
         if node.op != "call_module" or not node.target.startswith(f"{ACTIVATIONS_AT}.") or node.target in names:

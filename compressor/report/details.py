@@ -1,6 +1,6 @@
-"""What stages report about their results, as far as a report shows it.
+"""What stages report about their results, as far as the report shows it.
 
-A figure that is infinite or not a number is null, and plots and sentences leave it out.
+An infinite figure, or one that is not a number, is null; plots and sentences leave it out.
 """
 
 from typing import Annotated, Any
@@ -31,7 +31,7 @@ class Agreement(Figures, extra="allow"):
 
 
 class Details(Figures, extra="allow"):
-    """The keys that a report reads; others are kept as they are."""
+    """The keys that a report reads; others are kept unchanged."""
 
     curve: tuple[Epoch, ...] = ()
     kept_epoch: Count | None = None

@@ -7,7 +7,7 @@ SPECIAL = re.compile(r"[\\`*\[\]|~#]|\b_|_\b")  # an underscore within a word ma
 
 
 def escaped(text: object) -> str:
-    """Text as Markdown that renders as that text, on one line: names from elsewhere are never markup."""
+    """Text as Markdown that renders as that text, on one line, so that names cannot be markup."""
     return SPECIAL.sub(r"\\\g<0>", " ".join(str(text).splitlines())).replace("&", "&amp;").replace("<", "&lt;")
 
 

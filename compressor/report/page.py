@@ -1,4 +1,4 @@
-"""`report.html`: one file that gives the verdict first and explains it below, and loads nothing from elsewhere."""
+"""`report.html`: one self-contained file that gives the verdict first and explains it below."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def to_html(report: Report) -> str:
 
 
 def _confusion(report: Report) -> dict[str, Any]:
-    """The confusion matrix of the shipped network: all of it for few classes, else the largest off-diagonal entries."""
+    """The shipped network's confusion matrix: in full for few classes, else the largest off-diagonal entries."""
     entries = report.regressions.confusion
     classes = len(report.labels)
     images = [0] * classes

@@ -74,7 +74,7 @@ def curves(row: Row) -> str:
 def int8_error(row: Row) -> str:
     """Signal to rounding noise at every quantized point; lower is worse."""
     measured: Mapping[str, float | None] = row.details["signal_to_noise_db"]
-    ratios = {point: ratio for point, ratio in measured.items() if ratio is not None}  # None: nothing is lost there
+    ratios = {point: ratio for point, ratio in measured.items() if ratio is not None}  # None: no rounding error there
     worst = min(ratios, key=lambda point: ratios[point], default=None)
     title = f"Int8 error of {row.id} by layer: signal to rounding noise"
     with plot(title, 0.8 + 0.19 * len(ratios)) as (figure, done):
@@ -114,12 +114,12 @@ def corruptions(corrupted: Sequence[Corrupted]) -> str:
 
 
 def _drawn(figures: Iterable[float | None]) -> list[float]:
-    """What matplotlib draws; it leaves a gap where a figure is missing."""
+    """Values for matplotlib, which leaves a gap for a missing figure."""
     return [math.nan if figure is None else figure for figure in figures]
 
 
 def _bare(axes: Any) -> None:
-    """Bars that carry their figures need no axis."""
+    """Hide the axis of bars that are labelled with their figures."""
     axes.spines["bottom"].set_visible(False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="both", length=0)

@@ -69,7 +69,7 @@ class Row(Timings, Scored):
 
     @property
     def timings(self) -> Timings:
-        """The part of the row that is timed."""
+        """The timed part of the row."""
         return Timings(latency=self.latency, versus_float=self.versus_float, measured_as=self.measured_as)
 
     @property
@@ -133,7 +133,7 @@ class Report(Figures):
         return self
 
     def _problems(self) -> Iterator[str]:
-        """What the report refers to and does not hold."""
+        """What the report refers to but does not hold, and other contradictions in it."""
         ids = {row.id for row in self.rows}
         yield from (f"there is no row {missing!r}" for missing in (self.baseline, self.shipped) if missing not in ids)
         for row in self.rows:
@@ -141,7 +141,7 @@ class Report(Figures):
                 yield f"row {row.id!r} is not compared with the baseline"
         regressions, classes = self.regressions, len(self.labels)
         if not classes == len(regressions.baseline_classes) == len(regressions.shipped_classes) > 0:
-            yield "there is not one score for each class"
+            yield "the number of class scores is not the number of classes"
         flips = (*regressions.newly_wrong, *regressions.newly_right)
         named = [index for flip in flips for index in (flip.label, flip.baseline, flip.shipped)]
         named += [index for label, prediction, _ in regressions.confusion for index in (label, prediction)]
@@ -165,7 +165,7 @@ class Report(Figures):
 
     @property
     def headline_setting(self) -> Setting | None:
-        """The setting that the verdict goes by: the first of ONNX Runtime in which the shipped file was timed."""
+        """The setting of the verdict: the first of ONNX Runtime in which the shipped file was timed."""
         return next((setting for setting in self.shipped_row.timed if setting.engine == REFERENCE), None)
 
     def row(self, stage_id: str) -> Row:
@@ -181,7 +181,7 @@ class Report(Figures):
         """The report of a finished run.
 
         Raises:
-            ArtifactError: there is none, it is of another version, or a figure in it is not possible.
+            ArtifactError: there is none, it is from another version, or a figure in it is impossible.
         """
         path = folder / JSON
         try:
@@ -189,11 +189,11 @@ class Report(Figures):
         except OSError as error:
             raise ArtifactError(f"{path}: there is no report to read: {error.strerror}") from error
         except ValidationError as error:
-            raise ArtifactError(f"{path}: not a report of this version: {first_problem(error)}") from error
+            raise ArtifactError(f"{path}: is not a report of this version: {first_problem(error)}") from error
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first thing that does not fit, and where it stands."""
+    """The first thing that does not fit, and where it is."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")

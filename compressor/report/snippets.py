@@ -1,4 +1,4 @@
-"""Code that runs a `model.onnx` without this project, as the report, the model card and the README print it."""
+"""Code that runs a `model.onnx` without this project, for the report, the model card and the README."""
 
 from compressor.data.preprocess import Preprocess
 

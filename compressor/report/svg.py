@@ -29,8 +29,8 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def plot(title: str, height: float) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """A figure to draw on, and the function that makes it SVG once it is drawn."""
-    import matplotlib  # takes a second, which only a report needs
+    """A figure to draw on, and the function that turns it into SVG afterwards."""
+    import matplotlib  # takes a second to import
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):

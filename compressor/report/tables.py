@@ -17,7 +17,7 @@ from compressor.report.wording import (
     verdict,
 )
 
-MAX_CLASSES = 20  # of more, only those that lost most are listed
+MAX_CLASSES = 20  # of more, only the largest losses are listed
 
 
 def to_table(report: Report) -> Table:

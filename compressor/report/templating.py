@@ -15,7 +15,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(name: str, report: Report, **more: Any) -> str:
-    """The template of that name, filled with a report and what else it needs; values are text, and are escaped."""
+    """The template of that name, filled with a report and further values; values are text, and are escaped."""
     return (
         _environment(name.rpartition(".")[2])
         .get_template(name)

@@ -16,7 +16,7 @@ MARGIN = 0.12  # of an axis, where nothing is drawn
 def tradeoff(report: Report, setting: Setting) -> str:
     """Accuracy against latency of every stage, by its number, with 95% intervals.
 
-    A stage far below the others is an arrow at the lower edge, with its accuracy beside it.
+    A stage far below the others is an arrow at the lower edge, labelled with its accuracy.
     """
     rows = [row for row in report.rows if setting in row.timed]
     far = far_below(rows, {report.baseline, report.shipped})
@@ -45,7 +45,7 @@ def tradeoff(report: Report, setting: Setting) -> str:
         names = [_name(report.rows.index(row) + 1, row, far) for row in rows]
         middle = max(x for x, _ in points) / 2
         for text, place in _labels(names, points):
-            left = "%" in text and place[0] > middle  # a long one, which would leave the plot on the right
+            left = "%" in text and place[0] > middle  # a long label would leave the plot on the right
             axes.annotate(
                 text,
                 place,
@@ -64,7 +64,7 @@ def tradeoff(report: Report, setting: Setting) -> str:
 
 
 def far_below(rows: Sequence[Row], compared: set[str]) -> set[str]:
-    """The stages so far below the `compared` ones that an axis with them would squeeze the rest into less than half."""
+    """The stages so far below `compared` that an axis with them would squeeze the rest into less than half."""
     low = min((row.accuracy.low for row in rows if row.id in compared), default=0.0)
     high = max(row.accuracy.high for row in rows)
     return {row.id for row in rows if row.id not in compared and row.accuracy.value < low - (high - low)}
@@ -75,7 +75,7 @@ def _name(number: int, row: Row, far: set[str]) -> str:
 
 
 def _labels(names: Sequence[str], points: Sequence[Point]) -> Iterator[tuple[str, Point]]:
-    """What stands beside each point: the names of all stages that lie on it."""
+    """The label of each point: the names of all stages at it."""
     spans = [max(values) - min(values) or 1.0 for values in zip(*points, strict=True)]
     left = list(zip(names, points, strict=True))
     while left:

@@ -1,4 +1,4 @@
-"""The sentences of a report: what was gained and lost, and only what the intervals support."""
+"""The sentences of a report: what was gained and lost, as far as the intervals support it."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from compressor.evaluation.setting import Setting
 from compressor.quantization.float_layers import in_float
 from compressor.report.report import Report, Row
 
-MIN_CHANGE = 1.005  # times; less is called the same
+MIN_CHANGE = 1.005  # a smaller factor counts as the same
 MIN_GAIN = 1.05  # times smaller
 UNKNOWN = "?"
 
@@ -71,7 +71,7 @@ def in_short(paired: Paired) -> str:
 
 
 def speed(entry: Latency) -> str:
-    """How a network's speed differs from the baseline's: `faster` only if the whole interval is."""
+    """How a network's speed differs from the baseline's: `faster` only if the whole interval is above 1."""
     if entry.speedup_low > 1:
         return f"{times(entry.speedup)} faster ({entry.speedup_low:.2f} to {entry.speedup_high:.2f})"
     if entry.speedup_high < 1:
@@ -118,7 +118,7 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
 
 
 def _unsettled(report: Report) -> Iterator[str]:
-    """One remark for each setting in which rows were timed before their latency had settled."""
+    """A remark for each setting in which rows were timed before their latency had settled."""
     for setting in report.settings:
         names = [row.id for row in report.rows if (entry := row.timed.get(setting)) and not entry.steady]
         if names:
@@ -167,7 +167,7 @@ def times(factor: float) -> str:
 
 
 def change(before: float, after: float, less: str, more: str) -> str:
-    """How many times less or more `after` is, as `18.1x smaller`."""
+    """How many times smaller or larger `after` is, as `18.1x smaller`."""
     if not (before and after):
         return "the same" if before == after else f"none {'now' if before else 'before'}"
     if max(before, after) < MIN_CHANGE * min(before, after):
@@ -188,7 +188,7 @@ def setting_name(setting: Setting) -> str:
 
 
 def _guessing(report: Report, row: Row) -> str | None:
-    """What is wrong with a network that does no better than predicting the most frequent class."""
+    """What is wrong with a network that is no better than predicting the most frequent class; None if it is better."""
     images = [score.images for score in report.regressions.baseline_classes]
     share = max(images) / row.accuracy.total
     if row.accuracy.low > share:

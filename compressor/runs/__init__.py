@@ -1,4 +1,4 @@
-"""Running a pipeline: the straight line, what is kept and reused, latency, comparison."""
+"""Running a pipeline: the straight line, storing and reusing stages, latency, comparison."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Two runs side by side: `compress compare`; and a run beside its repetition: `compress reproduce`."""
+"""Two runs side by side (`compress compare`), and a run beside its repetition (`compress reproduce`)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ Side = tuple[Path, Report]
 
 
 def paired(one: Side, row: Row, other: Side, other_row: Row) -> Paired | None:
-    """`other_row` of `other` against `row` of `one`; None with other test images, or without predictions."""
+    """`other_row` of `other` against `row` of `one`; None if the test images differ or predictions are missing."""
     files = one[0] / row.artifact / PREDICTIONS, other[0] / other_row.artifact / PREDICTIONS
     if row.scored_on != other_row.scored_on or not all(path.is_file() for path in files):
         return None
@@ -59,11 +59,11 @@ def comparison_of(one: Side, other: Side) -> dict[str, Any]:
 
 
 def comparison_remarks(one: Side, other: Side) -> Iterator[str]:
-    """What can be said of the second run against the first, and where their pipelines differ."""
+    """How the second run compares with the first, and where their pipelines differ."""
     rows = one[1].shipped_row, other[1].shipped_row
     together = paired(one, rows[0], other, rows[1])
     if together is None:
-        yield "Not compared image by image: the test images differ, or the folders of the stages are not there."
+        yield "Not compared image by image: the test images differ, or the stages' folders are missing."
     else:
         yield (
             f"On the same {together.total:,} test images {other[0]} is {difference(together, str(one[0]))} "
@@ -84,12 +84,12 @@ def drift(one: Side, other: Side) -> tuple[Table, bool]:
     for row in one[1].rows:
         again = other[1].row(row.id)
         if row.sha256 == again.sha256:
-            file, verdict = "equal to the byte", "equal"
+            file, verdict = "byte-identical", "equal"
         else:
             file = "other bytes"
             together = paired(one, row, other, again)
             if together is None:
-                verdict = "differs: other bytes, and other test images"
+                verdict = "differs: different bytes, and different test images"
             elif together.p_value < SIGNIFICANT:
                 verdict = f"differs: {difference(together, 'recorded')}"
             else:
@@ -100,7 +100,7 @@ def drift(one: Side, other: Side) -> tuple[Table, bool]:
 
 
 def surroundings(one: Report, other: Report) -> Iterator[str]:
-    """What was other when a run was repeated: data, machine, versions; and how the speed-up came out."""
+    """What changed when a run was repeated (data, machine, versions), and how the speed-ups compare."""
     if one.data.fingerprint != other.data.fingerprint:
         yield f"the data differ: fingerprint {one.data.fingerprint[:12]}, now {other.data.fingerprint[:12]}"
     yield from _machines(one, other)

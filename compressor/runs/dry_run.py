@@ -1,4 +1,4 @@
-"""A pipeline tried on one synthetic batch, so that what cannot work is known before anything is trained."""
+"""The dry run: a pipeline on one synthetic batch, so that what cannot work fails before anything is trained."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +35,8 @@ def try_stages(
 ) -> list[dict[str, Any]]:
     """Take a few random images through every stage in order.
 
-    Every network is built with its weights, makes one training step, is pruned, quantized, saved and loaded as the
-    pipeline says, exported, and run in ONNX Runtime.
+    Every network is built with its weights, trained for one step, pruned, quantized, saved and loaded as the pipeline
+    says, exported, and run in ONNX Runtime.
 
     Args:
         pipeline: what to try.
@@ -46,10 +46,10 @@ def try_stages(
         console: where the stages' networks are shown.
 
     Returns:
-        For each stage its id, its tag, and what its network has: parameters, MACs, layers that stay in float.
+        For each stage its id, its tag, and its network's parameters, MACs and layers that stay in float.
 
     Raises:
-        UserError: a stage cannot do its work on these images; the stage, the layer and the reason are named.
+        UserError: a stage cannot work on these images; the message names the stage, the layer and the reason.
         StageError: a target is out of reach, or the network cannot be exported.
     """
     console = console or Console()
@@ -103,7 +103,7 @@ def synthetic(labels: tuple[str, ...], preprocess: Preprocess, augment: Augment)
 
 
 def _kind(model: Artifact) -> str:
-    """What decides whether a network can be exported: its operators, but not how many and how wide its layers are."""
+    """What decides whether a network can be exported: its operators, but not the number and widths of its layers."""
     if isinstance(model, OnnxModel):
         return model.digest
     changes = [change for change in model.changes if isinstance(change, Int8)]
@@ -117,6 +117,6 @@ def _run_exported(model: Artifact, context: Context) -> None:
     expected = (IMAGES, len(context.data.labels))
     if logits.shape != expected or not np.isfinite(logits).all():
         raise StageError(
-            f"ONNX Runtime gives an output of shape {list(logits.shape)}, {np.isfinite(logits).mean():.0%} of it "
-            f"finite numbers; {list(expected)} and 100% are needed"
+            f"ONNX Runtime returns an output of shape {list(logits.shape)}, {np.isfinite(logits).mean():.0%} of it "
+            f"finite; {list(expected)} and 100% are needed"
         )

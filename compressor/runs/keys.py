@@ -1,4 +1,4 @@
-"""What a stage's artifact depends on, as digests: what decides whether it is made again, and why."""
+"""What a stage's artifact depends on, as digests, which decide whether and why it is made again."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from compressor.storage.code import code_digests
 def made_from(
     stage: Stage, before: Artifact | None, teachers: Mapping[str, TorchModel], context: Context, code: Mapping[str, str]
 ) -> dict[str, str]:
-    """The digest of everything that decides a stage's artifact, by name; no folder name or time is among it."""
+    """The digest of everything that decides a stage's artifact, by name; no folder names or times."""
     weights = getattr(stage, "weights", None)
     decides = {
         "its settings": stage.model_dump(mode="json", exclude={"id", "teacher", "teachers", "weights"}),
@@ -30,12 +30,12 @@ def made_from(
 
 
 def key_of(parts: Mapping[str, str]) -> str:
-    """SHA-256 over all of them."""
+    """One SHA-256 over all digests."""
     return files.digest_json(dict(parts))
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What is not as it was, in words."""
+    """The names of what has changed."""
     return [name for name in dict.fromkeys((*now, *before)) if before.get(name) != now.get(name)]
 
 
@@ -53,4 +53,4 @@ def _digest_of(path: Path) -> str | None:
     try:
         return files.digest(path.read_bytes())
     except OSError:
-        return None  # the stage says what is wrong with it
+        return None  # the stage reports what is wrong with it

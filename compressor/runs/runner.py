@@ -51,7 +51,7 @@ def run(
     console: Console | None = None,
     trackers: Sequence[Tracker] = (),
 ) -> Report:
-    """Run a whole pipeline; what is done and unchanged in `out` is not repeated.
+    """Run a whole pipeline; stages in `out` that are done and unchanged are not repeated.
 
     Args:
         pipeline: what to do.
@@ -59,7 +59,7 @@ def run(
         device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
         fresh: start over.
         console: where progress is shown; nowhere by default.
-        trackers: who follows the run, besides those that the pipeline names.
+        trackers: trackers that follow the run, besides those that the pipeline names.
 
     Raises:
         UserError: the data, weights, device or folder cannot be used.
@@ -79,7 +79,7 @@ def run(
         services = Services(console, followers, soft_labels=folder / SOFT_LABELS)
         results = [_run_once(first, folder, chosen, services)]
         for other in others:
-            console.say(f"The same with seed {other.seed}", style="bold")
+            console.say(f"The same pipeline with seed {other.seed}", style="bold")
             results.append(
                 run(
                     other,
@@ -106,7 +106,7 @@ def run(
 
 
 def _try(pipeline: Pipeline, labels: tuple[str, ...], folder: Path, device: torch.device, console: Console) -> None:
-    """The dry run, before anything is decoded, unless this very pipeline has passed it in this folder."""
+    """The dry run, before any image is decoded, unless this very pipeline has passed it in this folder."""
     preprocess = pipeline.data.preprocess()
     tried = files.digest_json(
         [
@@ -125,7 +125,7 @@ def _try(pipeline: Pipeline, labels: tuple[str, ...], folder: Path, device: torc
 
 
 def _run_once(pipeline: Pipeline, folder: Path, device: torch.device, services: Services) -> Report:
-    """All stages with one seed, and the report of them."""
+    """All stages with one seed, and their report."""
     data = pipeline.data.load(pipeline.seed, services.console)
     _introduce(pipeline, data, device, services.console)
     context = Context(
@@ -141,10 +141,10 @@ def _run_once(pipeline: Pipeline, folder: Path, device: torch.device, services: 
 def _measured(
     pipeline: Pipeline, finished: list[Finished], data: Dataset, known: Report | None, console: Console
 ) -> Report:
-    """What takes all stages to measure: latency in turn with the baseline, and predictions beside the baseline's."""
+    """Measurements that need all stages: latency and predictions, both against the baseline's."""
     baseline = next(done for done in finished if done.row.id == pipeline.baseline_id)
     shipped = finished[-1]
-    console.say("Measuring latency, in turn with the baseline", style="bold")
+    console.say("Measuring latency, in alternation with the baseline", style="bold")
     earlier = {row.id: row for row in known.rows} if known is not None else {}
     timings = timings_of(pipeline, finished, earlier, console)
     before = baseline.predictions
@@ -197,14 +197,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder of the run, or take one that an earlier run made; nothing of anyone else is written over."""
+    """Make the run's folder, or use one that an earlier run made; nobody else's files are overwritten."""
     spec = folder / SPEC
     try:
         if not (folder / LOCK).exists() and not (spec.exists() and spec.read_bytes().startswith(SPEC_HEADER.encode())):
             for name in (SPEC, ONNX, STAGES, CHECKPOINTS, SOFT_LABELS, SEEDS, *WRITTEN):
                 if (folder / name).exists():
                     raise UserError(
-                        f"{folder / name} is not of an earlier run and would be overwritten; choose another --out"
+                        f"{folder / name} was not made by an earlier run and would be overwritten; choose another --out"
                     )
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # a path with a NUL byte is a ValueError
@@ -213,7 +213,7 @@ def _prepare(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second run out of the folder; the lock goes with the process, however it ends."""
+    """Keep a second run out of the folder; the lock ends with the process, however that ends."""
     try:
         with FileLock(folder / LOCK, timeout=0):
             yield
@@ -232,7 +232,7 @@ def _start_over(folder: Path) -> None:
 
 
 def _introduce(pipeline: Pipeline, data: Dataset, device: torch.device, console: Console) -> None:
-    """Say what is about to run, and what should be known of it."""
+    """Say what is about to run, with notes and warnings."""
     console.say(
         f"{pipeline.name}: {len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test "
         f"images, {len(data.labels)} classes; training on {device}"

@@ -1,4 +1,4 @@
-"""The same pipeline with several seeds: how much of a figure is chance."""
+"""The same pipeline with several seeds, to see how much of a figure is chance."""
 
 import statistics
 from collections.abc import Iterable, Sequence

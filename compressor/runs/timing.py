@@ -1,4 +1,4 @@
-"""Latency: every row of a run timed in turn with the baseline, in several sessions, once all stages have run."""
+"""Latency: every row of a run is timed in alternation with the baseline, in several sessions, after all stages."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from compressor.storage.code import code_digest
 
 @dataclass(frozen=True)
 class _Timing:
-    """A row to be timed: `done` against the baseline and, where it made int8 of the stage `before`, against that."""
+    """A row to be timed: `done` against the baseline and, if it quantized the stage `before`, against that too."""
 
     pipeline: Pipeline
     done: Finished
@@ -28,7 +28,7 @@ class _Timing:
     before: Finished | None
 
     def plan(self) -> list[Comparison | NotMeasured]:
-        """In every setting against the baseline; then in ONNX Runtime's against the same network's float file."""
+        """Against the baseline in every setting, then in ONNX Runtime's against the same network's float file."""
         settings = _settings(self.pipeline)
         plan = [_plan(self.done, self.baseline, setting) for setting in settings]
         if self.before is not None and self.done.artifact.quantized and not self.before.artifact.quantized:
@@ -36,7 +36,7 @@ class _Timing:
         return plan
 
     def timings(self, outcome: Sequence[Latency | NotMeasured]) -> Timings:
-        """What came of the plan."""
+        """The results of the plan."""
         count = len(_settings(self.pipeline))
         latency, versus_float = outcome[:count], [each for each in outcome[count:] if isinstance(each, Latency)]
         return Timings(latency=latency, versus_float=versus_float, measured_as=self.digest(latency, versus_float))
@@ -46,7 +46,7 @@ class _Timing:
         return known is not None and known.measured_as == self.digest(known.latency, known.versus_float)
 
     def digest(self, *figures: Sequence[Latency | NotMeasured]) -> str:
-        """SHA-256 over a row's figures and all that they depend on: the files, the settings, how and where."""
+        """SHA-256 over a row's figures and everything that they depend on: files, settings, code and machine."""
         others = [other for other in (self.baseline, self.before) if other is not None]
         engines = self.pipeline.measure.engines
         identity = {
@@ -63,14 +63,14 @@ class _Timing:
 def timings_of(
     pipeline: Pipeline, finished: Sequence[Finished], known: Mapping[str, Row], console: Console
 ) -> list[Timings]:
-    """How fast the file of each stage is.
+    """How fast each stage's file is.
 
-    All are timed, or none: rows of one report are of the same sessions.
+    Either all are timed or none, so that all rows of a report come from the same sessions.
 
     Args:
         pipeline: says what to measure on, and what to compare with.
         finished: every stage.
-        known: rows of an earlier report by id, whose figures stand if nothing that any of them depends on has changed.
+        known: rows of an earlier report by id, whose figures are reused if nothing that any of them depends on changed.
         console: where progress is shown.
     """
     baseline = next(done for done in finished if done.row.id == pipeline.baseline_id)
@@ -94,7 +94,7 @@ def _followed(compare_now: Comparison, one_more: Callable[[], None]) -> Latency:
 
 
 def _settings(pipeline: Pipeline) -> list[Setting]:
-    """Every combination to time; threads do not matter to a GPU."""
+    """Every combination to time; on a GPU the number of threads does not matter."""
     measure = pipeline.measure
     return [
         Setting(engine=engine, device=device, threads=threads, batch=batch)

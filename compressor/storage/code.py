@@ -1,8 +1,8 @@
-"""The code that a result depends on, as digests: what other code made is made again.
+"""The code that a result depends on, as digests: if the code changes, the result is made again.
 
-Of this package a whole room counts as soon as something in it is imported; of other packages, the modules that are
-imported, whatever else lies beside them. Imports are read off the source, so that nothing has to run; those for type
-checkers only do not count.
+In this package, a whole room counts as soon as something in it is imported; in other packages, only the modules that
+are imported, whatever else is beside them. Imports are read from the source, so that nothing has to run; imports for
+type checkers do not count.
 """
 
 import ast
@@ -18,7 +18,7 @@ OURS = __name__.partition(".")[0]
 
 
 def code_digests(*modules: str) -> dict[str, str]:
-    """SHA-256 of every room and module that `modules` reach through imports, this one among them, by name.
+    """SHA-256 of every room and module that `modules` reach through imports, including this one, by name.
 
     Raises:
         UserError: a module cannot be found.
@@ -33,8 +33,8 @@ def code_digests(*modules: str) -> dict[str, str]:
         found[unit] = list(_files(unit))
         if not found[unit] and module in modules:
             raise UserError(
-                f"{module} is no Python file or package that can be imported; it is looked for beside the pipeline "
-                "that `compress run` is given, where you are, and among what is installed"
+                f"{module} is not a Python file or package that can be imported; it is looked for beside the pipeline "
+                "file, in the current directory, and among installed packages"
             )
         for path in found[unit]:
             waiting += _reached(unit, path)
@@ -46,12 +46,12 @@ def code_digests(*modules: str) -> dict[str, str]:
 
 
 def code_digest(*modules: str) -> str:
-    """The same as one digest."""
+    """`code_digests` as one digest."""
     return files.digest_json(code_digests(*modules))
 
 
 def _unit(module: str) -> str:
-    """What is digested as one: the room of a module of this package, else the module."""
+    """The unit of digesting: the room of a module in this package, else the module."""
     parts = module.split(".")
     return ".".join(parts[:2]) if parts[0] == OURS else module
 
@@ -65,7 +65,7 @@ def _files(unit: str) -> Iterator[Path]:
 
 
 def _path(module: str) -> Path | None:
-    """The file of a module; None where there is none."""
+    """The file of a module; None if there is none."""
     top, *rest = module.split(".")
     roots = _roots(top)
     for root in roots:
@@ -94,7 +94,7 @@ def _roots(top: str) -> tuple[Path, ...]:
 
 
 def _reached(unit: str, path: Path) -> Iterator[str]:
-    """The modules that a file imports, and the packages that hold them, as far as they are of the same owner."""
+    """The modules that a file imports and the packages that hold them, if they have the same owner."""
     top = unit.partition(".")[0]
     package = unit if path.name == "__init__.py" else unit.rpartition(".")[0]
     if unit.startswith(f"{OURS}."):  # any file of a room
@@ -111,12 +111,12 @@ def _reached(unit: str, path: Path) -> Iterator[str]:
 
 
 def _beside(top: str, name: str) -> bool:
-    """Whether `name` is a file in the folder of the module `top`, which is one file itself."""
+    """Whether `name` is a file beside the module `top`, which is a single file itself."""
     return any(root.name != "__init__.py" and root.with_name(f"{name}.py").is_file() for root in _roots(top))
 
 
 def _exported(package: str, name: str) -> str | None:
-    """The module that `from package import name` loads: `name` itself, or what the package's stub takes it from."""
+    """The module that `from package import name` loads: `name` itself, or the one that the package's stub names."""
     if _path(f"{package}.{name}") is not None:
         return f"{package}.{name}"
     path = _path(package)
@@ -127,11 +127,11 @@ def _exported(package: str, name: str) -> str | None:
 
 
 def _imports(path: Path, package: str) -> Iterator[tuple[str, str | None]]:
-    """Every module that a file imports, with the name that it takes from it, if it takes one."""
+    """Every module that a file imports, with the name that it imports from it, if any."""
     try:
         tree = ast.parse(path.read_bytes())
     except SyntaxError:
-        return  # importing it says what is wrong
+        return  # importing it reports what is wrong
     for node in _running(tree.body):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
@@ -142,7 +142,7 @@ def _imports(path: Path, package: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _running(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """All nodes but those that only type checkers read."""
+    """All nodes except those for type checkers only."""
     for node in body:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             yield from _running(node.orelse)

@@ -11,7 +11,7 @@ SEAL = "SHA256SUMS"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` in one step: to a neighbour first, flushed to disk, then renamed over `path`."""
+    """Write `content` to `path` in one step: to a temporary neighbour, flushed to disk, then renamed over `path`."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -20,7 +20,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        error.filename = str(path)  # a failed write names none, or the neighbour
+        error.filename = str(path)  # a failed write names no file, or the neighbour
         partial.unlink(missing_ok=True)
         raise
     except BaseException:
@@ -55,7 +55,7 @@ def seal(folder: Path) -> None:
 
 
 def damaged(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, in words; None if every file is as it was sealed."""
+    """What is wrong with a sealed folder, in words; None if every file is unchanged."""
     try:
         lines = (folder / SEAL).read_text(encoding="utf-8").splitlines()
         expected = {name: sha for sha, _, name in (line.partition("  ") for line in lines)}
@@ -72,7 +72,7 @@ def damaged(folder: Path) -> str | None:
 
 
 def replace_folder(made: Path, target: Path) -> None:
-    """Put the folder `made` into the place of `target`, which is there or not; at no time is `target` half of each."""
+    """Replace `target`, which need not exist, with the folder `made`; `target` is never a mixture of both."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -1,4 +1,4 @@
-"""THE training loop. What is minimised is an objective; everything else is `Training`, the settings stages share."""
+"""The training loop. It minimises an objective, with the settings of `Training` that stages share."""
 
 import math
 import time
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from compressor.pipeline.context import Context
 
 NARROW = 16  # channels
-CHECKPOINT_SECONDS = 10.0  # at least, from one checkpoint to the next
+CHECKPOINT_SECONDS = 10.0  # at least, between checkpoints
 
 
 def fit(
@@ -39,16 +39,16 @@ def fit(
     masked: Set[str] = frozenset(),
     frozen: Set[str] = frozenset(),
 ) -> dict[str, Any]:
-    """Train `network` in place on the training images; gives its `curve`, one entry an epoch, and the `kept_epoch`.
+    """Train `network` in place on the training images; returns its `curve`, one entry per epoch, and the `kept_epoch`.
 
-    Every epoch sees another random view of every image; with `views`, it cycles through that many. Zeros of the
+    Every epoch uses a new random view of every image; with `views`, epochs cycle through that many. Zeros of the
     `masked` parameters stay zero; `frozen` parameters stay as they are. With `keep: best` the initial network counts as
-    epoch 0, and ties go to the later epoch. Where the run keeps checkpoints, an interrupted training resumes from its
-    last one, to the same bits.
+    epoch 0, and ties go to the later epoch. If the run keeps checkpoints, an interrupted training resumes from its
+    last one, with the same bits.
 
     Raises:
-        ArchitectureError: the objective looks at a layer that the network lacks, or nothing is left to train.
-        StageError: the loss is no longer a finite number.
+        ArchitectureError: the objective uses a layer that the network lacks, or nothing is left to train.
+        StageError: the loss is no longer finite.
     """
     if training.epochs == 0:
         return {"curve": [], "kept_epoch": 0}
@@ -60,7 +60,7 @@ def fit(
         network.get_parameter(name).requires_grad_(False)
     steps = math.ceil(len(data.train) / training.batch_size)
     state = TrainingState(network, objective.to(device), training, steps, masked)
-    judged: Precision = "fp32" if training.keep == "best" else training.precision  # choose on what will ship
+    judged: Precision = "fp32" if training.keep == "best" else training.precision  # score what will ship
     if training.keep == "best":
         state.judge(0, evaluate(state.kept, data.validation, context, judged, layout))
     _resume(state, label, start, context)
@@ -99,20 +99,20 @@ def fit(
 
 
 def _resume(state: TrainingState, label: str, start: str, context: "Context") -> None:
-    """Bring the state to its last checkpoint, where there is one."""
+    """Restore the last checkpoint, if there is one."""
     checkpoints, say = context.services.checkpoints, context.services.console.say
     if checkpoints is None:
         return
     try:
         found = checkpoints.load(label, start)
     except ArtifactError as error:
-        say(f"  {label}: {error}; the training starts anew")
+        say(f"  {label}: {error}; the training starts over")
         return
     if found is not None:
         threads = state.restore(*found)
         say(f"  {label}: resumes after epoch {len(state.curve)} of {state.training.epochs}")
         if threads != torch.get_num_threads() and context.device.type == "cpu":
-            say(f"  {label}: began with {threads} threads and goes on with {torch.get_num_threads()}; bits may differ")
+            say(f"  {label}: began with {threads} threads, resumes with {torch.get_num_threads()}; bits may differ")
 
 
 def _train_epoch(
@@ -123,7 +123,7 @@ def _train_epoch(
     epoch: int,
     progress: "TrainingProgress",
 ) -> float:
-    """One pass; gives the sum of the loss over the images. What layers draw (dropout) comes from the seed."""
+    """One pass; returns the sum of the loss over the images. Random draws in layers (dropout) derive from the seed."""
     device = context.device
     state.network.train()
     total = torch.zeros((), device=device)
@@ -131,6 +131,11 @@ def _train_epoch(
         torch.manual_seed(context.seed_for(f"training in epoch {epoch}"))
         for batch in batches:
             value = state.objective(watched, batch)
+            if not value.requires_grad:
+                raise ArchitectureError(
+                    "the loss depends on no parameter that can be trained; look for an operator "
+                    "without a derivative, or for parameters that are all frozen"
+                )
             state.step(value)
             total += value.detach() * len(batch.labels)
             progress.step()
@@ -141,16 +146,16 @@ def _forward(state: TrainingState, inputs: Tensor) -> Any:
     try:
         with autocast(inputs.device, state.training.precision):
             return state.model(inputs)
-    except Exception as error:  # a forward raises what it likes
+    except Exception as error:  # a forward pass may raise anything
         pass_on_out_of_memory(error)
         raise ArchitectureError(
             f"the network cannot train on inputs {list(inputs.shape)}: {first_line(error)}; if this is about a "
-            "type of numbers, say precision: fp32"
+            "data type, set precision: fp32"
         ) from error
 
 
 def _diverged(what: str, epoch: int, rate: float, before: Mapping[str, Tensor], context: "Context") -> str:
-    """What is said of a training whose figures are no numbers any more; the weights from before are kept."""
+    """The error for a training whose figures are no longer finite; the weights from before are kept."""
     advice = "lower learning_rate, or add warmup_epochs"
     if context.services.checkpoints is not None:
         kept = context.services.checkpoints.keep_last_good(before)
@@ -162,7 +167,7 @@ def _diverged(what: str, epoch: int, rate: float, before: Mapping[str, Tensor], 
 def evaluate(
     network: nn.Module, split: Split, context: "Context", precision: Precision, layout: torch.memory_format
 ) -> int:
-    """How many images of `split` the network gets right, in torch, on the context's device.
+    """How many images of `split` the network predicts correctly, in torch, on the context's device.
 
     Raises:
         StageError: a logit is not finite.
@@ -181,10 +186,10 @@ def evaluate(
 
 
 def layout_of(network: nn.Module, data: Dataset) -> torch.memory_format:
-    """Channels last, where convolutions are fastest, unless the network needs plain strides.
+    """Channels last, where convolutions are fastest, unless the network needs contiguous tensors.
 
-    Its own code may (`x.view`); and on the CPU, in channels last, the gradient of a 1x1 convolution with a stride and
-    fewer than 16 channels going in writes past its memory on several threads, and the process dies (oneDNN;
+    Its own code may need them (`x.view`). And on the CPU, in channels last, the gradient of a strided 1x1 convolution
+    with fewer than 16 input channels writes past its memory on several threads, and the process dies (oneDNN;
     docs/findings.md).
     """
     example = torch.zeros(data.preprocess.input_shape(2), device=next(network.parameters()).device)
@@ -199,7 +204,7 @@ def layout_of(network: nn.Module, data: Dataset) -> torch.memory_format:
 
 
 class _NarrowStrides(TorchDispatchMode):
-    """Looks for 1x1 convolutions with a stride and fewer than 16 channels going in."""
+    """Finds out whether a strided 1x1 convolution with fewer than 16 input channels runs."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -213,7 +218,7 @@ class _NarrowStrides(TorchDispatchMode):
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16 where it is asked for, or fast on this device."""
+    """Autocast to bfloat16 if it is asked for, or fast on this device."""
     enabled = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
@@ -244,7 +249,7 @@ def _view(context: "Context", number: int) -> View:
 
 
 def _inputs(context: "Context", view: View, indices: Tensor, layout: torch.memory_format) -> Tensor:
-    """The training images at `indices` as that view has them, normalised, on the context's device."""
+    """That view of the training images at `indices`, normalised, on the context's device."""
     data = context.data
     pixels = view.of(data.train.batch(indices).to(context.device), indices, data.augment.crop)
     return data.preprocess.normalise(pixels).contiguous(memory_format=layout)

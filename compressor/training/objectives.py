@@ -1,6 +1,6 @@
-"""What a training minimises, and what it may look at.
+"""What training minimises, and what a loss may look at.
 
-A new loss is a subclass of `Objective`; it need not be registered anywhere.
+A new loss is a subclass of `Objective`. It needs no registration.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,9 +28,9 @@ class Batch:
 
 
 class Watched:
-    """A network that runs once for each batch, however often it is asked, and shows what layers inside it give.
+    """A network that runs once per batch, however often it is asked, and shows the outputs of its inner layers.
 
-    `run` is how the network is called: it may cast, or be wrapped for several devices.
+    `run` calls the network: it may cast, or be wrapped for several devices.
     """
 
     def __init__(self, network: nn.Module, run: Any = None) -> None:
@@ -41,7 +41,7 @@ class Watched:
         self._logits: Tensor | None = None
 
     def watch(self, layers: Iterable[str]) -> list[RemovableHandle]:
-        """Keep what these layers give, until the handles are removed.
+        """Keep the outputs of these layers until the handles are removed.
 
         Raises:
             ArchitectureError: the network has no such layer.
@@ -54,7 +54,7 @@ class Watched:
 
     @contextmanager
     def watching(self, layers: Iterable[str]) -> Iterator[None]:
-        """`watch`, as long as the block lasts."""
+        """`watch` for the duration of a block."""
         handles = self.watch(layers)
         try:
             yield
@@ -71,21 +71,21 @@ class Watched:
             output = self._run(batch.inputs)
             if not isinstance(output, Tensor):
                 raise ArchitectureError(
-                    f"the network gives a {type(output).__name__} while training, and logits are needed; "
+                    f"the network returns a {type(output).__name__} while training, but logits are needed; "
                     "switch auxiliary outputs off with arguments, as in {aux_logits: false}"
                 )
             self._batch, self._logits = batch, output.float()
         return self._logits
 
     def layer(self, name: str, batch: Batch) -> Tensor:
-        """What the layer `name` gives for the batch, in float32; of a layer that runs several times, what it gave last.
+        """The output of layer `name` for the batch, in float32; the last one if the layer runs several times.
 
         Raises:
-            ArchitectureError: the layer did not run, or gave no tensor.
+            ArchitectureError: the layer did not run, or its output is not a tensor.
         """
         self.logits(batch)
         if name not in self._shown:
-            raise ArchitectureError(f"layer {name!r} gives no tensor when the network runs; name another")
+            raise ArchitectureError(f"layer {name!r} outputs no tensor when the network runs; name another")
         return self._shown[name]
 
     def _show(self, name: str, output: Any) -> None:
@@ -107,10 +107,10 @@ def layer_of(network: nn.Module, name: str) -> nn.Module:
 
 @torch.no_grad()
 def layer_outputs(network: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, Tensor]:
-    """What these layers give for an example `[N, C, H, W]`, the network in eval mode.
+    """The outputs of these layers for an example `[N, C, H, W]`, with the network in eval mode.
 
     Raises:
-        ArchitectureError: the network has no such layer, or it gives no tensor.
+        ArchitectureError: the network has no such layer, or its output is not a tensor.
     """
     watched = Watched(network.eval())
     batch = Batch(example, torch.zeros(len(example), dtype=torch.int64), torch.arange(len(example)), 0)
@@ -119,10 +119,10 @@ def layer_outputs(network: nn.Module, layers: Sequence[str], example: Tensor) ->
 
 
 class Objective(nn.Module):
-    """A loss: `forward(network, batch)` gives a scalar, averaged over the batch.
+    """A loss: `forward(network, batch)` returns a scalar, averaged over the batch.
 
-    `layers` names the layers of the network that it looks at, for `network.layer`. Its parameters (adapters between
-    two networks, say) are trained and checkpointed with the network's, and dropped when the training ends.
+    `layers` names the layers that it reads with `network.layer`. Its own parameters (such as adapters between two
+    networks) are trained and checkpointed with the network's, and dropped when training ends.
     """
 
     layers: Sequence[str] = ()
@@ -144,7 +144,7 @@ class CrossEntropy(Objective):
 
 
 class WeightedSum(Objective):
-    """The sum of other objectives, each times its weight."""
+    """The weighted sum of other objectives."""
 
     def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
         super().__init__()

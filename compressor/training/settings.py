@@ -1,4 +1,4 @@
-"""The settings of a training, which stages that train share."""
+"""The training settings that stages share."""
 
 from typing import Annotated, Literal, Self
 
@@ -12,7 +12,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 class Training(Spec):
-    """Settings of a training, for stages that train."""
+    """Settings of stages that train."""
 
     epochs: int = Field(ge=0, le=100_000)
     """Passes over the training images."""
@@ -48,11 +48,11 @@ class Training(Spec):
                 "schedule multi_step and milestones go together, as in {schedule: multi_step, milestones: [10]}"
             )
         if self.schedule == "one_cycle" and self.warmup_epochs:
-            raise ValueError("schedule one_cycle has a warm-up of its own; leave warmup_epochs out")
+            raise ValueError("schedule one_cycle has its own warm-up; leave warmup_epochs out")
         return self
 
     def for_dry_run(self) -> Self:
-        """One epoch at most, at a rate that cannot do harm."""
+        """At most one epoch, at a harmless learning rate."""
         return validated_copy(self, epochs=min(self.epochs, 1), learning_rate=min(self.peak_rate, DRY_RUN_RATE))
 
     @property

@@ -1,4 +1,4 @@
-"""A network in training: its optimizer, schedule, moving average, and what a checkpoint holds of them."""
+"""The state of training: network, optimizer, schedule, moving average, and their part in a checkpoint."""
 
 import warnings
 from collections.abc import Mapping, Sequence, Set
@@ -18,20 +18,20 @@ from compressor.training.settings import Training
 
 @dataclass
 class TrainingState:
-    """A network in training: all that its next epoch depends on."""
+    """Everything that the next epoch depends on."""
 
     network: nn.Module
-    objective: nn.Module  # whose own parameters are trained too
+    objective: nn.Module  # its own parameters are trained too
     training: Training
     steps: int  # an epoch
     masked: Set[str] = frozenset()  # parameters whose zeros stay zero
     curve: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the epoch best on validation, with keep: best
+    best: dict[str, Tensor] = field(default_factory=dict)  # with keep: best
     best_epoch: int = 0
     best_correct: int = -1
 
     def __post_init__(self) -> None:
-        self.accelerator = Accelerator(device_placement=False)  # the network is where the context says, always
+        self.accelerator = Accelerator(device_placement=False)  # the context decides where the network is
         parameters = [p for p in (*self.network.parameters(), *self.objective.parameters()) if p.requires_grad]
         if not any(p.requires_grad for p in self.network.parameters()):
             raise ArchitectureError("every parameter of the network is frozen, so there is nothing to train")
@@ -43,7 +43,7 @@ class TrainingState:
 
     @property
     def kept(self) -> nn.Module:
-        """The network that training gives: the moving average, where there is one."""
+        """The network that training returns: the moving average, if there is one."""
         return self.network if self.average is None else self.average.module
 
     @property
@@ -52,7 +52,7 @@ class TrainingState:
         return float(self.schedule.get_last_lr()[0])
 
     def judge(self, epoch: int, correct: int) -> None:
-        """Remember the weights after `epoch`, if none were better on validation."""
+        """Remember the weights after `epoch`, unless earlier ones were better on validation."""
         if correct >= self.best_correct:
             self.best, self.best_epoch, self.best_correct = weights_of(self.kept), epoch, correct
 
@@ -82,7 +82,7 @@ class TrainingState:
         return {f"{group}/{name}": tensor for group, values in groups.items() for name, tensor in values.items()}
 
     def notes(self) -> dict[str, Any]:
-        """What else a checkpoint holds."""
+        """The rest of a checkpoint, as JSON."""
         return {
             "curve": self.curve,
             "best_epoch": self.best_epoch,
@@ -91,7 +91,7 @@ class TrainingState:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> int:
-        """Go back to a checkpoint; the schedule is replayed. Gives the number of threads that it was made with."""
+        """Restore a checkpoint and replay the schedule; returns the number of threads that it was made with."""
 
         def group(prefix: str) -> dict[str, Tensor]:
             return {n.removeprefix(f"{prefix}/"): t for n, t in tensors.items() if n.startswith(f"{prefix}/")}
@@ -103,7 +103,7 @@ class TrainingState:
             load_into(self.average, group("average"))
         self.curve.extend(notes["curve"])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch misses the optimizer's steps, which are in the state that follows
+            warnings.simplefilter("ignore")  # no step was taken here; the steps are in the state
             for _ in range(len(self.curve) * self.steps):
                 self.schedule.step()
         parameters = [p for options in self.raw_optimizer.param_groups for p in options["params"]]

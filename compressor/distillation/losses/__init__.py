@@ -1,5 +1,5 @@
-"""What a student learns from a teacher, one loss a module.
+"""What a student learns from a teacher, one loss per module.
 
-A new loss on logits takes a `Teacher` and is an `Objective`; one on layers inside has a class of settings in
+A new loss on logits is an `Objective` that takes a `Teacher`. A loss on inner layers also has a class of settings in
 `distillation.settings`, named by `loss:`.
 """

@@ -9,23 +9,23 @@ from compressor.training.objectives import Batch, Objective, Watched
 
 
 class Hint(Objective):
-    """½ · mean((h − r(g))²): h the teacher's layer, g the student's, r a 1x1 convolution that is trained along.
+    """½ · mean((h − r(g))²): h is the teacher's layer, g the student's, and r a 1x1 convolution that is trained too.
 
-    The paper's regressor has a kernel that brings g to the size of h; here the larger of the two maps is averaged down
-    to the smaller one, so that r needs no more weights than channels ask for.
+    The paper's regressor has a kernel that brings g to the size of h. Here the larger of the two maps is averaged down
+    to the smaller one, so that r needs weights for the channels only.
     """
 
     def __init__(self, teacher: Teacher, student_layer: str, teacher_layer: str, given: Tensor, wanted: Tensor) -> None:
-        """`given` and `wanted` are examples of what the two layers give, each `[N, C, H, W]`.
+        """`given` and `wanted` are examples of the two layers' outputs, each `[N, C, H, W]`.
 
         Raises:
-            ArchitectureError: a layer gives something else.
+            ArchitectureError: a layer's output has another shape.
         """
         super().__init__()
         for whose, layer, example in (("student", student_layer, given), ("teacher", teacher_layer, wanted)):
             if example.dim() != 4:
                 raise ArchitectureError(
-                    f"the {whose}'s layer {layer!r} gives {list(example.shape)}; a hint needs [N, C, H, W]"
+                    f"the {whose}'s layer {layer!r} has output {list(example.shape)}; a hint needs [N, C, H, W]"
                 )
         self.teacher, self.teacher_layer = teacher, teacher_layer
         self.layers = (student_layer,)

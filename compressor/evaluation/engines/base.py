@@ -1,4 +1,4 @@
-"""What an engine is, and how one is found by its name."""
+"""What an engine is, and how it is found by name."""
 
 import time
 from abc import ABC, abstractmethod
@@ -20,16 +20,16 @@ from compressor.models.artifact import TorchModel
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed: an ONNX file and, if it is one of this run's own, the network that it was exported from."""
+    """What is timed: an ONNX file and, if this run made it, the network that it was exported from."""
 
     onnx: Path
     model: TorchModel | None = None
 
 
 class Session(ABC):
-    """A network that is loaded and ready, with a random batch to be timed on."""
+    """A loaded network with a random batch to time it on."""
 
-    on_cpu: tuple[str, ...] = ()  # operators that a GPU's engine leaves to the CPU, as `Conv x 3`
+    on_cpu: tuple[str, ...] = ()  # operators that a GPU engine leaves to the CPU, as `Conv x 3`
 
     @abstractmethod
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -41,7 +41,7 @@ class Session(ABC):
 
 
 class Engine(ABC):
-    """Opens files on a device; whether it can is asked first."""
+    """Opens files on a device; `why_not` is asked first."""
 
     name: ClassVar[str]  # as in `measure: {engines: [...]}`
     title: ClassVar[str]  # as in the report
@@ -49,14 +49,14 @@ class Engine(ABC):
 
     @abstractmethod
     def why_not(self, subject: Subject | None, device: str) -> str | None:
-        """Why this subject, or any, cannot be timed on the device here; None if it can."""
+        """Why this subject (or any, if None) cannot be timed on the device here; None if it can."""
 
     @abstractmethod
     def open(self, subject: Subject, setting: Setting) -> Session:
         """Load the subject for the setting's device, threads and batch.
 
         Raises:
-            ArtifactError: the file cannot be opened, or not be timed.
+            ArtifactError: the file cannot be opened or timed.
         """
 
 
@@ -75,17 +75,17 @@ def engine_of(name: str) -> Engine:
 
 
 def title_of(name: str) -> str:
-    """What people call an engine; its name, where it is not installed."""
+    """The engine's title; its name if it is not installed."""
     return engine_of(name).title if name in plugins.offered(plugins.ENGINES, "engine") else name
 
 
 def clocked(run: Callable[[], object]) -> float:
-    """Seconds that `run` takes, by the clock of this machine."""
+    """The seconds that `run` takes, by this machine's clock."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def random_batch(shape: tuple[int, ...]) -> torch.Tensor:
-    """The same normally distributed numbers for the same shape."""
+    """Normally distributed numbers, the same for the same shape."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ from compressor.evaluation.setting import Setting
 
 
 class EagerTorch(Engine):
-    """On the CPU by the clock; on a GPU by events in its own stream, the batch lying there already."""
+    """On the CPU, timed by the clock; on a GPU, by events in its own stream, with the batch already there."""
 
     name: ClassVar[str] = "torch"
     title: ClassVar[str] = "torch"

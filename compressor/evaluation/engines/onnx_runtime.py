@@ -1,4 +1,4 @@
-"""ONNX Runtime, which scores every file too."""
+"""ONNX Runtime, which also scores every file."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from compressor.export import onnx_file
 
 
 class OnnxRuntime(Engine):
-    """On the CPU, or on a GPU where onnxruntime-gpu is installed; there, the copies to the GPU and back are counted."""
+    """On the CPU, or on a GPU if onnxruntime-gpu is installed; GPU times include copies to and from it."""
 
     name: ClassVar[str] = "onnxruntime"
     title: ClassVar[str] = "ONNX Runtime"

@@ -1,4 +1,4 @@
-"""Who follows a run, by the names that a pipeline gives; one tracker a module.
+"""What tracks a run, by the names in its pipeline; one tracker per module.
 
 A new one is a subclass of `Tracker` that a package names in the entry-point group `compressor.trackers`.
 """
@@ -14,10 +14,10 @@ from compressor.tracking import Tracker
 
 @contextmanager
 def following(pipeline: Pipeline, folder: Path, others: Sequence[Tracker]) -> Iterator[tuple[Tracker, ...]]:
-    """The trackers that the pipeline names, and others, from the beginning of a run in `folder` to its end.
+    """The trackers that the pipeline names, and others, for the duration of a run in `folder`.
 
     Raises:
-        UserError: what a tracker needs is not installed.
+        UserError: the library that a tracker needs is not installed.
     """
     offered = plugins.offered(plugins.TRACKERS, "tracker")
     trackers = (*(plugins.load(offered[name], "tracker", Tracker)() for name in pipeline.tracking), *others)

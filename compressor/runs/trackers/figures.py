@@ -5,7 +5,7 @@ from typing import Any
 
 
 def figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a row by name; latency and speed-up once they are there, one for each setting."""
+    """The figures of a row by name, with latency and speed-up for each setting once they are measured."""
     found = {name: float(row[name]) for name in ("parameters", "macs", "size_bytes", "seconds")}
     found["accuracy"] = float(row["accuracy"]["value"])
     for entry in row.get("latency", ()):

@@ -1,5 +1,6 @@
 """MLflow: a run with its curves, figures, report and model; installed by the extra `mlflow`."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,10 @@ MAX_VALUE_LENGTH = 500  # characters of a parameter
 
 
 class MLflow(Tracker):
-    """Logs to `MLFLOW_TRACKING_URI`, or to `mlruns` beside the run's folder; the experiment is the pipeline's name."""
+    """Logs to `MLFLOW_TRACKING_URI`, or else to `mlflow.db` and `mlartifacts` beside the run's folder.
+
+    The experiment is the pipeline's name. `mlflow ui --backend-store-uri sqlite:///runs/mlflow.db` shows it.
+    """
 
     def begin(self, folder: Path, pipeline: Mapping[str, Any]) -> None:
         try:
@@ -22,11 +26,15 @@ class MLflow(Tracker):
             from mlflow.exceptions import MlflowException
         except ImportError as error:
             raise UserError("tracking: mlflow is not installed; run `pip install 'compressor[mlflow]'`") from error
-        store = os.environ.get(STORE) or (folder.absolute().parent / "mlruns").as_uri()
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every table that they make
+        beside = folder.absolute().parent
+        own = os.environ.get(STORE)
+        store, artifacts = (own, None) if own else (f"sqlite:///{beside}/mlflow.db", (beside / "mlartifacts").as_uri())
         try:
             self.client: Any = MlflowClient(store)
             found = self.client.get_experiment_by_name(pipeline["name"])
-            experiment = found.experiment_id if found else self.client.create_experiment(pipeline["name"])
+            experiment = found.experiment_id if found else self.client.create_experiment(pipeline["name"], artifacts)
             self.run_id = self.client.create_run(experiment, run_name=folder.name).info.run_id
         except MlflowException as error:
             raise UserError(f"tracking: MLflow cannot log to {store}: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""A third party's package, as it lies where it is installed: stages, an engine and a tracker of its own."""
+"""A third party's package, as installed: its own stages, an engine and a tracker."""
 
 from typing import Any, ClassVar, Literal
 

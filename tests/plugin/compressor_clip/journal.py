@@ -1,4 +1,4 @@
-"""Another tracker: a text file with a line for everything that happens."""
+"""Another tracker: a text file with a line for each event."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -13,13 +13,15 @@ from compressor.evaluation import Session, Setting, Subject
 
 
 class Reference(Engine):
-    """Slow, and right by definition."""
+    """Slow, and correct by definition."""
 
     name: ClassVar[str] = "reference"
     title: ClassVar[str] = "ONNX's reference"
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def why_not(self, subject: Subject | None, device: str) -> str | None:
+        if subject is not None and subject.model is not None and subject.model.quantized:
+            return "it has no DequantizeLinear of this opset"
         return None if device == "cpu" else "numpy computes on the CPU"
 
     def open(self, subject: Subject, setting: Setting) -> Session:
