@@ -39,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):  # the terminal may be gone
             print("interrupted; what is finished is kept, and the same command resumes from there", file=sys.stderr)
         return INTERRUPTED
+    except OSError:
+        if not interruption.count:
+            raise
+        return INTERRUPTED  # the terminal went first, and nothing can be said
 
 
 if __name__ == "__main__":

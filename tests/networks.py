@@ -438,3 +438,28 @@ class Reshaped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.relu(self.conv(x)).mean((2, 3)) * torch.ones(16))
+
+
+class FrozenStem(nn.Module):
+    """A stem of convolution and BatchNorm that nothing is to train."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.fc = nn.Linear(16, num_classes)
+        self.stem.requires_grad_(False)
+        self.norm.requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = torch.relu(self.norm(self.stem(images)))
+        return self.fc(torch.relu(self.conv(images)).mean((2, 3)))
+
+
+class WhollyFrozen(FrozenStem):
+    """Nothing of it is to be trained."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes, in_channels)
+        self.requires_grad_(False)

@@ -1,11 +1,13 @@
 """What users do with a finished run: time it, predict with it, compare it, repeat it."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
@@ -32,23 +34,37 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_bench_times_two_files_in_turn(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    teacher = finished / "stages" / "teacher" / "model.onnx"
-    model = finished / "model.onnx"
-    command = ["bench", str(model), "--against", str(teacher), "--batch", "1", "4", "--json", str(tmp_path / "b.json")]
-    assert main(command) == 0
-    said = capsys.readouterr().out
-    assert "batch 4" in said
-    written = json.loads((tmp_path / "b.json").read_text())
-    assert [entry["batch"] for entry in written["latency"]] == [1, 4]
+def test_bench_times_two_files_in_turn_and_takes_folders(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", str(finished), "--against", str(finished / "stages" / "teacher"), "--batch", "1,4"]
+    assert main([*command, "--json"]) == 0
+    said = capsys.readouterr()
+    written = json.loads(said.out)
+    entries = [(entry["threads"], entry["batch"]) for entry in written["latency"]]
+    assert entries == [(1, 1), (1, 4)]
     assert all(len(entry["moments"]) == 3 for entry in written["latency"])
-    assert written["sha256"] == Report.load(finished).shipped_row.sha256
-    assert written["environment"]["onnxruntime"]
+    rows = {row.id: row for row in Report.load(finished).rows}
+    assert (written["sha256"], written["against_sha256"]) == (rows["shipped"].sha256, rows["teacher"].sha256)
+    assert written["environment"]["onnxruntime"] == onnxruntime.__version__
+    assert said.err == ""
+
+
+def test_more_threads_than_cores_are_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert main(["bench", "none.onnx", "--threads", f"{cores},{cores + 1}"]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning == f"warning: {cores + 1} threads on {cores} cores wait for one another"
+    assert error.startswith("error: none.onnx cannot be read")
+    assert main(["bench", "none.onnx", "--threads", str(cores)]) == 2
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_bench_alone_shows_the_noise(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(finished / "model.onnx")]) == 0
-    assert "against itself: noise" in " ".join(capsys.readouterr().out.split())
+    pytest.importorskip("openvino")
+    assert main(["bench", str(finished / "model.onnx"), "--engine", "openvino"]) == 0
+    said = capsys.readouterr()
+    assert "against itself: noise" in " ".join(said.out.split())
+    assert "OpenVINO" in said.out
+    assert said.err == ""
 
 
 @pytest.mark.parametrize(
@@ -82,11 +98,12 @@ def test_unusable_input_is_reported(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("count", ["0", "-1", "x", "1.5", "99999999"])
-def test_counts_are_checked(count: str) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["bench", "model.onnx", "--threads", count])
-    assert stopped.value.code == 2
+@pytest.mark.parametrize("count", ["0", "-1", "x", "1.5", "99999999", "1,"])
+def test_counts_are_checked(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "model.onnx", "--threads", count]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Usage: compress bench ")
+    assert f"{count!r}; expected whole numbers from 1 to 65536, as in 1,4" in said
 
 
 def test_predict_reads_a_folder_by_the_files_own_metadata(
@@ -105,8 +122,52 @@ def test_predict_reads_a_folder_by_the_files_own_metadata(
     assert [line[1].split()[0] for line in lines] == [str(label) for label in predictions.classes[:20]]
     assert [float(line[1].split()[1]) for line in lines] == pytest.approx(predictions.confidence[:20], abs=1e-4)
     assert all(len(line) == 3 for line in lines)
-    assert "broken.png is not an image that can be used" in said.err
+    assert "broken.png is not a usable image" in said.err
     assert "1 image could not be read" in said.err
+
+
+def test_predict_takes_several_paths_and_answers_in_json(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = Pipeline.load(finished / "pipeline.yaml").data.load(0).test
+    (tmp_path / "more").mkdir()
+    paths = [str(tmp_path / name) for name in ("more/0.png", "more/1.png", "2.png")]
+    for path, image in zip(paths, test.images[:3], strict=True):
+        Image.fromarray(image[0].numpy()).save(path)
+    assert main(["predict", str(finished), str(tmp_path / "more"), paths[2], "--top", "10", "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert said.err == ""
+    assert [entry["image"] for entry in found] == paths
+    predictions = Predictions.load(finished / "stages" / "shipped" / "answers.safetensors")
+    assert [next(iter(entry["classes"])) for entry in found] == [str(label) for label in predictions.classes[:3]]
+    assert [sum(entry["classes"].values()) for entry in found] == pytest.approx([1, 1, 1])
+    (tmp_path / "broken.png").write_bytes(b"")
+    assert main(["predict", str(finished), str(tmp_path), "--json"]) == 2
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)) == 3
+    assert "broken.png is not an image" in said.err
+
+
+def test_validate_answers_in_json(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = str(finished / "pipeline.yaml")
+    without = ["--set", "stages.recovered={stage: mask, id: recovered, sparsity: 0.5}"]
+    assert main(["validate", spec, "--json", *without]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pipeline"], found["classes"]) == ("tiny", 10)
+    assert [stage["id"] for stage in found["stages"]] == [
+        "teacher",
+        "student",
+        "pruned",
+        "recovered",
+        "int8",
+        "shipped",
+    ]
+    rows = {row.id: row for row in Report.load(finished).rows}
+    for stage in found["stages"][:2]:
+        row = rows[stage["id"]]
+        assert (stage["parameters"], stage["macs"]) == (row.parameters, row.macs)
+    assert any("needs recovery" in warning for warning in found["warnings"])
 
 
 def test_a_run_is_reproduced_to_the_byte(quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +206,10 @@ def test_two_runs_side_by_side(quick: Path, finished: Path, tmp_path: Path, caps
     assert "McNemar's exact p" in said
     assert "name: quick | tiny" in said
     assert "stages.teacher.epochs: 1 | 8" in said
+    assert main(["compare", str(quick), str(finished), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert isinstance(json.loads(shown.out), dict)
+    assert shown.err == ""
     shutil.copy(quick / "report.json", tmp_path)
     assert main(["compare", str(tmp_path), str(finished)]) == 0
     assert "Not compared image by image" in " ".join(capsys.readouterr().out.split())

@@ -1,6 +1,8 @@
 """Images, splits and augmentation."""
 
 import io
+import os
+import shutil
 import struct
 import tarfile
 from pathlib import Path
@@ -12,13 +14,16 @@ import safetensors.numpy
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from rich.console import Console as RichConsole
 from sklearn.datasets import load_digits
 
 from compressor import Augment, Data, Dataset
+from compressor.console import Console
 from compressor.data.preprocess import Preprocess
 from compressor.data.sources import glyph_images
 from compressor.data.views import View
 from compressor.errors import DataError
+from compressor_command import main
 
 
 def write_folder(root: Path, count: int = 10, classes: tuple[str, ...] = ("cat", "dog"), size: int = 12) -> None:
@@ -270,3 +275,143 @@ def test_no_augmentation_leaves_images_alone(digits: Dataset) -> None:
     indices = torch.arange(len(digits.train))
     view = View.draw(Augment(), len(indices), seed=0)
     assert torch.equal(view.of(digits.train.images, indices, 0), digits.train.images)
+
+
+def folder(root: Path, **settings: Any) -> Data:
+    return Data.model_validate({"name": "image_folder", "root": root, "size": (8, 8), **settings})
+
+
+def whole(data: Dataset) -> int:
+    return len(data.train) + len(data.validation) + len(data.test)
+
+
+def test_folders_below_a_class_are_read_whatever_the_suffix_is_called(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    image = Image.new("RGB", (8, 8), (255, 0, 0))
+    for suffix, kind in (("jfif", "JPEG"), ("avif", "AVIF"), ("JPG", "JPEG"), ("webp", "WEBP"), ("tif", "TIFF")):
+        deep = tmp_path / "cat" / "outside" / suffix
+        deep.mkdir(parents=True)
+        image.save(deep / f"red.{suffix}", format=kind)
+    (tmp_path / "cat" / ".hidden").mkdir()
+    image.save(tmp_path / "cat" / ".hidden" / "0.png")
+    data = folder(tmp_path).load(0)
+    everything = torch.cat([split.images for split in (data.train, data.validation, data.test)])
+    assert len(everything) == 25
+    red = (everything[:, 0] > 240).flatten(1).all(1) & (everything[:, 1] < 15).flatten(1).all(1)
+    assert red.sum() == 5
+    assert data.notes == ()
+
+
+def test_files_of_other_kinds_are_counted_by_suffix(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    for name in ("1.heic", "2.HEIC", "3.heic", "a.txt", "b.txt", "LICENSE"):
+        (tmp_path / "dog" / name).write_bytes(b"")
+    data = folder(tmp_path).load(0)
+    assert whole(data) == 20
+    assert data.notes[0] == "files of other kinds left out (6): .heic x 3, .txt x 2, no suffix x 1"
+
+
+def test_unreadable_files_are_all_named_and_left_out_on_request(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    for number in range(7):
+        (tmp_path / "cat" / f"{number}.png").write_bytes(b"no image")
+    with pytest.raises(DataError) as refused:
+        folder(tmp_path).load(0)
+    for number in range(7):
+        assert (f"cat/{number}.png is not an image" in str(refused.value)) == (number < 5)
+    assert "(and 2 more); repair or remove them, or set `unreadable: skip`" in str(refused.value)
+    data = folder(tmp_path, unreadable="skip").load(0)
+    assert whole(data) == 13
+    labels = torch.cat([split.labels for split in (data.train, data.validation, data.test)])
+    assert labels.bincount().tolist() == [3, 10]
+    (note,) = (note for note in data.notes if "unreadable" in note)
+    assert note.startswith("unreadable files left out (7): ")
+    assert "cat/4.png" in note
+    assert note.endswith("(and 2 more)")
+
+
+def test_a_split_of_unreadable_images_alone_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test", count=1)
+    for path in (tmp_path / "test").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"test holds no image that can be read: .*cat/0\.png.*dog/0\.png"):
+        folder(tmp_path, unreadable="skip").load(0)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_train_with_val_alone_is_train_and_test(tmp_path: Path, name: str) -> None:
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / name, count=3)
+    settings = folder(tmp_path, validation=4)
+    data = settings.load(0)
+    assert (len(data.train), len(data.validation), len(data.test)) == (16, 4, 6)
+    assert data.notes == (f"{name}/ is the test split; validation images are carved from train/",)
+    with pytest.raises(DataError, match=r"data\.test: the data has a test split of its own"):
+        folder(tmp_path, test=4).labels()
+
+
+def test_train_val_and_test_are_used_whole(tmp_path: Path) -> None:
+    for name, count in (("train", 10), ("val", 4), ("test", 3)):
+        write_folder(tmp_path / name, count=count)
+    data = folder(tmp_path).load(0)
+    assert (len(data.train), len(data.validation), len(data.test)) == (20, 8, 6)
+    assert data.notes == ()
+    with pytest.raises(DataError, match=r"data\.validation: the data has a validation split of its own"):
+        folder(tmp_path, validation=5).labels()
+    shutil.rmtree(tmp_path / "val" / "dog")
+    (tmp_path / "val" / "emu").mkdir()
+    with pytest.raises(DataError, match="train and val have different classes; not in both: dog, emu"):
+        folder(tmp_path).load(0)
+
+
+def test_classes_that_a_split_lacks_are_warned_about(tmp_path: Path) -> None:
+    write_folder(tmp_path, count=3, classes=tuple("abcdefgh"))
+    data = folder(tmp_path, test=1, validation=1).load(0)
+    for name, split in (("validation", data.validation), ("test", data.test)):
+        absent = [label for index, label in enumerate("abcdefgh") if index not in split.labels]
+        first = f"no {name} image is of {', '.join(absent[:5])} and 2 more: "
+        assert len([note for note in data.notes if note.startswith(first)]) == 1
+    for path in (tmp_path / "a").iterdir():
+        path.write_bytes(b"no image")
+    skipped = folder(tmp_path, unreadable="skip", test=7, validation=7).load(0)
+    assert [note.partition(":")[0] for note in skipped.notes if note.startswith("no ")] == [
+        f"no {name} image is of a" for name in ("training", "validation", "test")
+    ]
+
+
+def test_a_class_whose_name_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+    with pytest.raises(DataError, match=r"has a sub-folder 'caf\\udce9' whose name is not UTF-8; rename it"):
+        folder(tmp_path).labels()
+
+
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
+def test_decoding_is_followed_on_a_terminal(tmp_path: Path, terminal: bool, quiet: bool) -> None:
+    write_folder(tmp_path)
+    screen = io.StringIO()
+    rich = RichConsole(file=screen, force_terminal=terminal, width=80)
+    folder(tmp_path).load(0, Console(rich, quiet=quiet))
+    shown = terminal and not quiet
+    assert ("decoding images" in screen.getvalue(), "20/20" in screen.getvalue()) == (shown, shown)
+
+
+@pytest.mark.dry_run
+def test_a_pipeline_is_tried_before_an_image_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("images"))
+    Path("images/cat/0.png").write_bytes(b"no image")
+    Path("p.yaml").write_text(
+        "name: tried\ndata: {name: image_folder, root: images, size: [8, 8]}\nmeasure: {engines: []}\n"
+        "stages:\n  - {stage: train, model: resnet, arguments: {blocks: [1], widths: [4]}, epochs: 1}\n"
+    )
+    command = ["run", "p.yaml", "--device", "cpu"]
+    assert main([*command, "--set", "stages.train.model=resnet21", "--set", "stages.train.arguments={}"]) == 2
+    assert "6 n + 2" in capsys.readouterr().err
+    assert main(command) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "Dry run: every stage on a few synthetic images\n"
+    assert "images/cat/0.png is not a usable image" in shown.err

@@ -1,6 +1,7 @@
 """Every line of the table in docs/errors.md, made to happen through the command line."""
 
 import errno
+import os
 import pickle
 import re
 import subprocess
@@ -78,6 +79,33 @@ def corrupt_image(patch: Patch) -> list[str]:
     arguments = folder_of_images()
     Path("images/cat/0.png").write_bytes(Path("images/cat/0.png").read_bytes()[:50])
     return arguments
+
+
+def corrupt_images(patch: Patch) -> list[str]:
+    arguments = corrupt_image(patch)
+    Path("images/dog/1.png").write_bytes(b"")
+    return arguments
+
+
+def split_twice(patch: Patch) -> list[str]:
+    write_folder(Path("images/train"), count=5)
+    write_folder(Path("images/test"), count=5)
+    return with_settings("data={name: image_folder, root: images, test: 5}")
+
+
+def a_class_in_latin1(patch: Patch) -> list[str]:
+    arguments = folder_of_images()
+    Path(os.fsdecode(b"images/caf\xe9")).mkdir()
+    return arguments
+
+
+def many_keys(patch: Patch) -> list[str]:
+    return written("p.yaml", (PIPELINE + "".join(f"key{number}: 1\n" for number in range(100_000))).encode())
+
+
+def numbered_weights(patch: Patch) -> list[str]:
+    torch.save({0: torch.zeros(1)}, "numbered.pt")
+    return with_settings("stages.teacher.weights=numbered.pt")
 
 
 def deep_image(patch: Patch) -> list[str]:
@@ -159,11 +187,21 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
     "empty file": lambda _: written("empty.yaml", b""),
     "binary file": lambda _: written("binary.yaml", bytes(range(256))),
     "misspelt key": lambda _: written("p.yaml", PIPELINE.replace("epochs: 1", "epochs: 1, batch_sise: 8").encode()),
+    "one number for a size": lambda _: with_settings("data.size=16"),
+    "brackets without end": lambda _: with_settings("data=" + "[" * 5000),
+    "number of 5,000 digits": lambda _: with_settings("seed=" + "9" * 5000),
+    "NUL byte in a path": lambda _: with_settings('data.root="a\\0b"'),
+    "100,000 unknown keys": many_keys,
+    "unknown stage": lambda _: ["stages", "prun"],
+    "quiet and verbose": lambda _: [*RUN, "--quiet", "--verbose"],
     "no folder of images": lambda _: with_settings("data={name: image_folder, root: images}"),
+    "split that the data has": split_twice,
+    "class whose name is not UTF-8": a_class_in_latin1,
     "no images": no_images,
     "one class": one_class,
     "train and test of other classes": other_classes,
     "corrupt image": corrupt_image,
+    "several corrupt images": corrupt_images,
     "16-bit image": deep_image,
     "classes do not fit the network": lambda _: with_settings("stages.teacher.model=tests.networks:WrongHead", OWN),
     "channels do not fit the network": lambda _: with_settings("stages.teacher.model=tests.networks:Colour", OWN),
@@ -173,6 +211,8 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
     ),
     "a branch on values": lambda _: with_settings("stages.teacher.model=tests.networks:Branching", OWN),
     "weights do not fit": misfitting_weights,
+    "number for a name in the weights": numbered_weights,
+    "nothing to train": lambda _: with_settings("stages.teacher.model=tests.networks:WhollyFrozen", OWN),
     "pickle for safetensors": a_pickle,
     "loss not finite": lambda _: with_settings(
         "stages.teacher.model=tests.networks:Exploding", OWN, "stages.teacher.learning_rate=10"
@@ -208,7 +248,7 @@ def test_what_is_said(case: str, tmp_path: Path, monkeypatch: Patch, capsys: pyt
         ".*".join(
             re.escape(part) for part in f"error: {message}\n".replace("error: interrupted", "interrupted").split("…")
         ),
-        said,
+        said.lstrip("\n"),  # Click moves off the line of ^C
     ), said
     assert ended == code
     monkeypatch.undo()

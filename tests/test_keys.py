@@ -140,7 +140,7 @@ def test_what_changed_is_reported(
     ran = stage_runs(monkeypatch)
     run(untimed.model_copy(update={"seed": 1}), tmp_path, device="cpu", console=Console.terminal())
     said = " ".join(capsys.readouterr().out.split())
-    assert "teacher is made again, since this has changed: the data, the seed" in said
+    assert "teacher will be made again, since this has changed: the data, the seed" in said
     assert ran == ["teacher", "shipped"]
 
 

@@ -1,14 +1,22 @@
 """The train stage."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from rich.console import Console as RichConsole
 
-from compressor import Context, TorchModel
+from compressor import Context, Services, TorchModel
+from compressor.console import Console
 from compressor.errors import ArchitectureError, ArtifactError, UserError
-from stages import Train
+from compressor.models.artifact import load
+from compressor.storage.checkpoints import Checkpoints
+from compressor.tracking import Tracker
+from stages import Distill, Prune, Quantize, Target, Train
 from tests.conftest import TINY, accuracy, equal_states
 
 
@@ -43,6 +51,12 @@ def test_weights_of_another_network_are_refused(tiny: TorchModel, context: Conte
         Train(model="resnet8", weights=tmp_path / "tiny.safetensors", epochs=0).run(None, context)
 
 
+def test_a_state_dict_with_a_number_for_a_key_is_refused(context: Context, tmp_path: Path) -> None:
+    torch.save({0: torch.zeros(1), "fc.weight": torch.zeros(1)}, tmp_path / "numbered.pt")
+    with pytest.raises(ArtifactError, match=r"numbered\.pt is not a state dict \(names to tensors\)$"):
+        Train(model="resnet8", weights=tmp_path / "numbered.pt", epochs=0).run(None, context)
+
+
 def own(context: Context, name: str) -> tuple[Context, str]:
     factory = f"tests.networks:{name}"
     return Context(data=context.data), factory
@@ -71,3 +85,88 @@ def test_without_a_model_the_incoming_network_is_trained_further(tiny: TorchMode
     assert not equal_states(again.network, tiny.network)
     with pytest.raises(UserError, match="no network to train further"):
         Train(epochs=1).run(None, context)
+
+
+STEM = "tests.networks:FrozenStem"
+DECAYING = {"learning_rate": 0.1, "weight_decay": 0.1, "decay_all": True, "batch_size": 128}
+
+
+def same_stem(a: TorchModel, b: TorchModel) -> bool:
+    """Whether the convolution of two stems is the same to the bit, and what follows it is not."""
+    one, two = a.network.state_dict(), b.network.state_dict()
+    assert not torch.equal(one["conv.weight"], two["conv.weight"])
+    return torch.equal(one["stem.weight"], two["stem.weight"])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_frozen_parameters_stay_as_they_are(context: Context, optimizer: str, ema: float | None) -> None:
+    untrained = Train(model=STEM, epochs=0).run(None, context)
+    trained = Train(model=STEM, epochs=1, optimizer=optimizer, ema=ema, **DECAYING).run(None, context)
+    assert same_stem(trained, untrained)
+    for name in ("norm.weight", "norm.bias"):
+        assert torch.equal(trained.network.get_parameter(name), untrained.network.get_parameter(name))
+
+
+def test_frozen_parameters_stay_through_a_whole_pipeline(context: Context, tmp_path: Path) -> None:
+    """Each stage is loaded from disk, as in a run, before the next one trains."""
+
+    def kept(model: TorchModel, name: str) -> TorchModel:
+        (tmp_path / name).mkdir()
+        model.save(tmp_path / name)
+        loaded = load(tmp_path / name, factories=frozenset({STEM}))
+        assert isinstance(loaded, TorchModel)
+        return loaded
+
+    teacher = kept(Train(model=STEM, epochs=1, **DECAYING).run(None, context), "teacher")
+    taught = replace(context, teachers={"teacher": teacher})
+    start = Distill(model=STEM, teacher="teacher", epochs=0).run(None, taught)
+    student = kept(Distill(model=STEM, teacher="teacher", epochs=1, **DECAYING).run(None, taught), "student")
+    assert same_stem(student, start)
+    pruned = kept(Prune(target=Target(macs=0.6), round_to=1).run(student, taught), "pruned")
+    assert pruned.network.get_parameter("conv.weight").shape[0] < 16
+    recovered = kept(Distill(teacher="teacher", epochs=1, **DECAYING).run(pruned, taught), "recovered")
+    assert same_stem(recovered, pruned)
+    again = kept(Train(epochs=1, **DECAYING).run(recovered, taught), "again")
+    assert same_stem(again, recovered)
+    settings = {"epochs": 1, "learning_rate": 0.01, "weight_decay": 0.1, "keep": "last"}
+    before = Quantize(mode="ptq").run(again, taught)
+    after = Quantize(mode="qat", teacher="teacher", **settings).run(again, taught)
+    assert same_stem(after, before)
+
+
+def test_a_network_with_nothing_left_to_train_is_refused(context: Context) -> None:
+    model = Train(model="tests.networks:LeNet", epochs=0).run(None, context)
+    frozen = replace(model, frozen=frozenset(name for name, _ in model.network.named_parameters()))
+    with pytest.raises(ArchitectureError, match="every parameter of the network is frozen"):
+        Train(epochs=1).run(frozen, context)
+
+
+def test_resuming_with_another_number_of_threads_is_said(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(Tracker):
+        def on_epoch(self, stage: str, point: Mapping[str, float]) -> None:
+            if point["epoch"] == 2:
+                raise KeyboardInterrupt
+
+    def services(*trackers: Tracker) -> tuple[Context, StringIO]:
+        said = StringIO()
+        console = Console(RichConsole(file=said), quiet=False)
+        own = Services(console, trackers, checkpoints=Checkpoints(tmp_path, "key"))
+        return replace(context, services=own), said
+
+    stage = Train(model="resnet", arguments=TINY, epochs=3)
+    threads = torch.get_num_threads()
+    first, _ = services(Interrupted())
+    monkeypatch.setattr("compressor.training.loop.CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(None, first)
+    monkeypatch.undo()
+    for now in (threads, threads + 1):
+        again, said = services()
+        monkeypatch.setattr("torch.get_num_threads", lambda now=now: now)
+        stage.run(None, again)
+        assert "train: resumes after epoch 1 of 3" in said.getvalue()
+        sentence = f"train: began with {threads} threads, resumes with {now}; bits may differ"
+        assert (sentence in said.getvalue()) == (now != threads)

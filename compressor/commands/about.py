@@ -18,8 +18,12 @@ from compressor.storage import files
 SCHEMA = "compressor.schema.json"
 
 
+def _stage_names(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in pipelines.discover() if name.startswith(incomplete)]
+
+
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_stage_names)
 def stages(name: str | None) -> None:
     """List the installed stages, or show the settings of one.
 
@@ -73,7 +77,7 @@ def init(path: Path) -> None:
     if path.name == SCHEMA:
         raise UserError(f"{SCHEMA} is the name of the schema that is written beside a pipeline; name another file")
     if path.exists():
-        raise UserError(f"{path} is there already; name another file")
+        raise UserError(f"{path} already exists; name another file")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent}; make it first")
     template = resources("compressor.report").joinpath("templates", "pipeline.yaml").read_text(encoding="utf-8")

@@ -23,13 +23,19 @@ WRONG = 2
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Every command has examples: compress COMMAND --help.",
+    epilog="compress COMMAND --help has examples of each.",
 )
 @click.option("--debug", is_flag=True, help="Show tracebacks and warnings.")
 @click.version_option(version("compressor"), prog_name="compressor")
 @click.pass_context
 def compress(context: click.Context, debug: bool) -> None:
-    """From a trained vision network to a small, fast int8 ONNX file, measured at every step."""
+    """From a trained vision network to a small, fast int8 ONNX file, measured at every step.
+
+    \b
+    Examples:
+      compress init mine.yaml
+      compress run mine.yaml
+    """
     context.obj = debug
 
 
@@ -50,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")
-                logging.getLogger("torch").setLevel(logging.ERROR)  # it warns of torchao's ways, and its own
+                logging.disable(logging.WARNING)  # libraries warn of one another's ways
             code = compress.main(words, prog_name="compress", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
@@ -64,10 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said, code = _in_words(error)
         print(f"error: {said}", file=sys.stderr)
         return code
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _in_words(error: Exception) -> tuple[str, int]:
-    """What is said of an error, and the exit code."""
+    """The message for an error, and the exit code."""
     if isinstance(error, CompressorError):
         return str(error), error.exit_code
     if is_out_of_memory(error):
@@ -77,4 +85,4 @@ def _in_words(error: Exception) -> tuple[str, int]:
         return f"the disk is full{where}; free some space: what is finished is kept, and the same command resumes", 1
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename} cannot be used: {error.strerror or error}; repair it, or name another", WRONG
-    return f"{type(error).__name__}: {first_line(error)} (this is a fault of compressor; --debug shows where)", 1
+    return f"{type(error).__name__}: {first_line(error)} (this is a bug in compressor; --debug shows where)", 1

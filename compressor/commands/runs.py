@@ -14,7 +14,14 @@ from compressor.console import Console
 from compressor.errors import StageError
 
 DEVICE = click.option(
-    "--device", default="auto", metavar="auto|cpu|cuda", show_default=True, help="Where networks are trained."
+    "--device",
+    default="auto",
+    metavar="auto|cpu|cuda",
+    show_default=True,
+    shell_complete=lambda context, param, incomplete: [
+        name for name in ("auto", "cpu", "cuda") if name.startswith(incomplete)
+    ],
+    help="Where networks are trained.",
 )
 
 
@@ -65,7 +72,7 @@ def validate(path: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool,
     for warning in pipeline.warnings:
         console.say(f"  warning: {warning}")
     stages = runs.try_stages(pipeline, labels, preprocess, console=console)
-    console.say("It works: every stage did its work in the dry run, and the last network ran in ONNX Runtime.", "bold")
+    console.say("It works: every stage passed the dry run, and the last network ran in ONNX Runtime.", "bold")
     if as_json:
         found = {"pipeline": pipeline.name, "classes": len(labels), "warnings": pipeline.warnings, "stages": stages}
         print(json.dumps(found, indent=1))

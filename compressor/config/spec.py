@@ -61,7 +61,7 @@ class Spec(BaseModel):
         if not {bool, Any} & {annotation, *get_args(annotation)}:
             for part in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(part, bool):
-                    raise ValueError(f"got {json.dumps(part)}; true and false do not belong here")
+                    raise ValueError(f"got {json.dumps(part)}; true and false are not allowed here")
         return value
 
 
@@ -89,7 +89,7 @@ def problems_of(error: ValidationError, prefix: Key, spec: type[BaseModel]) -> I
     """Each key that is wrong, with what is wrong and what is expected."""
     found = error.errors()
     if len(found) > MAX_PROBLEMS:
-        yield prefix, f"{len(found)} things are wrong here; the first {MAX_PROBLEMS} are said"
+        yield prefix, f"{len(found)} errors here; the first {MAX_PROBLEMS} are shown"
         found = found[:MAX_PROBLEMS]
     for detail in found:
         if detail["type"] == "too_short" and any(_inside(other["loc"], detail["loc"]) for other in found):

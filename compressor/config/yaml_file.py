@@ -17,7 +17,11 @@ from compressor.errors import SpecError, first_line
 Key = tuple[str | int, ...]  # ("stages", 1, "temperature")
 
 MAX_VALUES = 10_000  # values in a file, aliases expanded
+MAX_CHARACTERS = 200_000  # of a file
+MAX_DEPTH = 50  # of one value in others
+MAX_DIGITS = 400  # of a number: more than the largest float has
 MAX_SHOWN = 80  # characters of a wrong option or name
+TOO_DEEP = "is nested too deeply, or an alias refers to its own parent"
 CORE_SCHEMA = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -41,6 +45,7 @@ for _name, (_pattern, _first) in CORE_SCHEMA.items():
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), _first)
 COLLECTIONS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
+NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 TAGS = {f"tag:yaml.org,2002:{name}" for name in (*CORE_SCHEMA, "str")}
 
 
@@ -93,6 +98,8 @@ def parse(text: str, name: str) -> Source:
         SpecError: it is not YAML, or a key stands twice.
     """
     source = Source(name, None)
+    if len(text) > MAX_CHARACTERS:
+        raise SpecError(f"{name}: holds more than {MAX_CHARACTERS} characters; a pipeline is smaller")
     try:
         root = yaml.compose(text, Loader=_Loader)
         if root is not None:
@@ -104,13 +111,15 @@ def parse(text: str, name: str) -> Source:
     except yaml.YAMLError as error:
         raise SpecError(f"{name}: not YAML: {first_line(error)}") from error
     except RecursionError as error:
-        raise SpecError(f"{name}: is nested too deeply, or an alias refers to what it stands in") from error
+        raise SpecError(f"{name}: {TOO_DEEP}") from error
     return source
 
 
 def _construct(node: yaml.Node, key: Key, source: Source) -> Any:
     if len(source.places) > MAX_VALUES:
         raise SpecError(f"{source.name}: holds more than {MAX_VALUES} values; a pipeline is smaller")
+    if len(key) > MAX_DEPTH:
+        raise SpecError(f"{source.name}: {TOO_DEEP}")
     source.places[key] = _at(node, source)
     if not isinstance(node, yaml.ScalarNode) and node.tag not in COLLECTIONS:
         raise SpecError(f"{_at(node, source)}: the tag {node.tag} is not of plain YAML; leave it out")
@@ -122,7 +131,7 @@ def _construct(node: yaml.Node, key: Key, source: Source) -> Any:
                 if not isinstance(name, str):
                     raise SpecError(f"{_at(key_node, source)}: a key must be a word; got {name!r}")
                 if name in mapping:
-                    raise SpecError(f"{_at(key_node, source)}: {dotted((*key, name))}: stands here twice; keep one")
+                    raise SpecError(f"{_at(key_node, source)}: {dotted((*key, name))}: appears twice; keep one")
                 mapping[name] = _construct(value_node, (*key, name), source)
                 source.places[(*key, name)] = _at(key_node, source)
             return mapping
@@ -138,6 +147,8 @@ def _scalar(node: yaml.Node, source: Source) -> Any:
         raise SpecError(f"{_at(node, source)}: a key must be a word")
     if node.tag not in TAGS:
         raise SpecError(f"{_at(node, source)}: the tag {node.tag} is not of plain YAML; leave it out")
+    if node.tag in NUMBERS and len(node.value) > MAX_DIGITS:
+        raise SpecError(f"{_at(node, source)}: a number of {len(node.value)} characters is longer than any setting")
     loader = _Loader("")
     try:
         return loader.construct_object(node)
@@ -165,6 +176,8 @@ def _override(source: Source, override: str) -> None:
     target: Any = source.content
     key: Key = ()
     *parents, last = name.split(".")
+    if len(parents) > MAX_DEPTH:
+        raise SpecError(f"{option}: {TOO_DEEP}")
     for part in parents:
         index = _index(target, part, key, option)
         key = (*key, index)
@@ -175,7 +188,7 @@ def _override(source: Source, override: str) -> None:
     index = _index(target, last, key, option)
     key = (*key, index)
     if value is None and isinstance(target, dict):
-        target.pop(index, None)  # null takes a key out
+        target.pop(index, None)  # null removes a key
     else:
         target[index] = value
     for place in [place for place in source.places if place[: len(key)] == key]:
@@ -192,14 +205,14 @@ def _index(target: Any, name: str, key: Key, option: str) -> str | int:
     ids = [stage.get("id", stage.get("stage")) if isinstance(stage, dict) else None for stage in target]
     if name in ids:
         return ids.index(name)
-    if name.isdecimal() and int(name) < len(target):
+    if name in {str(index) for index in range(len(target))}:
         return int(name)  # as errors name it
     known = ", ".join(str(stage_id) for stage_id in ids)
-    raise SpecError(f"{option}: there is no stage with the id {name!r}; the pipeline has: {known}")
+    raise SpecError(f"{option}: there is no stage with the id {shortened(name)!r}; the pipeline has: {known}")
 
 
 def shortened(text: str) -> str:
-    """As much of a text as a message can bear."""
+    """A text, shortened for a message."""
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 

@@ -28,9 +28,7 @@ def labels_of(data: Data) -> tuple[str, ...]:
     own = reader.own_splits(data.root)
     for split in ("test", "validation"):
         if getattr(data, split) is not None and split in own:
-            raise DataError(
-                f"data.{split}: the data has a {split} split of its own, which is used whole; leave `{split}` out"
-            )
+            raise DataError(f"data.{split}: the data has a {split} split of its own; leave `{split}` out")
     return tuple(reader.labels(data.root))
 
 
@@ -84,7 +82,7 @@ def _carve(split: Split, count: int, seed: int, purpose: str) -> tuple[Split, Sp
     from sklearn.model_selection import train_test_split  # takes seconds, and a wrong pipeline is told before
 
     labels = split.labels.numpy()
-    everything, images = np.arange(len(labels)), np.bincount(labels)
+    everything, images = np.arange(len(labels)), np.unique(labels, return_counts=True)[1]
     if len(everything) - count < len(images):
         raise DataError(f"{len(everything)} images of {len(images)} classes cannot give {count} for {purpose}")
     enough = images.min() >= 2 and count >= len(images)
@@ -95,7 +93,7 @@ def _carve(split: Split, count: int, seed: int, purpose: str) -> tuple[Split, Sp
 def _drawn(split: Split, count: int, seed: int) -> Split:
     """`count` images, in the proportions of the classes where it can hold one of each."""
     if count > len(split):
-        raise DataError(f"data.train: {count} images are asked for, and {len(split)} are left to train on")
+        raise DataError(f"data.train: {count} images are asked for, but only {len(split)} are left to train on")
     if count < (classes := len(split.labels.unique())):
         raise DataError(f"data.train: {count} images cannot hold one of each of {classes} classes")
     if count == len(split):
@@ -113,4 +111,4 @@ def _missing(name: str, split: Split, labels: Sequence[str]) -> Iterator[str]:
     absent = [label for label, count in zip(labels, images, strict=True) if not count]
     if absent:
         more = f" and {len(absent) - MAX_NAMED} more" if len(absent) > MAX_NAMED else ""
-        yield f"no {name} image is of {', '.join(absent[:MAX_NAMED])}{more}: what is said of these classes means little"
+        yield f"no {name} image is of {', '.join(absent[:MAX_NAMED])}{more}: figures for these classes mean little"

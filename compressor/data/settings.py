@@ -50,7 +50,7 @@ class Data(Spec):
     calibration: Count = 512
     """How many training images to estimate ranges and BatchNorm statistics on."""
     unreadable: Literal["refuse", "skip"] = "refuse"
-    """What to do about files of a folder that cannot be decoded: name them and stop, or name them and go on without."""
+    """What to do about files of a folder that cannot be decoded: name them and stop, or name them and continue without them."""
     augment: Augment | None = None
     """What training does to images; by default the data set's own, nothing for a folder."""
 

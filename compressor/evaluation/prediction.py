@@ -37,7 +37,7 @@ def predict(model: Path, images: Sequence[Path], *, top: int = 3) -> Iterator[Pr
                 pixels = preprocess.pixels(image)
         except Exception as error:  # Pillow's decoders raise many types
             pass_on_out_of_memory(error)
-            yield DataError(f"{path} is not an image that can be used: {first_line(error)}")
+            yield DataError(f"{path} is not a usable image: {first_line(error)}")
             continue
         inputs = preprocess.normalise(torch.from_numpy(pixels[None])).numpy()
         shares = probabilities(session.run(["logits"], {"input": inputs})[0][0])

@@ -122,7 +122,7 @@ class Pipeline(Spec):
         except ValidationError as error:
             problems += [problem for problem in problems_of(error, (), cls) if not _said(problem[0], problems)]
         if problems:
-            lines = [f"{source.place(key)}: {dotted(key)}: {message}" for key, message in problems]
+            lines = [": ".join(filter(None, (source.place(key), dotted(key), what))) for key, what in problems]
             raise SpecError("\n".join(sorted(lines, key=_line_and_column)))
         return pipeline
 

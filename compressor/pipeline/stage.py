@@ -77,7 +77,7 @@ def named(stage: Stage) -> Iterator[None]:
 class Start(Spec):
     """Settings of a stage that trains a new network or the incoming one."""
 
-    model: str | None = None
+    model: str | None = Field(None, max_length=200)
     """The architecture of a new network; without one, the incoming network is trained further."""
     arguments: Arguments = {}
     """Arguments of the architecture."""

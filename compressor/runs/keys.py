@@ -1,4 +1,4 @@
-"""What a stage's artifact depends on, as digests, which decide whether and why it is made again."""
+"""What a stage's artifact depends on, as digests, which decide whether and why it will be made again."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -207,7 +207,7 @@ def _prepare(folder: Path) -> None:
                         f"{folder / name} was not made by an earlier run and would be overwritten; choose another --out"
                     )
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a path with a NUL byte is a ValueError
         raise UserError(f"the folder {folder} cannot be used: {error}") from error
 
 

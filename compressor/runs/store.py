@@ -108,16 +108,16 @@ def reuse(
         return None
     damage = files.damaged(target)
     if damage is not None:
-        say(f"{damage}; it is made again")
+        say(f"{damage}; it will be made again")
         return None
     try:
         row = Scored.model_validate_json((target / ROW).read_bytes())
     except (OSError, ValidationError):
-        say(f"{target} was made by another version; it is made again")
+        say(f"{target} was made by another version; it will be made again")
         return None
     if changed := keys.changes(row.made_from, parts):
         more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
-        say(f"{target.name} is made again, since this has changed: {', '.join(changed[:MAX_NAMED])}{more}")
+        say(f"{target.name} will be made again, since this has changed: {', '.join(changed[:MAX_NAMED])}{more}")
         return None
     try:
         done = Finished(artifact.load(target, factories=factories), target, row)
@@ -128,7 +128,7 @@ def reuse(
             and np.array_equal(done.predictions.labels, data.test.labels.numpy())
         )
     except UserError as error:
-        say(f"{error}; it is made again")
+        say(f"{error}; it will be made again")
         return None
     if stands:
         return done

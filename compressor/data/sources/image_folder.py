@@ -57,13 +57,16 @@ class ImageFolder:
                 name: _decoded(each, request.preprocess, notes, unreadable, advance) for name, each in listed.items()
             }
         if unreadable and not request.skip_unreadable:
-            raise DataError(f"{_several(unreadable)}; repair or remove them, or say `unreadable: skip`")
+            raise DataError(f"{_several(unreadable)}; repair or remove them, or set `unreadable: skip`")
+        for name, source in read.items():
+            if not len(source):
+                raise DataError(f"{folders[name]} holds no image that can be read: {_several(unreadable)}")
         remarks = [f"{count} images are {note}" for note, count in sorted(notes.items())]
         if unreadable:
-            remarks.append(f"{len(unreadable)} unreadable files are left out: {_several(unreadable)}")
+            remarks.append(f"unreadable files left out ({len(unreadable)}): {_several(unreadable)}")
         if left_out := sum((each.left_out for each in listed.values()), Counter()):
             kinds = ", ".join(f"{suffix} x {count}" for suffix, count in left_out.most_common(MAX_NAMED))
-            remarks.append(f"{left_out.total()} files are not of a kind that is read and are left out ({kinds})")
+            remarks.append(f"files of other kinds left out ({left_out.total()}): {kinds}")
         if "test" in folders and folders["test"].name != "test":
             remarks.append(f"{folders['test'].name}/ is the test split; validation images are carved from train/")
         return Read(read["train"], read.get("test"), labels, read.get("validation"), remarks)
@@ -148,7 +151,7 @@ def _decoded(
                 return list(_notes(image, preprocess))
         except Exception as error:  # Pillow's decoders raise many types
             pass_on_out_of_memory(error)
-            return DataError(f"{path} is not an image that can be used: {first_line(error)}")
+            return DataError(f"{path} is not a usable image: {first_line(error)}")
 
     with ThreadPoolExecutor() as pool:
         for index, outcome in enumerate(pool.map(decode, range(len(images)))):
