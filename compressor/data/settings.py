@@ -50,7 +50,7 @@ class Data(Spec):
     calibration: Count = 512
     """How many training images to estimate ranges and BatchNorm statistics on."""
     unreadable: Literal["refuse", "skip"] = "refuse"
-    """What to do about files of a folder that cannot be decoded: name them and stop, or name them and continue without them."""
+    """Whether files of a folder that cannot be decoded end the run, or are left out; either way they are named."""
     augment: Augment | None = None
     """What training does to images; by default the data set's own, nothing for a folder."""
 
