@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from compressor.data.sources.image_folder import SUFFIXES
-from compressor.errors import DataError, first_line, pass_on_out_of_memory
+from compressor.errors import ArtifactError, DataError, first_line, pass_on_out_of_memory
 from compressor.evaluation.accuracy import probabilities
 from compressor.export import onnx_file
 
@@ -26,7 +26,7 @@ def predict(model: Path, images: Sequence[Path], *, top: int = 3) -> Iterator[Pr
     """The predictions of `model` for images, and for all images in folders and below; or why one cannot be read.
 
     Raises:
-        ArtifactError: the file cannot be read, or does not say how to be fed and read.
+        ArtifactError: the file cannot be read or run, or does not say how to be fed and read.
         DataError: there is no image.
     """
     preprocess, labels = onnx_file.about(model)
@@ -40,7 +40,10 @@ def predict(model: Path, images: Sequence[Path], *, top: int = 3) -> Iterator[Pr
             yield DataError(f"{path} is not an image that can be used: {first_line(error)}")
             continue
         inputs = preprocess.normalise(torch.from_numpy(pixels[None])).numpy()
-        shares = probabilities(session.run(["logits"], {"input": inputs})[0][0])
+        logits = onnx_file.logits_of(session, inputs, source=model)
+        if logits.shape != (1, len(labels)) or not np.isfinite(logits).all():
+            raise ArtifactError(f"{model} does not give one finite logit for each of its {len(labels)} labels")
+        shares = probabilities(logits[0])
         best = np.argsort(-shares, kind="stable")[:top].tolist()
         yield Prediction(path, tuple((labels[index], float(shares[index])) for index in best))
 

@@ -1,21 +1,24 @@
 """Networks as ONNX files: one self-contained file, lean, with our metadata; and ONNX Runtime sessions on them."""
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
 from torch import nn
 from torch.export import ExportedProgram
 
-from compressor.data.preprocess import Preprocess
+from compressor.data.preprocess import MAX_SIDE, Preprocess
 from compressor.errors import ArtifactError, StageError, first_line, pass_on_out_of_memory
 from compressor.export.lowering import lower_to_onnx
 from compressor.quantization.network import QuantizedNetwork
@@ -23,7 +26,12 @@ from compressor.tracing import layer_of, quiet, trace
 
 DEFAULT_OPSET = 18
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+MAX_INPUT = 3 * MAX_SIDE**2  # numbers of one image
+NUMBERS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+MOST_IN_A_BYTE = 4  # of ONNX's types
 QUIET = 3  # ONNX Runtime's log level: errors only
+
+_LABELS: TypeAdapter[tuple[str, ...]] = TypeAdapter(Annotated[tuple[str, ...], Field(min_length=1)])
 
 
 def export_onnx(
@@ -81,49 +89,132 @@ def input_of(opened: onnxruntime.InferenceSession, batch: int, *, source: Path) 
     first, *sides = inputs[0].shape
     if not all(isinstance(side, int) for side in sides):
         raise ArtifactError(f"{source} leaves the shape of its input open ({inputs[0].shape}); fix its sides first")
+    if min(sides, default=1) < 1 or math.prod(sides) > MAX_INPUT:
+        raise ArtifactError(
+            f"{source} takes {inputs[0].shape}; its sides are above 0, with at most {MAX_INPUT} numbers"
+        )
     if isinstance(first, int) and first != batch:
         raise ArtifactError(f"{source} takes batches of {first} only; ask for --batch {first}")
     return inputs[0].name, tuple(sides)
 
 
 def pipeline_of(model: Path) -> str | None:
-    """The digest of the pipeline that a file was made by, as it says."""
-    digest: str | None = session(model).get_modelmeta().custom_metadata_map.get("compressor.pipeline")
-    return digest
+    """The digest of the pipeline that a file was made by, as it says.
+
+    Raises:
+        ArtifactError: it cannot be read, or reads other files.
+    """
+    return _metadata(_read(model)).get("compressor.pipeline")
 
 
 def about(model: Path) -> tuple[Preprocess, tuple[str, ...]]:
     """What a file's own metadata say of feeding and reading it: the preprocessing and the labels.
 
     Raises:
-        ArtifactError: it cannot be read, reads other files, or has no such metadata.
+        ArtifactError: it cannot be read, reads other files, has no such metadata, or does not fit them.
     """
+    parsed = _read(model)
+    found = _metadata(parsed)
     try:
-        content = model.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
-    check_self_contained(content, source=model)
-    try:
-        found = session(content).get_modelmeta().custom_metadata_map
         preprocess = Preprocess.model_validate_json(found["compressor.preprocess"])
-        labels = tuple(str(label) for label in json.loads(found["compressor.labels"]))
+        labels = _LABELS.validate_json(found["compressor.labels"])
     except (KeyError, ValueError) as error:
         raise ArtifactError(f"{model} does not say how to feed and read it (compressor.preprocess, .labels)") from error
+    check_interface(parsed, preprocess, labels, source=model)
     return preprocess, labels
 
 
-def check_self_contained(content: bytes, *, source: Path) -> None:
-    """Refuse a file that reads others, wherever they may lie.
+def parse(content: bytes, *, source: Path) -> onnx.ModelProto:
+    """What is in a file, which reads no others, wherever they may lie.
 
     Raises:
-        ArtifactError: it is no ONNX file, or refers to data outside itself.
+        ArtifactError: it is no ONNX file, refers to data outside itself, or claims tensors that it does not hold.
     """
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own errors
         raise ArtifactError(f"{source} is not an ONNX file: {first_line(error)}") from error
-    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
-        raise ArtifactError(f"{source} refers to data outside itself; it is not read")
+    for tensor in _messages(model, onnx.TensorProto):
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ArtifactError(f"{source} refers to data outside itself; it is not read")
+        held = len(tensor.raw_data) or max(len(getattr(tensor, name)) for name in NUMBERS)
+        if min(tensor.dims, default=1) < 0 or math.prod(tensor.dims) > MOST_IN_A_BYTE * held:
+            raise ArtifactError(
+                f"{source} claims {list(tensor.dims)} numbers for {tensor.name!r:.100}; it holds {held}"
+            )
+    if next(_messages(model, onnx.SparseTensorProto), None) is not None:
+        raise ArtifactError(f"{source} holds sparse tensors, which are not read")
+    return model
+
+
+def check_interface(model: onnx.ModelProto, preprocess: Preprocess, labels: tuple[str, ...], *, source: Path) -> None:
+    """Require `input` float32 `[batch, C, H, W]` as `preprocess` gives it, and `logits` float32, one for each label.
+
+    Raises:
+        ArtifactError: the file takes or gives something else.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    values = [("takes", value) for value in model.graph.input if value.name not in constants]
+    values += [("gives", value) for value in model.graph.output]
+    found = [(verb, value.name, value.type.tensor_type) for verb, value in values]
+    shapes = [[side.dim_value for side in kind.shape.dim][1:] for _, _, kind in found]
+    expected = [("takes", "input"), ("gives", "logits")]
+    fits = [each[:2] for each in found] == expected and all(k.elem_type == onnx.TensorProto.FLOAT for _, _, k in found)
+    if not fits or shapes != [list(preprocess.input_shape(1)[1:]), [len(labels)]]:
+        said = ", ".join(f"{verb} {name!r:.100} {shape}" for (verb, name, _), shape in zip(found, shapes, strict=True))
+        raise ArtifactError(
+            f"{source} {said or 'takes nothing'}; by its preprocessing and labels it takes 'input' "
+            f"{list(preprocess.input_shape(1)[1:])} and gives 'logits' [{len(labels)}], in float32"
+        )
+
+
+def run(
+    opened: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[np.float32]], *, source: Path | None = None
+) -> NDArray[np.float32]:
+    """The first output of a session on `source`.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot run it.
+    """
+    try:
+        output: NDArray[np.float32] = opened.run(None, dict(feed))[0]
+    except Exception as error:  # ONNX Runtime's own
+        pass_on_out_of_memory(error)
+        raise ArtifactError(f"ONNX Runtime cannot run {source or 'the network'}: {first_line(error)}") from error
+    return output
+
+
+def logits_of(
+    opened: onnxruntime.InferenceSession, inputs: NDArray[np.float32], *, source: Path | None = None
+) -> NDArray[np.float32]:
+    """Logits `[N, classes]` for normalised images `[N, C, H, W]`, by a session on a file of ours.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot run it.
+    """
+    return run(opened, {"input": inputs}, source=source)
+
+
+def _read(model: Path) -> onnx.ModelProto:
+    try:
+        content = model.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
+    return parse(content, source=model)
+
+
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _messages(message: Any, kind: Any) -> Iterator[Any]:
+    """Every message of a kind in another: of initializers, nodes, the graphs in them, functions."""
+    if isinstance(message, kind):
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for each in value if isinstance(value, Sequence) else [value]:
+                yield from _messages(each, kind)
 
 
 def has_cuda() -> bool:
@@ -134,7 +225,11 @@ def has_cuda() -> bool:
 def session(
     model: bytes | Path, threads: int = 1, device: str = "cpu", profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session with a fixed number of threads; `profile` is how the file of a profile begins."""
+    """An ONNX Runtime session with a fixed number of threads; `profile` is how the file of a profile begins.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot open it.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = QUIET
@@ -142,7 +237,12 @@ def session(
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=[CUDA, CPU] if device == "cuda" else [CPU])
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=[CUDA, CPU] if device == "cuda" else [CPU])
+    except Exception as error:  # ONNX Runtime's own
+        pass_on_out_of_memory(error)
+        named = "the network" if isinstance(model, bytes) else model
+        raise ArtifactError(f"ONNX Runtime cannot open {named}: {first_line(error)}") from error
 
 
 def operators_on_cpu(model: Path, feed: Mapping[str, NDArray[Any]], device: str) -> tuple[str, ...]:
