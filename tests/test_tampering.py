@@ -19,7 +19,7 @@ from compressor import Context, Data, Dataset, Measure, Pipeline, Services, run
 from compressor.commands.main import main
 from compressor.console import Console, TrainingProgress
 from compressor.distillation.teacher import Teacher
-from compressor.export import onnx_file
+from compressor.export import onnx_file, reading
 from compressor.models.artifact import ONNX, WEIGHTS
 from compressor.models.manifest import MANIFEST
 from compressor.runs import runner
@@ -159,7 +159,6 @@ MANIFESTS: list[tuple[str, Place, Any, str]] = [
     ("int8", ("changes", 0, "weight_bits"), 1, "changes.0.int8.weight_bits"),
     ("shipped", ("counts", "macs"), -1, "counts.macs"),
     ("shipped", ("counts", "parameters"), 1, "parameters cannot be other than zero"),
-    ("shipped", ("counts", "macs"), 12, "names another size than its network has"),
     ("shipped", ("quantized",), "perhaps", "quantized"),
     ("shipped", ("labels", 0), "zero", "names other classes"),
 ]
@@ -215,12 +214,10 @@ ROWS: list[tuple[Place, Any, str]] = [
     (("artifact",), "stages/teacher", "is of another stage"),
     (("artifact",), "../../secret", "made by another version"),
     (("key",), "0", "is of another stage"),
-    (("made_from",), {}, "since this has changed"),
     (("accuracy", "correct"), HUGE, "made by another version"),
     (("calibration_error",), float("nan"), "made by another version"),
     (("size_bytes",), 10**4000, "made by another version"),
     (("details", "signal_to_noise_db"), {"input": "much"}, "made by another version"),
-    (("parameters",), 1, "names another size"),
 ]
 
 
@@ -408,6 +405,8 @@ def test_an_onnx_file(
 def test_other_scores_are_scored_again_to_the_same_bits(honest: Run, copied: Path) -> None:
     path = copied / "stages" / "int8"
     before, row = (path / PREDICTIONS).read_bytes(), (path / ROW).read_text()
+    put(path / ROW, ("accuracy", "correct"), 359)
+    put(path / ROW, ("macs",), 1)
     held = safetensors.numpy.load(before)
     (path / PREDICTIONS).write_bytes(safetensors.numpy.save({**held, "classes": held["labels"] + 10**12}))
     sealed(path)
@@ -561,7 +560,7 @@ def test_a_checkpoint(
     console = Heard()
     services = Services(console, checkpoints=checkpoints.Checkpoints(path.parent, "key"))
     again = TWO_EPOCHS.run(None, Context(data=digits.without_test(), services=services)).network
-    (said,) = console.said
+    (said,) = (line for line in console.said if " loss " not in line)
     assert said.endswith("; the training starts anew")
     state = again.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in interrupted[1].items())
@@ -574,11 +573,11 @@ def test_an_honest_checkpoint_is_gone_on_from(
     console = Heard()
     services = Services(console, checkpoints=checkpoints.Checkpoints(folder, "key"))
     state = TWO_EPOCHS.run(None, Context(data=digits.without_test(), services=services)).network.state_dict()
-    assert console.said == ["  teacher: resumes after epoch 1 of 2"]
+    assert console.said[0] == "  teacher: resumes after epoch 1 of 2"
     assert all(torch.equal(state[name], tensor) for name, tensor in interrupted[1].items())
 
 
 def test_reading_metadata_runs_nothing(honest: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "session", None)
-    assert onnx_file.about(honest.folder / ONNX)[1] == tuple(str(digit) for digit in range(10))
-    assert onnx_file.pipeline_of(honest.folder / ONNX) == PIPELINE.digest
+    assert reading.about(honest.folder / ONNX)[1] == tuple(str(digit) for digit in range(10))
+    assert reading.pipeline_of(honest.folder / ONNX) == PIPELINE.digest

@@ -11,7 +11,7 @@ from PIL import Image
 from compressor.data.sources.image_folder import SUFFIXES
 from compressor.errors import ArtifactError, DataError, first_line, pass_on_out_of_memory
 from compressor.evaluation.accuracy import probabilities
-from compressor.export import onnx_file
+from compressor.export import onnx_file, reading
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def predict(model: Path, images: Sequence[Path], *, top: int = 3) -> Iterator[Pr
         ArtifactError: the file cannot be read or run, or does not say how to be fed and read.
         DataError: there is no image.
     """
-    preprocess, labels = onnx_file.about(model)
+    preprocess, labels = reading.about(model)
     session = onnx_file.session(model, threads=torch.get_num_threads())
     for path in [path for where in images for path in _images(where)]:
         try:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.data.preprocess import Preprocess
 from compressor.errors import ArtifactError, UserError, first_line, pass_on_out_of_memory
-from compressor.export import onnx_file
+from compressor.export import onnx_file, reading
 from compressor.models.allocation import at_most
 from compressor.models.architectures import Architecture, check_weights_are_parameters
 from compressor.models.changes import Change, Int8, Masked
@@ -215,8 +215,8 @@ def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
     if files.digest(content) != manifest.digest:
         raise ArtifactError(f"{folder}: the file does not have the digest that its manifest names; it is damaged")
     if isinstance(manifest, OnnxManifest):
-        parsed = onnx_file.parse(content, source=path)
-        onnx_file.check_interface(parsed, manifest.preprocess, manifest.labels, source=path)
+        parsed = reading.parse(content, source=path)
+        reading.check_interface(parsed, manifest.preprocess, manifest.labels, source=path)
         return OnnxModel(
             content,
             manifest.preprocess,

@@ -17,11 +17,11 @@ from compressor.config.spec import first_problem, validated_copy
 from compressor.data.dataset import Dataset
 from compressor.errors import ArtifactError, StageError, UserError
 from compressor.evaluation.accuracy import Predictions
-from compressor.export import onnx_file
+from compressor.export import onnx_file, reading
 from compressor.models import artifact
 from compressor.models.architectures import check_fits
 from compressor.models.artifact import ONNX, WEIGHTS, Artifact, OnnxModel, TorchModel
-from compressor.models.manifest import MANIFEST, read_manifest
+from compressor.models.manifest import MANIFEST, Counts, read_manifest
 from compressor.pipeline.context import Context
 from compressor.pipeline.stage import Stage
 from compressor.report.report import Scored
@@ -88,9 +88,6 @@ def store(
                 artifact=_name(target),
                 seconds=round(seconds, 3),
                 **_scored(shipped, folder, data),
-                parameters=shipped.counts.parameters,
-                nonzero_parameters=shipped.counts.nonzero_parameters,
-                macs=shipped.counts.macs,
                 details=dict(loaded.details),
                 key=keys.key_of(parts),
                 made_from=dict(parts),
@@ -181,17 +178,10 @@ def _loaded(
     if (manifest.preprocess, manifest.labels) != (data.preprocess, data.labels):
         raise ArtifactError(f"{target / MANIFEST} names other classes or other preprocessing than the data")
     loaded = artifact.load(target, factories=factories)
-    counts = loaded.counts
-    if (row.parameters, row.nonzero_parameters, row.macs) != (
-        counts.parameters,
-        counts.nonzero_parameters,
-        counts.macs,
-    ):
-        raise ArtifactError(f"{target / ROW} names another size than its network has")
     if isinstance(loaded, TorchModel):
         check_fits(loaded.network, loaded.architecture, data.preprocess.input_shape(TRIED))
         _check_logits(loaded.predict(_few(data)).numpy(), data, target / WEIGHTS)
-    elif onnx_file.about(target / ONNX) != (data.preprocess, data.labels):
+    elif reading.about(target / ONNX) != (data.preprocess, data.labels):
         raise ArtifactError(f"{target / ONNX} names other classes or other preprocessing than the data")
     return loaded
 
@@ -203,15 +193,16 @@ def _stands(done: Finished, context: Context, data: Dataset) -> bool:
         UserError: the file or its predictions cannot be read, or the file cannot be run.
     """
     row, predictions = done.row, done.predictions
-    if onnx_file.about(done.onnx) != (data.preprocess, data.labels):
+    if reading.about(done.onnx) != (data.preprocess, data.labels):
         return False
     logits = onnx_file.logits_of(onnx_file.session(done.onnx), _few(data).numpy(), source=done.onnx)
     _check_logits(logits, data, done.onnx)
     return (
         row.scored_on == data.test.fingerprint
         and row.scored_by == _scoring()
-        and onnx_file.pipeline_of(done.onnx) == context.pipeline
+        and reading.pipeline_of(done.onnx) == context.pipeline
         and (row.sha256, row.size_bytes) == (files.digest(done.onnx.read_bytes()), done.onnx.stat().st_size)
+        and row.model_dump(include=set(Counts.model_fields)) == done.artifact.counts.model_dump()
         and np.array_equal(predictions.labels, data.test.labels.numpy())
         and int(predictions.classes.max()) < len(data.labels)
         and (row.accuracy, row.calibration_error)
@@ -242,6 +233,7 @@ def _scored(shipped: OnnxModel, folder: Path, data: Dataset) -> dict[str, Any]:
     return {
         "size_bytes": len(shipped.content),
         "sha256": files.digest(shipped.content),
+        **shipped.counts.model_dump(),
         "accuracy": predictions.accuracy(split="test"),
         "calibration_error": predictions.calibration_error(),
         "scored_on": data.test.fingerprint,
