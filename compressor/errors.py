@@ -1,5 +1,6 @@
 """What can go wrong, as one small hierarchy: every message says what is wrong, where, and what to do."""
 
+MAX_LINE = 500  # characters
 OUT_OF_MEMORY = (
     "an't allocate memory",  # torch's CPU allocator, on Linux
     "Cannot allocate memory",  # the operating system
@@ -25,8 +26,9 @@ class UserError(CompressorError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type if it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """The first line of an exception's message, shortened, or its type if it has none."""
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…"
 
 
 class SpecError(UserError):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -208,7 +209,12 @@ def test_two_runs_side_by_side(quick: Path, finished: Path, tmp_path: Path, caps
     assert "stages.teacher.epochs: 1 | 8" in said
     assert main(["compare", str(quick), str(finished), "--json"]) == 0
     shown = capsys.readouterr()
-    assert isinstance(json.loads(shown.out), dict)
+    found = json.loads(shown.out)
+    assert found["runs"] == [str(quick), str(finished)]
+    assert found["paired"]["total"] == 359
+    files = [folder / "model.onnx" for folder in (quick, finished)]
+    assert [row["sha256"] for row in found["shipped"]] == [sha256(file.read_bytes()).hexdigest() for file in files]
+    assert "stages.teacher.epochs: 1 | 8" in found["differences"]
     assert shown.err == ""
     shutil.copy(quick / "report.json", tmp_path)
     assert main(["compare", str(tmp_path), str(finished)]) == 0

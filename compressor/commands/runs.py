@@ -11,7 +11,7 @@ from compressor import report, runs
 from compressor.commands.options import PATH, as_json, console_of, loudness, setting
 from compressor.config import yaml_file
 from compressor.console import Console
-from compressor.errors import StageError
+from compressor.errors import ArtifactError, StageError
 
 DEVICE = click.option(
     "--device",
@@ -129,6 +129,8 @@ def reproduce(folder: Path, out: Path | None, device: str, quiet: bool, verbose:
     recorded = runs.load_run(folder)
     sys.path.append(str(Path.cwd()))  # for networks of one's own
     pipeline = pipelines.Pipeline.parse(yaml_file.parse(recorded[1].spec, str(folder / "report.json")))
+    if [stage.id for stage in pipeline.stages] != [row.id for row in recorded[1].rows]:
+        raise ArtifactError(f"{folder / 'report.json'}: its rows are not of the stages of its pipeline")
     out = out or folder.with_name(f"{folder.name}-again")
     again = out, runs.run(pipeline, out, device=device, console=console)
     table, differs = runs.drift(recorded, again)

@@ -18,6 +18,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 MAX_SHOWN = 60  # characters of a wrong value
 MAX_PROBLEMS = 20  # of one part of a file
+MAX_PLACE = 200  # characters of where something is wrong
 EXPECTED = {  # by pydantic's type of error; the rest is said in pydantic's words
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -112,6 +113,13 @@ def problems_of(error: ValidationError, prefix: Key, spec: type[BaseModel]) -> I
             yield key, f"got {given}; expected {EXPECTED[kind].format(**context)}{example}{hint}"
         else:
             yield key, f"got {given}; {detail['msg']}"
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that does not fit, and where it stands."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place[:MAX_PLACE]}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
 
 
 def _inside(location: Key, whole: Key) -> bool:

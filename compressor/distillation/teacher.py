@@ -107,7 +107,7 @@ def _read(path: Path | None, context: "Context") -> Tensor | None:
         context.services.console.say(f"  soft labels: {error}; they are computed again")
         return None
     expected = (len(context.data.train), len(context.data.labels))
-    if tuple(logits.shape) != expected or not bool(logits.isfinite().all()):
+    if logits.dtype != torch.float32 or tuple(logits.shape) != expected or not bool(logits.isfinite().all()):
         context.services.console.say(f"  soft labels: {path} does not hold {list(expected)}; they are computed again")
         return None
     return logits

@@ -107,7 +107,7 @@ class Predictions:
         session = onnx_file.session(model, threads=torch.get_num_threads())
         classes, confidence = [], []
         for images in split.batches(min(SCORE_BATCH, preprocess.max_batch)):
-            logits = session.run(["logits"], {"input": preprocess.normalise(images).numpy()})[0]  # [B, classes]
+            logits = onnx_file.logits_of(session, preprocess.normalise(images).numpy(), source=model)  # [B, classes]
             classes.append(logits.argmax(1))
             confidence.append(probabilities(logits).max(1))
         return cls(np.concatenate(classes), np.concatenate(confidence), split.labels.numpy())
@@ -160,10 +160,10 @@ class Predictions:
         """
         try:
             read = cls(**safetensors.numpy.load(path.read_bytes()))
-        except (OSError, SafetensorError, TypeError) as error:
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise ArtifactError(f"{path}: no predictions can be read: {first_line(error)}") from error
-        kinds = [(each.dtype.kind, each.shape) for each in (read.classes, read.confidence, read.labels)]
-        if kinds != [(kind, (len(read.labels),)) for kind in "ifi"] or not (
+        kinds = [(each.dtype.name, each.shape) for each in (read.classes, read.confidence, read.labels)]
+        if kinds != [(kind, (read.labels.size,)) for kind in ("int64", "float32", "int64")] or not (
             (read.classes >= 0).all() and (read.confidence >= 0).all() and (read.confidence <= 1).all()
         ):
             raise ArtifactError(f"{path}: holds no predictions (a class and a probability for each image)")

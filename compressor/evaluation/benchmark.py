@@ -12,7 +12,7 @@ from compressor.evaluation import latency
 from compressor.evaluation.engines.base import Subject, engine_of
 from compressor.evaluation.latency import Latency
 from compressor.evaluation.setting import Setting
-from compressor.export import onnx_file
+from compressor.export import reading
 from compressor.storage import files
 
 
@@ -73,5 +73,5 @@ def _digest(model: Path) -> str:
         content = model.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
-    onnx_file.check_self_contained(content, source=model)
+    reading.parse(content, source=model)
     return files.digest(content)

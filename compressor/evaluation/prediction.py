@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from compressor.data.sources.image_folder import SUFFIXES
-from compressor.errors import DataError, first_line, pass_on_out_of_memory
+from compressor.errors import ArtifactError, DataError, first_line, pass_on_out_of_memory
 from compressor.evaluation.accuracy import probabilities
-from compressor.export import onnx_file
+from compressor.export import onnx_file, reading
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ def predict(model: Path, images: Sequence[Path], *, top: int = 3) -> Iterator[Pr
     """The predictions of `model` for images, and for all images in folders and below, or why one cannot be read.
 
     Raises:
-        ArtifactError: the file cannot be read, or its metadata do not say how to use it.
+        ArtifactError: the file cannot be read or run, or its metadata do not say how to use it.
         DataError: there is no image.
     """
-    preprocess, labels = onnx_file.about(model)
+    preprocess, labels = reading.about(model)
     session = onnx_file.session(model, threads=torch.get_num_threads())
     for path in [path for where in images for path in _images(where)]:
         try:
@@ -40,7 +40,10 @@ def predict(model: Path, images: Sequence[Path], *, top: int = 3) -> Iterator[Pr
             yield DataError(f"{path} is not a usable image: {first_line(error)}")
             continue
         inputs = preprocess.normalise(torch.from_numpy(pixels[None])).numpy()
-        shares = probabilities(session.run(["logits"], {"input": inputs})[0][0])
+        logits = onnx_file.logits_of(session, inputs, source=model)
+        if logits.shape != (1, len(labels)) or not np.isfinite(logits).all():
+            raise ArtifactError(f"{model} does not give one finite logit for each of its {len(labels)} labels")
+        shares = probabilities(logits[0])
         best = np.argsort(-shares, kind="stable")[:top].tolist()
         yield Prediction(path, tuple((labels[index], float(shares[index])) for index in best))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.export import ExportedProgram
 
-from compressor.data.preprocess import Preprocess
+from compressor.data.preprocess import MAX_SIDE, Preprocess
 from compressor.errors import ArtifactError, StageError, first_line, pass_on_out_of_memory
 from compressor.export.lowering import lower_to_onnx
 from compressor.quantization.network import QuantizedNetwork
@@ -81,49 +82,38 @@ def input_of(opened: onnxruntime.InferenceSession, batch: int, *, source: Path) 
     first, *sides = inputs[0].shape
     if not all(isinstance(side, int) for side in sides):
         raise ArtifactError(f"{source} leaves the shape of its input open ({inputs[0].shape}); fix its sides first")
+    if not all(1 <= side <= MAX_SIDE for side in sides):
+        raise ArtifactError(f"{source} takes {inputs[0].shape}; only sides of 1 to {MAX_SIDE} can be timed")
     if isinstance(first, int) and first != batch:
         raise ArtifactError(f"{source} takes batches of {first} only; ask for --batch {first}")
     return inputs[0].name, tuple(sides)
 
 
-def pipeline_of(model: Path) -> str | None:
-    """The digest of the pipeline that a file was made by, as it says."""
-    digest: str | None = session(model).get_modelmeta().custom_metadata_map.get("compressor.pipeline")
-    return digest
-
-
-def about(model: Path) -> tuple[Preprocess, tuple[str, ...]]:
-    """What a file's own metadata say of feeding and reading it: the preprocessing and the labels.
+def run(
+    opened: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[np.float32]], *, source: Path | None = None
+) -> NDArray[np.float32]:
+    """The first output of a session on `source`.
 
     Raises:
-        ArtifactError: it cannot be read, reads other files, or has no such metadata.
+        ArtifactError: ONNX Runtime cannot run it.
     """
     try:
-        content = model.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
-    check_self_contained(content, source=model)
-    try:
-        found = session(content).get_modelmeta().custom_metadata_map
-        preprocess = Preprocess.model_validate_json(found["compressor.preprocess"])
-        labels = tuple(str(label) for label in json.loads(found["compressor.labels"]))
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(f"{model} does not say how to feed and read it (compressor.preprocess, .labels)") from error
-    return preprocess, labels
+        output: NDArray[np.float32] = opened.run(None, dict(feed))[0]
+    except Exception as error:  # ONNX Runtime's own
+        pass_on_out_of_memory(error)
+        raise ArtifactError(f"ONNX Runtime cannot run {source or 'the network'}: {first_line(error)}") from error
+    return output
 
 
-def check_self_contained(content: bytes, *, source: Path) -> None:
-    """Refuse a file that reads others, wherever they may lie.
+def logits_of(
+    opened: onnxruntime.InferenceSession, inputs: NDArray[np.float32], *, source: Path | None = None
+) -> NDArray[np.float32]:
+    """Logits `[N, classes]` for normalised images `[N, C, H, W]`, by a session on a file of ours.
 
     Raises:
-        ArtifactError: it is no ONNX file, or refers to data outside itself.
+        ArtifactError: ONNX Runtime cannot run it.
     """
-    try:
-        model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's own errors
-        raise ArtifactError(f"{source} is not an ONNX file: {first_line(error)}") from error
-    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
-        raise ArtifactError(f"{source} refers to data outside itself; it is not read")
+    return run(opened, {"input": inputs}, source=source)
 
 
 def has_cuda() -> bool:
@@ -134,7 +124,11 @@ def has_cuda() -> bool:
 def session(
     model: bytes | Path, threads: int = 1, device: str = "cpu", profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session with a fixed number of threads; `profile` is how the file of a profile begins."""
+    """An ONNX Runtime session with a fixed number of threads; `profile` is how the file of a profile begins.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot open it.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = QUIET
@@ -142,7 +136,12 @@ def session(
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=[CUDA, CPU] if device == "cuda" else [CPU])
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=[CUDA, CPU] if device == "cuda" else [CPU])
+    except Exception as error:  # ONNX Runtime's own
+        pass_on_out_of_memory(error)
+        named = "the network" if isinstance(model, bytes) else model
+        raise ArtifactError(f"ONNX Runtime cannot open {named}: {first_line(error)}") from error
 
 
 def operators_on_cpu(model: Path, feed: Mapping[str, NDArray[Any]], device: str) -> tuple[str, ...]:

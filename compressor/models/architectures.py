@@ -7,18 +7,19 @@ import re
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from compressor.config.factories import factory_of
-from compressor.config.spec import did_you_mean
+from compressor.config.spec import Arguments, did_you_mean
 from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
 from compressor.models.resnet import ResNet, blocks_of_depth
 from compressor.tracing import layer_in_words, running_layers
 
+MAX_SHOWN = 200  # characters of arguments that are wrong
 REMEDIES = {  # hooks that compute a weight before each forward pass
     WeightNorm: "torch.nn.utils.remove_weight_norm",
     SpectralNorm: "torch.nn.utils.remove_spectral_norm",
@@ -39,10 +40,10 @@ class Architecture(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str
-    arguments: dict[str, Any] = {}
-    num_classes: int
-    in_channels: int
+    model: str = Field(max_length=1000)
+    arguments: Arguments = {}
+    num_classes: int = Field(ge=1)
+    in_channels: int = Field(ge=1)
 
     @property
     def factory(self) -> str | None:
@@ -65,7 +66,9 @@ class Architecture(BaseModel):
         except (Exception, SystemExit) as error:  # a factory may raise anything
             pass_on_out_of_memory(error)
             reason = first_line(error)
-            raise ArchitectureError(f"model {self.model!r} with arguments {self.arguments}: {reason}") from error
+            arguments = str(self.arguments)
+            arguments = arguments if len(arguments) <= MAX_SHOWN else f"{arguments[:MAX_SHOWN]}…"
+            raise ArchitectureError(f"model {self.model!r} with arguments {arguments}: {reason}") from error
         if not isinstance(network, nn.Module):
             raise ArchitectureError(f"model {self.model!r} returned a {type(network).__name__}, not an nn.Module")
         if len(list(network.parameters())) != len(list(network.named_parameters(remove_duplicate=False))):

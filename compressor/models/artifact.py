@@ -5,72 +5,31 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.data.preprocess import Preprocess
-from compressor.errors import ArtifactError, pass_on_out_of_memory
-from compressor.export import onnx_file
+from compressor.errors import ArtifactError, UserError, first_line, pass_on_out_of_memory
+from compressor.export import onnx_file, reading
+from compressor.models.allocation import at_most
 from compressor.models.architectures import Architecture, check_weights_are_parameters
 from compressor.models.changes import Change, Int8, Masked
+from compressor.models.manifest import MANIFEST, Counts, OnnxManifest, TorchManifest, read_manifest
 from compressor.storage import files, tensors
 
-MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 ONNX = "model.onnx"
 PICKLES = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")  # how torch.save and pickle begin a file
 PREDICT_BATCH = 250
+MIN_BUILD_BYTES, MAX_BUILD_FACTOR = 2**26, 100  # what building a saved network may take, over the size of its weights
 MULTIPLY_ADD_OPS = ("convolution", "mm", "addmm", "bmm", "baddbmm")
-
-
-class Counts(BaseModel):
-    """The size of a network with BatchNorm counted and unfolded, whatever was folded or quantized since."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    parameters: int
-    nonzero_parameters: int
-    macs: int  # multiply-adds of convolutions and linear layers for one image
-
-
-class _Manifest(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    preprocess: Preprocess
-    labels: tuple[str, ...]
-    versions: dict[str, str]
-    digest: str  # SHA-256 of the file beside it
-    details: dict[str, Any]
-
-
-class TorchManifest(_Manifest):
-    """`manifest.json` beside `weights.safetensors`."""
-
-    kind: Literal["torch"] = "torch"
-    architecture: Architecture
-    changes: tuple[Change, ...]
-
-
-class OnnxManifest(_Manifest):
-    """`manifest.json` beside `model.onnx`."""
-
-    kind: Literal["onnx"] = "onnx"
-    counts: Counts
-    quantized: bool
-
-
-_MANIFEST: TypeAdapter[TorchManifest | OnnxManifest] = TypeAdapter(
-    Annotated[TorchManifest | OnnxManifest, Field(discriminator="kind")]
-)
 
 
 @dataclass(frozen=True)
@@ -128,11 +87,10 @@ class TorchModel:
     def counts(self) -> Counts:
         """Parameters and multiply-adds of the network as it was before folding and quantizing."""
         factory = self.architecture.factory
-        network = _build(
-            self.architecture,
+        network = _changed(
+            _initial(self.architecture, frozenset() if factory is None else frozenset({factory})),
             tuple(change for change in self.changes if not isinstance(change, Int8)),
             self.preprocess,
-            frozenset() if factory is None else frozenset({factory}),
         )
         parameters = sum(parameter.numel() for parameter in network.parameters())
         zeros = sum(int((parameter == 0).sum()) for parameter in self.network.parameters())
@@ -208,7 +166,7 @@ class OnnxModel:
     def predict(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits `[N, classes]` for normalised images `[N, C, H, W]`, by ONNX Runtime, in batches."""
         batches = (inputs[start : start + PREDICT_BATCH] for start in range(0, len(inputs), PREDICT_BATCH))
-        return np.concatenate([self._session.run(["logits"], {"input": batch})[0] for batch in batches])
+        return np.concatenate([onnx_file.logits_of(self._session, batch) for batch in batches])
 
     @property
     def digest(self) -> str:
@@ -248,19 +206,17 @@ def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
         ArtifactError: something is missing, damaged or does not fit.
         ArchitectureError: the manifest names a factory that is not in `factories`.
     """
+    manifest = read_manifest(folder)
+    path = folder / (WEIGHTS if manifest.kind == "torch" else ONNX)
     try:
-        manifest = _MANIFEST.validate_json((folder / MANIFEST).read_bytes())
-        content = (folder / (WEIGHTS if manifest.kind == "torch" else ONNX)).read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{folder} holds no readable artifact: {error.strerror}: {error.filename}") from error
-    except ValidationError as error:
-        raise ArtifactError(
-            f"{folder / MANIFEST}: not a manifest of this version: {error.errors()[0]['msg']}"
-        ) from error
     if files.digest(content) != manifest.digest:
         raise ArtifactError(f"{folder}: the file does not have the digest that its manifest names; it is damaged")
     if isinstance(manifest, OnnxManifest):
-        onnx_file.check_self_contained(content, source=folder / ONNX)
+        parsed = reading.parse(content, source=path)
+        reading.check_interface(parsed, manifest.preprocess, manifest.labels, source=path)
         return OnnxModel(
             content,
             manifest.preprocess,
@@ -269,8 +225,20 @@ def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
             manifest.quantized,
             manifest.details,
         )
-    network = _build(manifest.architecture, manifest.changes, manifest.preprocess, factories)
-    load_weights(network, safetensors.torch.load(content), source=str(folder / WEIGHTS))
+    weights = tensors.parse(content, source=path)
+    with at_most(MIN_BUILD_BYTES + MAX_BUILD_FACTOR * len(content), f"{path} holds {len(content):,} bytes"):
+        network = _initial(manifest.architecture, factories)
+    try:
+        network = _changed(network, manifest.changes, manifest.preprocess)
+    except UserError:
+        raise
+    except Exception as error:  # torch raises many types where changes fit the layers, but not one another
+        pass_on_out_of_memory(error)
+        raise ArtifactError(f"{folder / MANIFEST}: its changes do not fit the network: {first_line(error)}") from error
+    load_weights(network, weights, source=str(path))
+    kinds = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    if odd := [name for name, tensor in weights.items() if tensor.dtype != kinds[name]]:
+        raise ArtifactError(f"{path}: {odd[0]} is {weights[odd[0]].dtype}, the network needs {kinds[odd[0]]}")
     return TorchModel.of_new(
         network,
         manifest.architecture,
@@ -358,11 +326,12 @@ def count_macs(network: nn.Module, preprocess: Preprocess) -> int:
     return sum(count for op, count in flops.items() if op.__name__.partition(".")[0] in MULTIPLY_ADD_OPS) // 2
 
 
-def _build(
-    architecture: Architecture, changes: tuple[Change, ...], preprocess: Preprocess, factories: frozenset[str]
-) -> nn.Module:
+def _initial(architecture: Architecture, factories: frozenset[str]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        network = architecture.build(factories=factories)
+        return architecture.build(factories=factories)
+
+
+def _changed(network: nn.Module, changes: tuple[Change, ...], preprocess: Preprocess) -> nn.Module:
     trained = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     for change in changes:
         network = change.apply(network, preprocess.input_shape(2))

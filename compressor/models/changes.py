@@ -3,12 +3,22 @@
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from torch import nn
 
 from compressor.errors import ArtifactError
 from compressor.quantization.network import UINT8_MAX
 from compressor.quantization.placement import quantize_network
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("a name stands here twice")
+    return names
+
+
+Name = Annotated[str, StringConstraints(max_length=1000)]  # of a module, a parameter or a point
+Names = Annotated[tuple[Name, ...], AfterValidator(_distinct)]
 
 
 class Width(BaseModel):
@@ -28,7 +38,12 @@ class Width(BaseModel):
 
     def within(self, other: "Width") -> bool:
         """Whether this is nowhere wider than `other`."""
-        return self.inputs <= other.inputs and self.outputs <= other.outputs and self.groups <= other.groups
+        return (
+            self.inputs <= other.inputs
+            and self.outputs <= other.outputs
+            and self.groups <= other.groups
+            and self.inputs // self.groups <= other.inputs // other.groups
+        )
 
 
 class Widths(BaseModel):
@@ -37,7 +52,7 @@ class Widths(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["widths"] = "widths"
-    layers: dict[str, Width]
+    layers: dict[Name, Width]
 
     def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
         """Give the named layers of `network`, in place, their widths and untrained parameters of that shape.
@@ -61,7 +76,7 @@ class Removed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["removed"] = "removed"
-    modules: tuple[str, ...]
+    modules: Names
 
     def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
         """Put an identity in the place of each of the modules of `network`, in place.
@@ -82,7 +97,7 @@ class Masked(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["masked"] = "masked"
-    parameters: tuple[str, ...]
+    parameters: Names
 
     def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
         """`network` as it is: the zeros come with the weights.
@@ -107,8 +122,8 @@ class Int8(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["int8"] = "int8"
-    activations: dict[str, tuple[Scale, ZeroPoint]]  # point -> (scale, zero point) of its uint8 grid
-    skip: tuple[str, ...] = ()
+    activations: dict[Name, tuple[Scale, ZeroPoint]]  # point -> (scale, zero point) of its uint8 grid
+    skip: Names = ()
     weight_bits: Literal[7, 8] = 8
 
     def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:

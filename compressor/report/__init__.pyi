@@ -6,7 +6,6 @@ from .report import Row as Row
 from .report import Scored as Scored
 from .report import Spread as Spread
 from .report import Timings as Timings
-from .report import first_problem as first_problem
 from .tables import to_table as to_table
 from .wording import difference as difference
 from .wording import headline as headline

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from compressor.config.spec import first_problem
 from compressor.data.preprocess import Preprocess
 from compressor.environment import Environment
 from compressor.errors import ArtifactError
@@ -29,7 +30,7 @@ class Scored(Figures):
 
     id: str
     stage: str
-    artifact: str
+    artifact: Annotated[str, Field(pattern=r"^[\w-]+/[\w-]+$")]
     seconds: float
     accuracy: Accuracy
     calibration_error: Share
@@ -190,10 +191,3 @@ class Report(Figures):
             raise ArtifactError(f"{path}: there is no report to read: {error.strerror}") from error
         except ValidationError as error:
             raise ArtifactError(f"{path}: is not a report of this version: {first_problem(error)}") from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing that does not fit, and where it is."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")

@@ -252,7 +252,7 @@ def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Pat
         parts = made_from(stage, before, teachers, context, code_of(stage, pipeline))
         target = folder / STAGES / stage.id
         title = f"[{number}/{len(pipeline.stages)}] {stage.id} ({stage.stage})"
-        done = reuse(target, parts, context, data, pipeline.factories)
+        done = reuse(stage, target, parts, context, data, pipeline.factories)
         if done is None:
             say(title, style="bold")
             checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, key_of(parts))

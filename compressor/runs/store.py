@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
+from torch import Tensor
 
-from compressor.config.spec import validated_copy
+from compressor.config.spec import first_problem, validated_copy
 from compressor.data.dataset import Dataset
-from compressor.errors import StageError, UserError
+from compressor.errors import ArtifactError, StageError, UserError
 from compressor.evaluation.accuracy import Predictions
-from compressor.export import onnx_file
+from compressor.export import onnx_file, reading
 from compressor.models import artifact
-from compressor.models.artifact import ONNX, Artifact, OnnxModel, TorchModel
+from compressor.models.architectures import check_fits
+from compressor.models.artifact import ONNX, WEIGHTS, Artifact, OnnxModel, TorchModel
+from compressor.models.manifest import MANIFEST, Counts, read_manifest
 from compressor.pipeline.context import Context
 from compressor.pipeline.stage import Stage
-from compressor.report.report import Scored, first_problem
+from compressor.report.report import Scored
 from compressor.runs import keys
 from compressor.storage import files
 from compressor.storage.code import code_digest
@@ -27,6 +32,7 @@ from compressor.storage.code import code_digest
 PREDICTIONS = "answers.safetensors"
 ROW = "row.json"
 MAX_NAMED = 4
+TRIED = 2  # images that a network is tried on before it is reused
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,9 @@ def store(
             row = Scored(
                 id=stage.id,
                 stage=stage.stage,
-                artifact=f"{target.parent.name}/{target.name}",
+                artifact=_name(target),
                 seconds=round(seconds, 3),
                 **_scored(shipped, folder, data),
-                parameters=shipped.counts.parameters,
-                nonzero_parameters=shipped.counts.nonzero_parameters,
-                macs=shipped.counts.macs,
                 details=dict(loaded.details),
                 key=keys.key_of(parts),
                 made_from=dict(parts),
@@ -96,12 +99,17 @@ def store(
 
 
 def reuse(
-    target: Path, parts: Mapping[str, str], context: Context, data: Dataset, factories: frozenset[str]
+    stage: Stage,
+    target: Path,
+    parts: Mapping[str, str],
+    context: Context,
+    data: Dataset,
+    factories: frozenset[str],
 ) -> Finished | None:
-    """The stage in `target`, if it was made from the same and is whole; if not, what changed is said.
+    """The stage in `target`, if it was made from the same and is whole; if not, what is wrong or changed is said.
 
     It is exported again if its file names another pipeline, and scored again if the test split or the code that scores
-    is another.
+    is another. What is in the folder is data, which may come from anyone: nothing is taken that does not fit the run.
     """
     say = context.services.console.say
     if not target.exists():
@@ -120,13 +128,8 @@ def reuse(
         say(f"{target.name} will be made again, since this has changed: {', '.join(changed[:MAX_NAMED])}{more}")
         return None
     try:
-        done = Finished(artifact.load(target, factories=factories), target, row)
-        stands = (
-            row.scored_on == data.test.fingerprint
-            and row.scored_by == _scoring()
-            and onnx_file.pipeline_of(done.onnx) == context.pipeline
-            and np.array_equal(done.predictions.labels, data.test.labels.numpy())
-        )
+        done = Finished(_loaded(stage, target, row, parts, data, factories), target, row)
+        stands = _stands(done, context, data)
     except UserError as error:
         say(f"{error}; it will be made again")
         return None
@@ -161,6 +164,67 @@ def _whole(target: Path) -> Iterator[Path]:
     files.replace_folder(partial, target)
 
 
+def _loaded(
+    stage: Stage, target: Path, row: Scored, parts: Mapping[str, str], data: Dataset, factories: frozenset[str]
+) -> Artifact:
+    """The artifact in `target`, if it and its row are of this stage and it computes on this run's images.
+
+    Raises:
+        UserError: it cannot be loaded, or does not fit.
+    """
+    if (row.id, row.stage, row.artifact, row.key) != (stage.id, stage.stage, _name(target), keys.key_of(parts)):
+        raise ArtifactError(f"{target / ROW} is of another stage")
+    manifest = read_manifest(target)
+    if (manifest.preprocess, manifest.labels) != (data.preprocess, data.labels):
+        raise ArtifactError(f"{target / MANIFEST} names other classes or other preprocessing than the data")
+    loaded = artifact.load(target, factories=factories)
+    if isinstance(loaded, TorchModel):
+        check_fits(loaded.network, loaded.architecture, data.preprocess.input_shape(TRIED))
+        _check_logits(loaded.predict(_few(data)).numpy(), data, target / WEIGHTS)
+    elif reading.about(target / ONNX) != (data.preprocess, data.labels):
+        raise ArtifactError(f"{target / ONNX} names other classes or other preprocessing than the data")
+    return loaded
+
+
+def _stands(done: Finished, context: Context, data: Dataset) -> bool:
+    """Whether the file and the scores of a stage are those that exporting and scoring would give now.
+
+    Raises:
+        UserError: the file or its predictions cannot be read, or the file cannot be run.
+    """
+    row, predictions = done.row, done.predictions
+    if reading.about(done.onnx) != (data.preprocess, data.labels):
+        return False
+    logits = onnx_file.logits_of(onnx_file.session(done.onnx), _few(data).numpy(), source=done.onnx)
+    _check_logits(logits, data, done.onnx)
+    return (
+        row.scored_on == data.test.fingerprint
+        and row.scored_by == _scoring()
+        and reading.pipeline_of(done.onnx) == context.pipeline
+        and (row.sha256, row.size_bytes) == (files.digest(done.onnx.read_bytes()), done.onnx.stat().st_size)
+        and row.model_dump(include=set(Counts.model_fields)) == done.artifact.counts.model_dump()
+        and np.array_equal(predictions.labels, data.test.labels.numpy())
+        and int(predictions.classes.max()) < len(data.labels)
+        and (row.accuracy, row.calibration_error)
+        == (predictions.accuracy(split="test"), predictions.calibration_error())
+    )
+
+
+def _few(data: Dataset) -> Tensor:
+    """Images to try a network on, as its input `[N, C, H, W]`."""
+    return data.preprocess.normalise(data.test.batch(torch.arange(min(TRIED, len(data.test)))))
+
+
+def _check_logits(logits: NDArray[np.float32], data: Dataset, source: Path) -> None:
+    if logits.shape[1:] != (len(data.labels),) or not np.isfinite(logits).all():
+        raise ArtifactError(f"{source} does not give one finite logit for each class")
+
+
+def _name(target: Path) -> str:
+    """A stage's folder within that of the run."""
+    return f"{target.parent.name}/{target.name}"
+
+
 def _scored(shipped: OnnxModel, folder: Path, data: Dataset) -> dict[str, Any]:
     """Write the file that a stage would ship as, and its predictions; gives the part of a row that they decide."""
     files.write_bytes(folder / ONNX, shipped.content)
@@ -169,6 +233,7 @@ def _scored(shipped: OnnxModel, folder: Path, data: Dataset) -> dict[str, Any]:
     return {
         "size_bytes": len(shipped.content),
         "sha256": files.digest(shipped.content),
+        **shipped.counts.model_dump(),
         "accuracy": predictions.accuracy(split="test"),
         "calibration_error": predictions.calibration_error(),
         "scored_on": data.test.fingerprint,

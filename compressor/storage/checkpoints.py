@@ -52,7 +52,11 @@ class Checkpoints:
             raise ArtifactError(f"the checkpoint {error}") from error
         if (metadata.get("key"), metadata.get("start")) != (self.key, start):
             return None
-        return tensors, json.loads(metadata["notes"])
+        try:
+            notes = json.loads(metadata["notes"])
+        except (KeyError, ValueError, RecursionError) as error:
+            raise ArtifactError(f"the checkpoint {path} holds no notes") from error
+        return tensors, notes
 
     def keep_last_good(self, weights: Mapping[str, Tensor]) -> Path:
         """Keep the weights from before a training diverged; gives the file, which the stage's `weights:` can name."""

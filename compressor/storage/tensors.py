@@ -8,8 +8,10 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, first_line
 from compressor.storage import files
+
+UNREADABLE = (SafetensorError, KeyError, ValueError, RuntimeError)  # what safetensors raises, the last for odd types
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
@@ -29,11 +31,23 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             notes = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except SafetensorError as error:
+    except (OSError, *UNREADABLE) as error:
         raise ArtifactError(f"{path} is damaged") from error
     if notes.pop("seal", None) != _seal(tensors, notes):
         raise ArtifactError(f"{path} is damaged")
     return tensors, notes
+
+
+def parse(content: bytes, *, source: Path) -> dict[str, Tensor]:
+    """Tensors by name from the content of a safetensors file, which holds all that its header claims.
+
+    Raises:
+        ArtifactError: it is no such file.
+    """
+    try:
+        return safetensors.torch.load(content)
+    except UNREADABLE as error:
+        raise ArtifactError(f"{source} is not a safetensors file: {first_line(error)}") from error
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -105,11 +105,11 @@ def _resume(state: TrainingState, label: str, start: str, context: "Context") ->
         return
     try:
         found = checkpoints.load(label, start)
+        threads = state.restore(*found) if found is not None else None
     except ArtifactError as error:
         say(f"  {label}: {error}; the training starts over")
         return
-    if found is not None:
-        threads = state.restore(*found)
+    if threads is not None:
         say(f"  {label}: resumes after epoch {len(state.curve)} of {state.training.epochs}")
         if threads != torch.get_num_threads() and context.device.type == "cpu":
             say(f"  {label}: began with {threads} threads, resumes with {torch.get_num_threads()}; bits may differ")

@@ -7,13 +7,40 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from compressor.errors import ArchitectureError
+from compressor.config.spec import first_problem
+from compressor.errors import ArchitectureError, ArtifactError
 from compressor.storage.tensors import load_into
 from compressor.training.settings import Training
+
+MOMENTS = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}  # of an optimizer for each parameter
+
+
+class Noted(BaseModel):
+    """An epoch of the curve."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    epoch: int
+    loss: float
+    validation_accuracy: float = Field(ge=0, le=1)
+    learning_rate: float
+    seconds: float
+
+
+class Notes(BaseModel):
+    """What a checkpoint holds besides tensors."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    curve: tuple[Noted, ...]
+    best_epoch: int = Field(ge=0)
+    best_correct: int = Field(ge=-1)
+    threads: int = Field(ge=1)
 
 
 @dataclass
@@ -91,17 +118,22 @@ class TrainingState:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> int:
-        """Restore a checkpoint and replay the schedule; returns the number of threads that it was made with."""
+        """Restore a checkpoint and replay the schedule; returns the number of threads that it was made with.
+
+        Raises:
+            ArtifactError: it is not one of this training; nothing was changed.
+        """
+        noted = self._checked(tensors, notes)
 
         def group(prefix: str) -> dict[str, Tensor]:
             return {n.removeprefix(f"{prefix}/"): t for n, t in tensors.items() if n.startswith(f"{prefix}/")}
 
         load_into(self.network, group("network"))
         self.objective.load_state_dict(group("objective"))
-        self.best, self.best_epoch, self.best_correct = group("best"), notes["best_epoch"], notes["best_correct"]
+        self.best, self.best_epoch, self.best_correct = group("best"), noted.best_epoch, noted.best_correct
         if self.average is not None:
             load_into(self.average, group("average"))
-        self.curve.extend(notes["curve"])
+        self.curve.extend(entry.model_dump() for entry in noted.curve)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # no step was taken here; the steps are in the state
             for _ in range(len(self.curve) * self.steps):
@@ -109,7 +141,34 @@ class TrainingState:
         parameters = [p for options in self.raw_optimizer.param_groups for p in options["params"]]
         state = {index: _like(group(f"optimizer/{index}"), p) for index, p in enumerate(parameters)}
         self.raw_optimizer.load_state_dict({**self.raw_optimizer.state_dict(), "state": state})
-        return int(notes["threads"])
+        return noted.threads
+
+    def _checked(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> "Notes":
+        """The notes of a checkpoint, if they and all its tensors are such as this training writes."""
+        try:
+            noted = Notes.model_validate(notes)
+        except ValidationError as error:
+            raise ArtifactError(f"the checkpoint is not of this training: {first_problem(error)}") from error
+        if len(noted.curve) > self.training.epochs or noted.best_epoch > len(noted.curve):
+            raise ArtifactError(f"the checkpoint is not of this training: it has {len(noted.curve)} epochs")
+        expected = {name: tensor for name, tensor in self.tensors().items() if not name.startswith("optimizer/")}
+        for index, parameter in enumerate(p for group in self.raw_optimizer.param_groups for p in group["params"]):
+            state = {f"optimizer/{index}/{name}": parameter for name in MOMENTS[self.training.optimizer]}
+            if self.training.optimizer == "adamw":
+                state[f"optimizer/{index}/step"] = torch.zeros(())
+            if state.keys() & tensors.keys():  # a parameter that has had no gradient has none
+                expected |= state
+        odd = [name for name in expected.keys() | tensors.keys() if not _alike(tensors.get(name), expected.get(name))]
+        if odd:
+            raise ArtifactError(f"the checkpoint is not of this training: {min(odd):.200} does not fit")
+        return noted
+
+
+def _alike(found: Tensor | None, own: Tensor | None) -> bool:
+    """Whether a tensor of a checkpoint can take the place of one of the training."""
+    if found is None or own is None or (found.shape, found.dtype) != (own.shape, own.dtype):
+        return False
+    return bool(found.isfinite().all()) or not bool(own.isfinite().all())
 
 
 def _like(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:

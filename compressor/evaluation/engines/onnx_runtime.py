@@ -31,6 +31,7 @@ class _Opened(Session):
         self.session = onnx_file.session(subject.onnx, threads=setting.threads, device=setting.device)
         self.input, sides = onnx_file.input_of(self.session, setting.batch, source=subject.onnx)
         self.feed = {self.input: random_batch((setting.batch, *sides)).numpy()}
+        onnx_file.run(self.session, self.feed, source=subject.onnx)  # whether it can, before it is timed
         if setting.device != "cpu":
             self.on_cpu = onnx_file.operators_on_cpu(subject.onnx, self.feed, setting.device)
 
