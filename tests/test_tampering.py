@@ -138,7 +138,7 @@ MANIFESTS: list[tuple[str, Place, Any, str]] = [
     ("teacher", ("architecture", "model"), "torchvision:resnet50", "model 'torchvision:resnet50'"),
     ("teacher", ARGUMENTS, {"blocks": [1], "widths": [65_536]}, "far more memory than its weights"),
     ("teacher", ARGUMENTS, {"blocks": [1000] * 100, "widths": [1] * 100}, "far more memory than its weights"),
-    ("teacher", ARGUMENTS, {"blocks": [HUGE], "widths": [8]}, "blocks are 0 to"),
+    ("teacher", ARGUMENTS, {"blocks": [HUGE], "widths": [8]}, "blocks must be 0 to"),
     ("teacher", ARGUMENTS, {"blocks": [1], "widths": [float("inf")]}, "architecture.arguments"),
     ("teacher", ARGUMENTS, {"blocks": "x" * 10**6, "widths": [8]}, "…: "),
     ("teacher", ARGUMENTS, {"blocks": [2], "widths": [8]}, "does not fit the network"),
@@ -205,7 +205,7 @@ def test_a_removed_module_without_which_the_network_does_not_run(honest: Run, co
     weights = safetensors.torch.load_file(folder / WEIGHTS)
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(kept))
-    refused(honest, "teacher", folder, "gives an output of shape [2, 8]")
+    refused(honest, "teacher", folder, "output of shape [2, 8]")
 
 
 ROWS: list[tuple[Place, Any, str]] = [
@@ -561,7 +561,7 @@ def test_a_checkpoint(
     services = Services(console, checkpoints=checkpoints.Checkpoints(path.parent, "key"))
     again = TWO_EPOCHS.run(None, Context(data=digits.without_test(), services=services)).network
     (said,) = (line for line in console.said if " loss " not in line)
-    assert said.endswith("; the training starts anew")
+    assert said.endswith("; the training starts over")
     state = again.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in interrupted[1].items())
 

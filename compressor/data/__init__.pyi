@@ -1,5 +1,6 @@
 from .corruptions import CORRUPTIONS as CORRUPTIONS
 from .dataset import Dataset as Dataset
+from .preprocess import MAX_SIDE as MAX_SIDE
 from .preprocess import Preprocess as Preprocess
 from .settings import Augment as Augment
 from .settings import Data as Data

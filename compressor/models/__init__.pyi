@@ -3,6 +3,7 @@ from .architectures import Architecture as Architecture
 from .architectures import check_fits as check_fits
 from .architectures import check_trains as check_trains
 from .artifact import ONNX as ONNX
+from .artifact import WEIGHTS as WEIGHTS
 from .artifact import Artifact as Artifact
 from .artifact import OnnxModel as OnnxModel
 from .artifact import TorchModel as TorchModel
@@ -13,4 +14,7 @@ from .changes import Masked as Masked
 from .changes import Removed as Removed
 from .changes import Widths as Widths
 from .changes import widths_of as widths_of
+from .manifest import MANIFEST as MANIFEST
+from .manifest import Counts as Counts
+from .manifest import read_manifest as read_manifest
 from .size import Size as Size

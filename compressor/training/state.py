@@ -150,7 +150,7 @@ class TrainingState:
         except ValidationError as error:
             raise ArtifactError(f"the checkpoint is not of this training: {first_problem(error)}") from error
         if len(noted.curve) > self.training.epochs or noted.best_epoch > len(noted.curve):
-            raise ArtifactError(f"the checkpoint is not of this training: it has {len(noted.curve)} epochs")
+            raise ArtifactError("the checkpoint is not of this training: its epochs are not among those asked for")
         expected = {name: tensor for name, tensor in self.tensors().items() if not name.startswith("optimizer/")}
         for index, parameter in enumerate(p for group in self.raw_optimizer.param_groups for p in group["params"]):
             state = {f"optimizer/{index}/{name}": parameter for name in MOMENTS[self.training.optimizer]}
