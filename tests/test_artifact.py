@@ -13,7 +13,7 @@ import torch
 
 from compressor import Context, TorchModel, load
 from compressor.errors import ArchitectureError, ArtifactError
-from compressor.models.artifact import load_weights, read_weights
+from compressor.models.weights import load_weights, read_weights
 from compressor.storage import files
 from tests.conftest import LAYERS, equal_states
 

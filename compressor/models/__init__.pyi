@@ -7,8 +7,6 @@ from .artifact import WEIGHTS as WEIGHTS
 from .artifact import Artifact as Artifact
 from .artifact import OnnxModel as OnnxModel
 from .artifact import TorchModel as TorchModel
-from .artifact import load_weights as load_weights
-from .artifact import read_weights as read_weights
 from .changes import Int8 as Int8
 from .changes import Masked as Masked
 from .changes import Removed as Removed
@@ -18,3 +16,5 @@ from .manifest import MANIFEST as MANIFEST
 from .manifest import Counts as Counts
 from .manifest import read_manifest as read_manifest
 from .size import Size as Size
+from .weights import load_weights as load_weights
+from .weights import read_weights as read_weights
