@@ -294,7 +294,7 @@ def test_100000_unknown_keys_get_one_short_sentence(pipeline: Path, capsys: pyte
     pipeline.write_text(TINY + "".join(f"key{number}: 1\n" for number in range(5_000)))
     assert main(["validate", str(pipeline)]) == 2
     first, *others = capsys.readouterr().err.splitlines()
-    assert first == f"error: {pipeline}:1:1: 5000 things are wrong here; the first 20 are said"
+    assert first == f"error: {pipeline}:1:1: 5000 errors here; the first 20 are shown"
     assert len(others) == 20
 
 

@@ -147,7 +147,7 @@ def test_predict_takes_several_paths_and_answers_in_json(
     assert main(["predict", str(finished), str(tmp_path), "--json"]) == 2
     said = capsys.readouterr()
     assert len(json.loads(said.out)) == 3
-    assert "broken.png is not an image" in said.err
+    assert "broken.png is not a usable image" in said.err
 
 
 def test_validate_answers_in_json(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ def test_one_folder_is_split_by_seed(tmp_path: Path) -> None:
         (lambda root: None, "at least two classes; it has 0"),
         (lambda root: write_folder(root, classes=("cat",)), "at least two classes; it has 1"),
         (lambda root: [write_folder(root), (root / "emu").mkdir()], "emu holds no image"),
-        (lambda root: [write_folder(root), (root / "cat" / "0.png").write_bytes(b"no")], "0.png is not an image"),
+        (lambda root: [write_folder(root), (root / "cat" / "0.png").write_bytes(b"no")], "0.png is not a usable image"),
         (lambda root: write_folder(root / "train"), "none named test"),
         (
             lambda root: [write_folder(root / "train"), write_folder(root / "test", classes=("cat", "emu"))],
@@ -205,7 +205,11 @@ def test_glyphs_are_rendered_by_seed_and_kept(tmp_path: Path, monkeypatch: pytes
     assert settings.load(0).fingerprint == data.fingerprint
 
 
-def test_glyphs_are_20000_to_train_and_4000_to_test(tmp_path: Path) -> None:
+def test_glyphs_are_20000_to_train_and_4000_to_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def blank(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+        return np.zeros((count, 32, 32), np.uint8), np.arange(count) % 62
+
+    monkeypatch.setattr("compressor.data.sources.glyph_images.render", blank)
     data = Data(name="glyphs", root=tmp_path).load(0)
     assert (len(data.train) + len(data.validation), len(data.test)) == (20_000, 4_000)
 
@@ -241,7 +245,7 @@ def test_training_images_are_drawn_by_the_seed() -> None:
     known = {image.numpy().tobytes() for image in whole.train.images}
     assert all(image.numpy().tobytes() in known for image in few.train.images)
     assert Data(name="digits", train=len(whole.train)).load(0).fingerprint == whole.fingerprint
-    with pytest.raises(DataError, match=r"data\.train: 5000 images are asked for, and 1295 are left"):
+    with pytest.raises(DataError, match=r"data\.train: 5000 images are asked for, but only 1295 are left"):
         Data(name="digits", train=5000).load(0)
     with pytest.raises(DataError, match=r"data\.train: 9 images cannot hold one of each of 10 classes"):
         Data(name="digits", train=9).load(0)
@@ -318,7 +322,7 @@ def test_unreadable_files_are_all_named_and_left_out_on_request(tmp_path: Path) 
     with pytest.raises(DataError) as refused:
         folder(tmp_path).load(0)
     for number in range(7):
-        assert (f"cat/{number}.png is not an image" in str(refused.value)) == (number < 5)
+        assert (f"cat/{number}.png is not a usable image" in str(refused.value)) == (number < 5)
     assert "(and 2 more); repair or remove them, or set `unreadable: skip`" in str(refused.value)
     data = folder(tmp_path, unreadable="skip").load(0)
     assert whole(data) == 13

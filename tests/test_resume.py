@@ -20,12 +20,12 @@ from compressor.storage.checkpoints import Checkpoints
 from compressor.storage.files import SEAL, damaged, seal, write_bytes
 from stages import Export, Mask, Quantize, Train
 from tests.conftest import TINY, accuracy, equal_states
-from tests.test_runner import SHORT, stage_runs
+from tests.test_runner import SHORT, TIMED, stage_runs
 
 KILLS = 12
 PIPELINE = """\
 name: killed
-data: {name: digits, validation: 200, calibration: 64}
+data: {name: digits, train: 640, validation: 200, calibration: 64}
 stages:
   - {stage: train, id: teacher, model: resnet, arguments: {blocks: [1], widths: [8]}, epochs: 12, batch_size: 64}
   - {stage: distill, id: student, model: resnet, arguments: {blocks: [1], widths: [8]}, teacher: teacher, epochs: 12, ema: 0.9}
@@ -38,8 +38,11 @@ measure: {engines: []}
 RUNS = """
 import os, random, signal, sys, time, warnings
 import jinja2, matplotlib.figure, onnxscript, torch.onnx, torch._dynamo
-import torchao.quantization.pt2e.observer
-from sklearn import datasets, model_selection
+import scipy.ndimage, scipy.stats, torchao.quantization.pt2e.observer
+from sklearn import datasets, metrics, model_selection
+from compressor.data import loading
+from compressor.data.sources import digits
+from compressor.distillation import objective
 from compressor.commands import main as cli
 from compressor.training import loop as fit
 from compressor.runs import runner
@@ -249,20 +252,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx", "manifest.json", "row.json", SEAL])
-@pytest.mark.parametrize("how", ["a flipped byte", "truncated", "missing"])
-def test_a_damaged_artifact_is_noticed_and_made_again(
-    name: str,
-    how: str,
-    short: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("compressor.runs.runner.try_stages", lambda *_, **__: None)
-    out = Path(shutil.copytree(short, tmp_path / "out"))
-    before = made(out)
-    path = out / "stages" / "quantize" / name
+def damage(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
     if how == "a flipped byte":
         content[len(content) // 2] ^= 4
@@ -271,6 +261,29 @@ def test_a_damaged_artifact_is_noticed_and_made_again(
         path.write_bytes(content[: len(content) // 2])
     else:
         path.unlink()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx", "manifest.json", "row.json", SEAL])
+@pytest.mark.parametrize("how", ["a flipped byte", "truncated", "missing"])
+def test_damage_to_any_file_is_noticed(name: str, how: str, short: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(short / "stages" / "quantize", tmp_path / "quantize"))
+    assert damaged(folder) is None
+    damage(folder / name, how)
+    assert damaged(folder) is not None
+
+
+@pytest.mark.parametrize(("name", "how"), [("weights.safetensors", "a flipped byte"), (SEAL, "missing")])
+def test_a_damaged_artifact_is_made_again(
+    name: str,
+    how: str,
+    short: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = Path(shutil.copytree(short, tmp_path / "out"))
+    before = made(out)
+    damage(out / "stages" / "quantize" / name, how)
     ran = stage_runs(monkeypatch)
     run(UNTIMED, out, device="cpu", console=Console.terminal())
     assert ran == ["quantize"]
@@ -279,15 +292,15 @@ def test_a_damaged_artifact_is_noticed_and_made_again(
 
 
 def test_a_damaged_latency_is_measured_again(tmp_path: Path) -> None:
-    first = run(SHORT, tmp_path / "out", device="cpu")
+    first = run(TIMED, tmp_path / "out", device="cpu")
     content = json.loads((tmp_path / "out" / "report.json").read_text())
     honest = content["rows"][0]["latency"][0]["median_ms"]
     content["rows"][0]["latency"][0]["median_ms"] = honest / 1000
     (tmp_path / "out" / "report.json").write_text(json.dumps(content))
-    again = run(SHORT, tmp_path / "out", device="cpu")
+    again = run(TIMED, tmp_path / "out", device="cpu")
     assert again.rows[0].model_dump()["latency"][0]["median_ms"] > honest / 100
     assert again.rows[1].latency != first.rows[1].latency  # rows of one report come from the same sessions
-    assert [row.latency for row in run(SHORT, tmp_path / "out", device="cpu").rows] == [r.latency for r in again.rows]
+    assert [row.latency for row in run(TIMED, tmp_path / "out", device="cpu").rows] == [r.latency for r in again.rows]
 
 
 def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,9 +168,10 @@ QUICK = Measure(engines=("onnxruntime",), devices=("cpu",))
 SHORT = PIPELINE.model_copy(
     update={
         "stages": (Train(id="teacher", model="resnet", arguments=STUDENT, epochs=0), Export(id="shipped")),
-        "measure": QUICK,
+        "measure": Measure(engines=()),
     }
 )
+TIMED = SHORT.model_copy(update={"measure": QUICK})
 
 
 def test_a_renamed_stage_is_reported_by_its_new_name(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_every_row_is_timed_once_before_any_is_a_second_time(tmp_path: Path, mon
         return Fixed()
 
     monkeypatch.setattr(OnnxRuntime, "open", opened)
-    report = run(SHORT, tmp_path / "out", device="cpu")
+    report = run(TIMED, tmp_path / "out", device="cpu")
     assert timed == ["teacher", "teacher", "shipped", "teacher"] * 3
     assert [entry.sessions for row in report.rows for entry in row.timed.values()] == [(1.0, 1.0, 1.0)] * 2
 
@@ -204,8 +205,8 @@ def test_every_row_is_timed_once_before_any_is_a_second_time(tmp_path: Path, mon
 def test_other_measurements_are_made_even_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(SHORT, tmp_path / "out", device="cpu")
-    wider = SHORT.model_copy(update={"measure": QUICK.model_copy(update={"batches": (1, 3)})})
+    run(TIMED, tmp_path / "out", device="cpu")
+    wider = TIMED.model_copy(update={"measure": QUICK.model_copy(update={"batches": (1, 3)})})
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

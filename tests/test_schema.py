@@ -71,6 +71,6 @@ def test_init_writes_a_valid_pipeline(
     assert (tmp_path / "compressor.schema.json").is_file()
     (tmp_path / "mine.yaml").write_text("changed")
     assert main(["init", "mine.yaml"]) == 2
-    assert "mine.yaml is there already" in capsys.readouterr().err
+    assert "mine.yaml already exists" in capsys.readouterr().err
     assert (tmp_path / "mine.yaml").read_text() == "changed"
     assert main(["init", "nowhere/mine.yaml"]) == 2

@@ -82,7 +82,7 @@ class TorchModel:
         """The parameters whose zeros stay zero in training."""
         return frozenset(name for change in self.changes if isinstance(change, Masked) for name in change.parameters)
 
-    @property
+    @cached_property
     def counts(self) -> Counts:
         """Parameters and multiply-adds of the network as it was before folding and quantizing."""
         factory = self.architecture.factory
@@ -126,10 +126,17 @@ class TorchModel:
         return torch.cat([self.network(batch) for batch in inputs.split(PREDICT_BATCH)])
 
     def to_onnx(self, pipeline_digest: str, opset: int = onnx_file.DEFAULT_OPSET) -> "OnnxModel":
-        """The file this model would ship as."""
-        metadata = onnx_file.metadata_of(self.preprocess, self.labels, pipeline_digest)
-        content = onnx_file.export_onnx(self.network, self.preprocess, metadata, opset)
-        return OnnxModel(content, self.preprocess, self.labels, self.counts, self.quantized)
+        """The file this model would ship as; exported once, which takes seconds."""
+        key = pipeline_digest, opset
+        if key not in self._exported:
+            metadata = onnx_file.metadata_of(self.preprocess, self.labels, pipeline_digest)
+            content = onnx_file.export_onnx(self.network, self.preprocess, metadata, opset)
+            self._exported[key] = OnnxModel(content, self.preprocess, self.labels, self.counts, self.quantized)
+        return self._exported[key]
+
+    @cached_property
+    def _exported(self) -> "dict[tuple[str, int], OnnxModel]":
+        return {}
 
     def save(self, folder: Path) -> None:
         """Write `manifest.json` and `weights.safetensors` into `folder`."""
