@@ -7,15 +7,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor import Context, Dataset, Measure, Objective, Pipeline, Split, TorchModel, run
 from compressor.data.preprocess import Preprocess
 from compressor.distillation.settings import Distillation
 from compressor.evaluation.engines.base import Subject, engine_of, title_of
 from compressor.evaluation.setting import Setting
+from compressor.pruning.criteria import Importance
 from compressor.training import Batch, Training, Watched, fit
-from stages import Export, Quantize, Train
+from stages import Export, Prune, Quantize, Target, Train
 from tests.conftest import TINY, accuracy
 
 
@@ -33,6 +34,21 @@ def test_a_loss_is_an_objective(context: Context) -> None:
     network = start.copy_network()
     fit(network, Confident(), Training(epochs=6, batch_size=64), context, label="mine")
     assert accuracy(start.with_network(network, details={}), context.data) > 0.8
+
+
+def test_a_criterion_scores_the_channels_of_a_group(
+    tiny: TorchModel, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first channels are the most important ones: each layer keeps its first half."""
+
+    def first(criterion: str, network: nn.Module, data: Dataset) -> Importance:
+        return lambda group: torch.arange(len(group[0].idxs), 0, -1.0)
+
+    monkeypatch.setattr("compressor.pruning.channels.importance", first)
+    pruned = Prune(target=Target(ratio=0.5), round_to=1).run(tiny, context)
+    for layer, channels in (("layer1.0.conv1", 4), ("layer2.0.conv2", 8)):
+        before, after = (model.network.get_parameter(f"{layer}.weight") for model in (tiny, pruned))
+        assert torch.equal(after, before[:channels, :channels])
 
 
 class Stripes:
