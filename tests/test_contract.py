@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ def run_example(kind: type[Stage], tiny: TorchModel, context: Context) -> Artifa
     """The stage with its own example settings, in a context whose only teacher is the tiny network."""
     stage = kind.model_validate(kind.example)
     teachers = {kind.example.get("teacher", "teacher"): tiny}
-    made = stage.run(tiny, Context(data=context.data, seed=context.seed, teachers=teachers, pipeline="tests"))
+    fresh = replace(tiny)  # which has exported nothing yet
+    made = stage.run(fresh, Context(data=context.data, seed=context.seed, teachers=teachers, pipeline="tests"))
     assert type(made).__name__ in makes(kind)
     return made
 

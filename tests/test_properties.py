@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from compressor import Augment, Data, Measure, Pipeline
+from compressor.config.yaml_file import dump, parse
 from compressor.errors import SpecError
 from compressor_command import main
 from stages import Cache, Distill, Export, Prune, Quantize, Target, Train
@@ -84,6 +85,11 @@ def pipelines(draw: st.DrawFn) -> Pipeline:
     return Pipeline(
         name=draw(IDS), seed=draw(st.integers(0, 2**32 - 1)), data=draw(DATA), stages=named, measure=measure
     )
+
+
+@pytest.mark.parametrize("text", ["\x85", "a\u2028b", "\u2029", "é: #", "no", "1e3"])
+def test_odd_text_survives_yaml(text: str) -> None:
+    assert parse(dump({text: [text]}), "odd").content == {text: [text]}
 
 
 @LIMITS

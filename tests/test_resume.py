@@ -22,14 +22,14 @@ from stages import Export, Mask, Quantize, Train
 from tests.conftest import TINY, accuracy, equal_states
 from tests.test_runner import SHORT, TIMED, stage_runs
 
-KILLS = 12
+KILLS = 10
 PIPELINE = """\
 name: killed
 data: {name: digits, train: 640, validation: 200, calibration: 64}
 stages:
-  - {stage: train, id: teacher, model: resnet, arguments: {blocks: [1], widths: [8]}, epochs: 12, batch_size: 64}
-  - {stage: distill, id: student, model: resnet, arguments: {blocks: [1], widths: [8]}, teacher: teacher, epochs: 12, ema: 0.9}
-  - {stage: quantize, id: int8, mode: qat, teacher: teacher, epochs: 4}
+  - {stage: train, id: teacher, model: resnet, arguments: {blocks: [1], widths: [8]}, epochs: 8, batch_size: 64}
+  - {stage: distill, id: student, model: resnet, arguments: {blocks: [1], widths: [8]}, teacher: teacher, epochs: 8, ema: 0.9}
+  - {stage: quantize, id: int8, mode: qat, teacher: teacher, epochs: 3}
   - {stage: export, id: shipped}
 measure: {engines: []}
 """

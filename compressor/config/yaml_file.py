@@ -44,6 +44,15 @@ class _Dumper(yaml.SafeDumper):
 for _name, (_pattern, _first) in CORE_SCHEMA.items():
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), _first)
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Text in quotes where it holds breaks that PyYAML writes plain and does not read back."""
+    style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
 COLLECTIONS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 TAGS = {f"tag:yaml.org,2002:{name}" for name in (*CORE_SCHEMA, "str")}
