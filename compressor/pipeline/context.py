@@ -35,6 +35,11 @@ class Services:
         for tracker in (self.console, *self.trackers):
             tracker.on_epoch(stage, point)
 
+    def on_row(self, row: Mapping[str, Any]) -> None:
+        """Tell everyone that a stage was scored."""
+        for tracker in (self.console, *self.trackers):
+            tracker.on_row(row)
+
 
 @dataclass(frozen=True)
 class Context:

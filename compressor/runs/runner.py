@@ -267,8 +267,7 @@ def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Pat
                 )
         else:
             say(f"{title}: reused, unchanged", style="bold")
-        for tracker in (context.services.console, *context.services.trackers):
-            tracker.on_row(done.row.model_dump(mode="json"))
+        context.services.on_row(done.row.model_dump(mode="json"))
         finished.append(done)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return finished

@@ -126,19 +126,27 @@ def _exported(package: str, name: str) -> str | None:
     return None
 
 
-def _imports(path: Path, package: str) -> Iterator[tuple[str, str | None]]:
+def _imports(path: Path, package: str) -> tuple[tuple[str, str | None], ...]:
     """Every module that a file imports, with the name that it imports from it, if any."""
+    return _imports_in(path.read_bytes(), package)
+
+
+@cache
+def _imports_in(source: bytes, package: str) -> tuple[tuple[str, str | None], ...]:
+    """`_imports` of a file with this content: a run asks for the same files once per stage and row."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(source)
     except SyntaxError:
-        return  # importing it reports what is wrong
+        return ()  # importing it reports what is wrong
+    found: list[tuple[str, str | None]] = []
     for node in _running(tree.body):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names)
+            found += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
-            yield from ((module, alias.name) for alias in node.names)
+            found += [(module, alias.name) for alias in node.names]
+    return tuple(found)
 
 
 def _running(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
