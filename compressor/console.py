@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -16,8 +16,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
+from compressor.errors import printable
 from compressor.tracking import Tracker
 
 Item = TypeVar("Item")
@@ -40,9 +42,10 @@ class Console(Tracker):
         """A console on standard output."""
         return cls(quiet=False, verbose=verbose)
 
-    def say(self, message: object, style: str = "") -> None:
-        """One line, however long, or one table."""
-        self.rich.print(message, style=style, highlight=False, markup=False, soft_wrap=isinstance(message, str))
+    def say(self, message: str | Table, style: str = "") -> None:
+        """One line, however long, whatever names are in it; or one table."""
+        shown = printable(message) if isinstance(message, str) else message
+        self.rich.print(shown, style=style, highlight=False, markup=False, soft_wrap=isinstance(message, str))
 
     @contextmanager
     def training(self, label: str, epochs: int, steps: int, done: int = 0) -> Iterator["TrainingProgress"]:
@@ -99,6 +102,16 @@ class Console(Tracker):
         with Progress(*columns, console=self.rich, transient=True, auto_refresh=False, disable=not shown) as bar:
             task = bar.add_task("", total=count)
             yield lambda: bar.update(task, advance=1, refresh=True)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, figures: bool = False) -> Table:
+    """A table of plain text for `say`; with `figures`, all columns but the first are aligned to the right."""
+    made = Table(header_style="bold")
+    for index, name in enumerate(header):
+        made.add_column(Text(printable(name)), justify="right" if figures and index else "left")
+    for cells in rows:
+        made.add_row(*(Text(printable(cell)) for cell in cells))
+    return made
 
 
 class TrainingProgress:

@@ -31,8 +31,18 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…"
 
 
+def printable(text: str) -> str:
+    """Text on one line in which what would move a cursor, break a line or not be seen is an escape, as in `\\x1b`.
+
+    Names come from anywhere: a file may be called `a` and, on a line of its own, `100% correct`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 class SpecError(UserError):
-    """The pipeline file or a `--set` option is wrong."""
+    """The pipeline file or a `--set` option is wrong; each problem has a line of its own."""
 
 
 class DataError(UserError):

@@ -1,6 +1,7 @@
 """Whatever its figures and names, a report is written, or refused in one sentence."""
 
 import copy
+import html
 import itertools
 import json
 import math
@@ -33,10 +34,11 @@ RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 SETTING = Setting(engine="onnxruntime", device="cpu", threads=1, batch=1)
 TORCH = Setting(engine="torch", device="cpu", threads=1, batch=1)
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
-HOSTILE = "<img src=x onerror=alert(1)> | `a` [b](c) *d*\n# $\\e$"
+HOSTILE = "<img src=x onerror=alert(1)> | `a` [b](c) *d*\n# \x1b[31m\u202e $\\e$"
+SHOWN = r"<img src=x onerror=alert(1)> | `a` [b](c) *d*\n# \x1b[31m\u202e $\e$"
 ABSENT = "absent"
-ODD = (ABSENT, None, 0, -1, 1e300, 10**400, math.nan, math.inf)
-ODDER = (*ODD, 1, 1e-300, -1e300, 5e-324, -math.inf)
+ODD = (ABSENT, 0, -1, 10**400, math.nan)
+ODDER = (*ODD, None, 1, 1e300, 1e-300, -1e300, 5e-324, math.inf, -math.inf)
 
 
 def timed(setting: Setting, speedup: float) -> Latency:
@@ -251,24 +253,23 @@ def test_committed_results_are_loaded_and_written(path: Path, tmp_path: Path) ->
 
 
 def named(report: Report, name: str) -> Report:
-    """The report with another name wherever one comes from elsewhere."""
+    """The report with another name wherever one comes from elsewhere; ids are plain, or refused."""
+    points = {"signal_to_noise_db": {name: 20.0}}
     rows = tuple(
-        each.model_copy(update={"id": f"{each.id}{name}", "stage": name, "sha256": name}) for each in report.rows
+        each.model_copy(
+            update={"stage": name, "sha256": name, "details": {**each.details, "widths": {name: [2, 1]}, **points}}
+        )
+        for each in report.rows
     )
-    seeds = tuple(each.model_copy(update={"id": name}) for each in report.over_seeds)
     corrupted = tuple(
         each.model_copy(update={"corruption": name, "strength": name}) for each in report.regressions.corrupted
     )
     update = {
-        "pipeline": name,
         "license": name,
-        "baseline": f"teacher{name}",
-        "shipped": f"int8{name}",
         "labels": (name, name),
         "data": report.data.model_copy(update={"name": name}),
         "environment": report.environment.model_copy(update={"cpu": name, "gpu": name, "commit": name}),
         "rows": rows,
-        "over_seeds": seeds,
         "regressions": report.regressions.model_copy(update={"corrupted": corrupted}),
     }
     return report.model_copy(update=update)
@@ -290,12 +291,27 @@ def test_names_from_elsewhere_are_text_in_markdown(tmp_path: Path) -> None:
         assert len(re.findall(r"(?<!\\)[`*\[]", text)) == len(re.findall(r"(?<!\\)[`*\[]", expected))
 
 
-def test_names_from_elsewhere_are_text_in_markdown_as_rendered(tmp_path: Path) -> None:
+def test_names_from_elsewhere_are_text_as_rendered(tmp_path: Path) -> None:
     write(named(small(), HOSTILE), tmp_path)
+    pages = [(tmp_path / "report.html").read_text()]
     for file in ("report.md", "README.md"):
-        page = MarkdownIt("gfm-like", {"linkify": False}).render((tmp_path / file).read_text().rpartition("\n---\n")[2])
-        assert "<img" not in page
-        assert "&lt;img src=x onerror=alert(1)&gt; | `a` [b](c) *d* # $\\e$" in page
+        text = (tmp_path / file).read_text()
+        pages.append(MarkdownIt("gfm-like", {"linkify": False}).render(text.rpartition("\n---\n")[2]))
+    for page in pages:
+        assert "<img src=x" not in page
+        assert html.escape(SHOWN, quote=False) in page
+        assert page.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("place", [("pipeline",), ("rows", 0, "id"), ("over_seeds", 0, "id")])
+@pytest.mark.parametrize("name", [HOSTILE, "a" * 65, "Teacher", ""])
+def test_an_id_is_plain(folder: Path, place: tuple[str | int, ...], name: str) -> None:
+    content = copy.deepcopy(CONTENT)
+    inner: Any = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = name
+    assert loaded(json.dumps(content), folder) is None
 
 
 def clipped(details: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch) -> Report:

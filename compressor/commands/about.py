@@ -11,7 +11,7 @@ from click.shell_completion import get_completion_class
 from compressor import pipeline as pipelines
 from compressor.commands.options import PATH
 from compressor.config.spec import did_you_mean
-from compressor.console import Console
+from compressor.console import Console, table
 from compressor.errors import UserError
 from compressor.storage import files
 
@@ -32,26 +32,24 @@ def stages(name: str | None) -> None:
       compress stages
       compress stages prune
     """
-    from rich.table import Table
-
     catalogue = pipelines.discover()
     console = Console.terminal()
     if name is None:
-        table = Table("stage", "what it does", "example", header_style="bold")
+        rows = []
         for tag, stage in catalogue.items():
             example = ", ".join(f"{key}: {value}" for key, value in stage.example.items())
-            table.add_row(tag, _summary(stage), f"{{{example}}}")
-        console.say(table)
+            rows.append([tag, _summary(stage), f"{{{example}}}"])
+        console.say(table(["stage", "what it does", "example"], rows))
         return
     if name not in catalogue:
         raise UserError(f"there is no stage {name!r}{did_you_mean(name, catalogue) or '; compress stages lists them'}")
     stage = catalogue[name]
     console.say(f"{name}: {_summary(stage)}", style="bold")
-    table = Table("setting", "default", "meaning", header_style="bold")
+    rows = []
     for key, field in stage.model_fields.items():
         default = "required" if field.is_required() else json.dumps(field.default, default=str)
-        table.add_row(key, name if key == "id" else default, field.description or "")
-    console.say(table)
+        rows.append([key, name if key == "id" else default, field.description or ""])
+    console.say(table(["setting", "default", "meaning"], rows))
 
 
 @click.command()

@@ -10,8 +10,8 @@ import click
 
 from compressor import evaluation, plugins, report
 from compressor.commands.options import PATH, Counts, as_json, model_in
-from compressor.console import Console
-from compressor.errors import DataError
+from compressor.console import Console, table
+from compressor.errors import DataError, printable
 
 
 class EngineName(click.ParamType):  # type: ignore[type-arg]  # generic since 8.4 only
@@ -62,16 +62,15 @@ def bench(
     if as_json:
         print(json.dumps(result.model_dump(mode="json"), indent=1))
         return
-    from rich.table import Table
-
     console = Console.terminal()
-    table = Table("setting", "median ms", "95th percentile", "rounds", header_style="bold")
-    table.add_column("against itself: noise" if other is None else f"against {other}")
+    header = ["setting", "median ms", "95th percentile", "rounds"]
+    header.append("against itself: noise" if other is None else f"against {other}")
+    rows = []
     for entry in result.latency:
         figures = (f"{entry.median_ms:.3f}", f"{entry.p95_ms:.3f}", str(entry.runs))
         words = report.speedup(entry) if other is None else report.speed(entry)
-        table.add_row(report.setting_name(entry), *figures, words)
-    console.say(table)
+        rows.append([report.setting_name(entry), *figures, words])
+    console.say(table(header, rows))
     for entry in result.latency:
         if entry.on_cpu:
             console.say(f"  left to the CPU: {', '.join(entry.on_cpu)}")
@@ -98,13 +97,14 @@ def predict(model: Path, images: tuple[Path, ...], top: int, as_json: bool) -> N
     for each in evaluation.predict(model_in(model), images, top=top):
         if isinstance(each, DataError):
             unreadable += 1
-            print(f"error: {each}", file=sys.stderr)
+            print(f"error: {printable(str(each))}", file=sys.stderr)
         elif as_json:
             found.append({"image": str(each.path), "classes": dict(each.classes)})
         else:
-            print(f"{each.path}\t" + "\t".join(f"{label} {share:.4f}" for label, share in each.classes))
+            shares = (f"{printable(label)} {share:.4f}" for label, share in each.classes)
+            print("\t".join([printable(str(each.path)), *shares]))
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print(json.dumps(found, indent=1))
     if unreadable:
         raise DataError(f"{unreadable} image{'s' * (unreadable > 1)} could not be read; the others are above")
 

@@ -15,7 +15,7 @@ from importlib.metadata import version
 import click
 
 from compressor.commands import about, files, runs
-from compressor.errors import CompressorError, first_line, is_out_of_memory
+from compressor.errors import CompressorError, SpecError, first_line, is_out_of_memory, printable
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 WRONG = 2
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         said, code = _in_words(error)
-        print(f"error: {said}", file=sys.stderr)
+        problems = said.split("\n") if isinstance(error, SpecError) else [said]
+        print("error:", "\n".join(printable(problem) for problem in problems), file=sys.stderr)
         return code
     finally:
         logging.disable(logging.NOTSET)

@@ -3,6 +3,8 @@ from .context import Services as Services
 from .measure import Measure as Measure
 from .pipeline import Pipeline as Pipeline
 from .schema import json_schema as json_schema
+from .stage import ID_PATTERN as ID_PATTERN
+from .stage import MAX_ID_LENGTH as MAX_ID_LENGTH
 from .stage import Stage as Stage
 from .stage import Start as Start
 from .stage import discover as discover

@@ -13,7 +13,7 @@ from compressor.config.factories import factory_of
 from compressor.config.spec import Spec, did_you_mean, problems_of, validated_copy
 from compressor.config.yaml_file import Key, Source, dotted
 from compressor.data.settings import Data
-from compressor.errors import SpecError
+from compressor.errors import SpecError, printable
 from compressor.pipeline.measure import Measure, TrackerName
 from compressor.pipeline.stage import ID_PATTERN, MAX_ID_LENGTH, NOTHING, Stage, discover, makes, named_teachers, takes
 from compressor.storage import files
@@ -122,7 +122,9 @@ class Pipeline(Spec):
         except ValidationError as error:
             problems += [problem for problem in problems_of(error, (), cls) if not _said(problem[0], problems)]
         if problems:
-            lines = [": ".join(filter(None, (source.place(key), dotted(key), what))) for key, what in problems]
+            lines = [
+                printable(": ".join(filter(None, (source.place(key), dotted(key), what)))) for key, what in problems
+            ]
             raise SpecError("\n".join(sorted(lines, key=_line_and_column)))
         return pipeline
 

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Sequence
 
+from compressor.errors import printable
+
 SPECIAL = re.compile(r"[\\`*\[\]|~#]|\b_|_\b")  # an underscore within a word marks nothing
 
 
 def escaped(text: object) -> str:
     """Text as Markdown that renders as that text, on one line, so that names cannot be markup."""
-    return SPECIAL.sub(r"\\\g<0>", " ".join(str(text).splitlines())).replace("&", "&amp;").replace("<", "&lt;")
+    return SPECIAL.sub(r"\\\g<0>", printable(str(text))).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

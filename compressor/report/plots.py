@@ -4,9 +4,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from compressor.errors import printable
 from compressor.evaluation.regressions import Corrupted
 from compressor.report.report import Report, Row
 from compressor.report.svg import BASELINE, INK, QUIET, SHIPPED, plot, stage_colour
+
+MAX_NAME = 60  # characters of a layer or a corruption: more would leave no room for the bars
 
 
 def sizes(report: Report) -> str:
@@ -37,8 +40,9 @@ def widths(row: Row) -> str:
     before, after = zip(*layers.values(), strict=True)
     with plot(f"Layer widths before and after {row.id}", 0.7 + 0.2 * len(layers)) as (figure, done):
         axes = figure.subplots()
-        axes.barh(list(layers), before, color=QUIET, alpha=0.45)
-        axes.barh(list(layers), after, color=SHIPPED, height=0.5)
+        names = [_name(layer) for layer in layers]
+        axes.barh(names, before, color=QUIET, alpha=0.45)
+        axes.barh(names, after, color=SHIPPED, height=0.5)
         for index, (old, new) in enumerate(layers.values()):
             words = f"{old} → {new}" if new != old else str(old)
             axes.annotate(words, (old, index), (3, 0), textcoords="offset points", va="center", fontsize=7, color=INK)
@@ -80,7 +84,7 @@ def int8_error(row: Row) -> str:
     with plot(title, 0.8 + 0.19 * len(ratios)) as (figure, done):
         axes = figure.subplots()
         colours = [BASELINE if point == worst else SHIPPED for point in ratios]
-        bars = axes.barh(list(ratios), list(ratios.values()), color=colours)
+        bars = axes.barh([_name(point) for point in ratios], list(ratios.values()), color=colours)
         axes.bar_label(bars, [f"{ratio:.0f}" for ratio in ratios.values()], padding=3, fontsize=7, color=INK)
         axes.set_xlabel("signal to noise, dB (20 dB: noise is a tenth of the signal)")
         axes.set_ylim(len(ratios) - 0.4, -0.6)
@@ -107,7 +111,7 @@ def corruptions(corrupted: Sequence[Corrupted]) -> str:
                 linewidth=1,
                 color=colour,
             )
-        axes.set_yticks(range(len(corrupted)), [f"{each.corruption}, {each.strength}" for each in corrupted])
+        axes.set_yticks(range(len(corrupted)), [_name(f"{each.corruption}, {each.strength}") for each in corrupted])
         axes.set_ylim(len(corrupted) - 0.5, -0.5)
         axes.set_xlabel("accuracy, %")
     return done()
@@ -116,6 +120,12 @@ def corruptions(corrupted: Sequence[Corrupted]) -> str:
 def _drawn(figures: Iterable[float | None]) -> list[float]:
     """Values for matplotlib, which leaves a gap for a missing figure."""
     return [math.nan if figure is None else figure for figure in figures]
+
+
+def _name(text: str) -> str:
+    """A name beside a bar."""
+    shown = printable(text)
+    return shown if len(shown) <= MAX_NAME else f"{shown[:MAX_NAME]}…"
 
 
 def _bare(axes: Any) -> None:

@@ -15,9 +15,12 @@ from compressor.evaluation.figures import Count, Figures, Share, Total
 from compressor.evaluation.latency import Latency, NotMeasured
 from compressor.evaluation.regressions import Regressions
 from compressor.evaluation.setting import REFERENCE, Setting
+from compressor.pipeline.stage import ID_PATTERN, MAX_ID_LENGTH
 from compressor.report.details import checked
 
 JSON = "report.json"
+
+Id = Annotated[str, Field(pattern=ID_PATTERN, max_length=MAX_ID_LENGTH)]
 
 
 class Scored(Figures):
@@ -28,7 +31,7 @@ class Scored(Figures):
     `made_from` lists; `scored_on` that of the test split, `scored_by` that of the code that scored it.
     """
 
-    id: str
+    id: Id
     stage: str
     artifact: Annotated[str, Field(pattern=r"^[\w-]+/[\w-]+$")]
     seconds: float
@@ -101,7 +104,7 @@ class Spread(Figures):
 class OverSeeds(Figures):
     """One stage over the seeds of a pipeline, in their order; `speedup` is for the first setting of ONNX Runtime."""
 
-    id: str
+    id: Id
     accuracy: Spread
     size_bytes: Spread
     speedup: Spread | None
@@ -111,7 +114,7 @@ class Report(Figures):
     """A run: its rows and how they were measured. `spec` is the pipeline as YAML, `license` that of the weights."""
 
     schema_: Literal[1] = Field(1, alias="schema")
-    pipeline: str
+    pipeline: Id
     license: str
     spec: str
     seed: int

@@ -1,8 +1,8 @@
 """A report as a table on the terminal and as `report.md`."""
 
 from rich.table import Table
-from rich.text import Text
 
+from compressor.console import table
 from compressor.report import markdown
 from compressor.report.markdown import escaped
 from compressor.report.report import OverSeeds, Report, Row
@@ -22,21 +22,20 @@ MAX_CLASSES = 20  # of more, only the largest losses are listed
 
 def to_table(report: Report) -> Table:
     """The table for a terminal; intervals are in the written report."""
-    table = Table(header_style="bold")
-    table.add_column("id")
-    names = [setting_name(setting) for setting in report.settings]
-    for name in ["test accuracy", "parameters", "MMACs", "file kB", *names]:
-        table.add_column(name, justify="right")
-    for row in report.rows:
-        table.add_row(
-            Text(row.id),
+    header = ["id", "test accuracy", "parameters", "MMACs", "file kB"]
+    header += [setting_name(setting) for setting in report.settings]
+    rows = [
+        [
+            row.id,
             percent(row.accuracy),
             f"{row.parameters:,}",
             f"{row.macs / 1e6:.2f}",
             f"{row.size_bytes / 1e3:.1f}",
             *(f"{e.median_ms:.3f} ms {e.speedup:.2f}x" if (e := row.timed.get(s)) else "—" for s in report.settings),
-        )
-    return table
+        ]
+        for row in report.rows
+    ]
+    return table(header, rows, figures=True)
 
 
 def to_markdown(report: Report) -> str:

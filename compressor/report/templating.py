@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from compressor.errors import printable
 from compressor.report import wording as words
 from compressor.report.markdown import escaped
 from compressor.report.report import Report
@@ -35,12 +36,17 @@ def _environment(suffix: str) -> Environment:
     return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=suffix == "html",  # noqa: S701
-        finalize=_markdown if suffix == "md" else None,
+        finalize=_markdown if suffix == "md" else _html,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+def _html(value: object) -> object:
+    """A value for a page, which Jinja escapes; what is marked as safe stays as it is."""
+    return printable(value) if type(value) is str else value
 
 
 def _markdown(value: object) -> object:

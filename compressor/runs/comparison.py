@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from compressor.config import yaml_file as yaml_source
+from compressor.console import table
 from compressor.errors import ArtifactError
 from compressor.evaluation.accuracy import SIGNIFICANT, Paired, Predictions
 from compressor.report.report import Report, Row
@@ -27,23 +28,21 @@ def paired(one: Side, row: Row, other: Side, other_row: Row) -> Paired | None:
 
 def comparison_table(one: Side, other: Side) -> Table:
     """What two runs ship, side by side."""
-    table = Table("", str(one[0]), str(other[0]), header_style="bold")
     rows = one[1].shipped_row, other[1].shipped_row
-    for name, cells in (
-        ("pipeline", [report.pipeline for _, report in (one, other)]),
-        ("shipped", [row.id for row in rows]),
-        ("test accuracy", [_accuracy(row) for row in rows]),
-        ("calibration error", [f"{100 * row.calibration_error:.2f}%" for row in rows]),
-        ("parameters", [f"{row.parameters:,}" for row in rows]),
-        ("MMACs", [f"{row.macs / 1e6:.2f}" for row in rows]),
-        ("file kB", [f"{row.size_bytes / 1e3:.1f}" for row in rows]),
-        ("baseline", [f"{r.baseline}, {percent(r.baseline_row.accuracy)}" for _, r in (one, other)]),
-    ):
-        table.add_row(name, *cells)
+    lines = [
+        ["pipeline", *(report.pipeline for _, report in (one, other))],
+        ["shipped", *(row.id for row in rows)],
+        ["test accuracy", *(_accuracy(row) for row in rows)],
+        ["calibration error", *(f"{100 * row.calibration_error:.2f}%" for row in rows)],
+        ["parameters", *(f"{row.parameters:,}" for row in rows)],
+        ["MMACs", *(f"{row.macs / 1e6:.2f}" for row in rows)],
+        ["file kB", *(f"{row.size_bytes / 1e3:.1f}" for row in rows)],
+        ["baseline", *(f"{r.baseline}, {percent(r.baseline_row.accuracy)}" for _, r in (one, other))],
+    ]
     for setting in dict.fromkeys((*rows[0].timed, *rows[1].timed)):
         cells = [f"{e.median_ms:.3f} ms, {speedup(e)}" if (e := row.timed.get(setting)) else "—" for row in rows]
-        table.add_row(setting_name(setting), *cells)
-    return table
+        lines.append([setting_name(setting), *cells])
+    return table(["", str(one[0]), str(other[0])], lines)
 
 
 def comparison_of(one: Side, other: Side) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def comparison_remarks(one: Side, other: Side) -> Iterator[str]:
 
 def drift(one: Side, other: Side) -> tuple[Table, bool]:
     """Each stage of a run beside the same stage repeated, and whether any differs by more than noise."""
-    table = Table("stage", "file", "recorded", "repeated", "verdict", header_style="bold")
+    lines = []
     differs = False
     for row in one[1].rows:
         again = other[1].row(row.id)
@@ -95,8 +94,8 @@ def drift(one: Side, other: Side) -> tuple[Table, bool]:
             else:
                 verdict = f"within noise: {difference(together, 'recorded')}"
         differs |= verdict.startswith("differs")
-        table.add_row(row.id, file, _accuracy(row), _accuracy(again), verdict)
-    return table, differs
+        lines.append([row.id, file, _accuracy(row), _accuracy(again), verdict])
+    return table(["stage", "file", "recorded", "repeated", "verdict"], lines), differs
 
 
 def surroundings(one: Report, other: Report) -> Iterator[str]:
