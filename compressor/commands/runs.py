@@ -88,6 +88,7 @@ def write_report(folder: Path) -> None:
       compress report runs/digits-resnet
     """
     result = report.Report.load(folder)
+    runs.check_report_may_be_written(folder)
     report.write(result, folder)
     show(result, Console.terminal())
 
@@ -117,18 +118,34 @@ def compare(one: Path, other: Path, as_json: bool) -> None:
 @click.argument("folder", type=PATH, metavar="DIR")
 @click.option("--out", type=PATH, metavar="DIR", help="Folder of the repetition; DIR-again by default.")
 @DEVICE
+@click.option(
+    "--factory",
+    "trusted",
+    multiple=True,
+    metavar="MODULE:NAME",
+    help="Import this one, which the pipeline in DIR names as a model. May be given several times.",
+)
+@click.option("--trust-code", is_flag=True, help="Import whatever the pipeline in DIR names as a model.")
 @loudness
-def reproduce(folder: Path, out: Path | None, device: str, quiet: bool, verbose: bool) -> None:
-    """Run a recorded pipeline again, and tell drift from noise.
+def reproduce(
+    folder: Path, out: Path | None, device: str, trusted: tuple[str, ...], trust_code: bool, quiet: bool, verbose: bool
+) -> None:
+    """Run a recorded pipeline again, and tell drift from noise. Code that it names is imported only if you say so.
 
     \b
-    Example:
+    Examples:
       compress reproduce runs/digits-resnet
+      compress reproduce downloads/run --factory networks:LeNet
     """
     console = console_of(quiet, verbose)
     recorded = runs.load_run(folder)
-    sys.path.append(str(Path.cwd()))  # for networks of one's own
     pipeline = pipelines.Pipeline.parse(yaml_file.parse(recorded[1].spec, str(folder / "report.json")))
+    if not trust_code and (others := sorted(pipeline.factories - {*trusted})):
+        raise ArtifactError(
+            f"{folder / 'report.json'} names code, {', '.join(others)}, which is imported only if you say so: read it, "
+            f"then add --factory {others[0]}"
+        )
+    _find_networks(pipeline, Path.cwd())
     if [stage.id for stage in pipeline.stages] != [row.id for row in recorded[1].rows]:
         raise ArtifactError(f"{folder / 'report.json'}: its rows are not of the stages of its pipeline")
     out = out or folder.with_name(f"{folder.name}-again")
@@ -156,8 +173,14 @@ def show(result: "report.Report", console: Console) -> None:
 def _load(path: Path, overrides: tuple[str, ...]) -> "pipelines.Pipeline":
     """The pipeline that is named; what it imports may lie beside it, or where one stands."""
     pipeline = pipelines.Pipeline.load(path, overrides)
-    sys.path += [str(path.absolute().parent), str(Path.cwd())]
+    _find_networks(pipeline, path.absolute().parent, Path.cwd())
     return pipeline
+
+
+def _find_networks(pipeline: "pipelines.Pipeline", *folders: Path) -> None:
+    """Let networks of one's own be imported from these folders; without one, nothing is."""
+    if pipeline.factories:
+        sys.path += [str(folder) for folder in folders]
 
 
 COMMANDS = (run, validate, write_report, compare, reproduce)

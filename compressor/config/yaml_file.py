@@ -81,6 +81,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Source:
     """
     if "\0" in str(path):
         raise SpecError(f"{path!r}: a path cannot hold a NUL byte")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise SpecError(f"{path}: is a pipe, a socket or a device; expected a file with a pipeline in YAML")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -1,10 +1,11 @@
 from .corruptions import CORRUPTIONS as CORRUPTIONS
 from .dataset import Dataset as Dataset
+from .photograph import SUFFIXES as SUFFIXES
+from .photograph import opened as opened
 from .preprocess import MAX_SIDE as MAX_SIDE
 from .preprocess import Preprocess as Preprocess
 from .settings import Augment as Augment
 from .settings import Data as Data
-from .sources.image_folder import SUFFIXES as SUFFIXES
 from .split import InMemory as InMemory
 from .split import Source as Source
 from .split import Split as Split

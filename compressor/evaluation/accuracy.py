@@ -159,7 +159,7 @@ class Predictions:
             ArtifactError: the file is missing, or holds something else.
         """
         try:
-            read = cls(**safetensors.numpy.load(path.read_bytes()))
+            read = cls(**safetensors.numpy.load(files.read_bytes(path)))
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise ArtifactError(f"{path}: no predictions can be read: {first_line(error)}") from error
         kinds = [(each.dtype.name, each.shape) for each in (read.classes, read.confidence, read.labels)]

@@ -70,7 +70,7 @@ def bench(
 
 def _digest(model: Path) -> str:
     try:
-        content = model.read_bytes()
+        content = files.read_bytes(model)
     except OSError as error:
         raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
     reading.parse(content, source=model)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from compressor.data.sources.image_folder import SUFFIXES
-from compressor.errors import ArtifactError, DataError, first_line, pass_on_out_of_memory
+from compressor.data.photograph import SUFFIXES, opened
+from compressor.errors import ArtifactError, DataError
 from compressor.evaluation.accuracy import probabilities
 from compressor.export import onnx_file, reading
 
@@ -33,11 +32,10 @@ def predict(model: Path, images: Sequence[Path], *, top: int = 3) -> Iterator[Pr
     session = onnx_file.session(model, threads=torch.get_num_threads())
     for path in [path for where in images for path in _images(where)]:
         try:
-            with Image.open(path) as image:
+            with opened(path) as image:
                 pixels = preprocess.pixels(image)
-        except Exception as error:  # Pillow's decoders raise many types
-            pass_on_out_of_memory(error)
-            yield DataError(f"{path} is not a usable image: {first_line(error)}")
+        except DataError as error:
+            yield error
             continue
         inputs = preprocess.normalise(torch.from_numpy(pixels[None])).numpy()
         logits = onnx_file.logits_of(session, inputs, source=model)

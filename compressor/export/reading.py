@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 
 from compressor.data.preprocess import Preprocess
 from compressor.errors import ArtifactError, first_line
+from compressor.storage import files
 
 NUMBERS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 MOST_IN_A_BYTE = 4  # of ONNX's types
@@ -88,7 +89,7 @@ def check_interface(model: onnx.ModelProto, preprocess: Preprocess, labels: tupl
 
 def _read(model: Path) -> onnx.ModelProto:
     try:
-        content = model.read_bytes()
+        content = files.read_bytes(model)
     except OSError as error:
         raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
     return parse(content, source=model)

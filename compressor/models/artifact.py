@@ -215,7 +215,7 @@ def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
     manifest = read_manifest(folder)
     path = folder / (WEIGHTS if manifest.kind == "torch" else ONNX)
     try:
-        content = path.read_bytes()
+        content = files.read_bytes(path)
     except OSError as error:
         raise ArtifactError(f"{folder} holds no readable artifact: {error.strerror}: {error.filename}") from error
     if files.digest(content) != manifest.digest:

@@ -10,6 +10,7 @@ from compressor.data.preprocess import Preprocess
 from compressor.errors import ArtifactError
 from compressor.models.architectures import Architecture
 from compressor.models.changes import Change, Int8
+from compressor.storage import files
 
 MANIFEST = "manifest.json"
 MAX_CHANGES = 100  # of one network: each is replayed on loading
@@ -85,7 +86,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return _MANIFEST.validate_json(path.read_bytes())
+        return _MANIFEST.validate_json(files.read_bytes(path, files.MAX_TEXT_BYTES))
     except OSError as error:
         raise ArtifactError(f"{folder} holds no readable artifact: {error.strerror}: {error.filename}") from error
     except ValidationError as error:

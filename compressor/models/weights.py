@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from compressor.errors import ArtifactError, pass_on_out_of_memory
-from compressor.storage import tensors
+from compressor.storage import files, tensors
 
 PICKLES = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")  # how torch.save and pickle begin a file
 
@@ -22,6 +22,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ArtifactError: the file is missing, or holds anything else.
     """
     try:
+        files.check_plain(path)
         if path.suffix == ".safetensors":
             with path.open("rb") as file:
                 if file.read(2) in PICKLES:

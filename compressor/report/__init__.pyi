@@ -1,4 +1,5 @@
 from . import markdown as markdown
+from .report import JSON as JSON
 from .report import DataFacts as DataFacts
 from .report import OverSeeds as OverSeeds
 from .report import Report as Report
@@ -17,4 +18,5 @@ from .wording import speed as speed
 from .wording import speedup as speedup
 from .wording import verdict as verdict
 from .writing import WRITTEN as WRITTEN
+from .writing import is_written as is_written
 from .writing import write as write

@@ -17,6 +17,7 @@ from compressor.evaluation.regressions import Regressions
 from compressor.evaluation.setting import REFERENCE, Setting
 from compressor.pipeline.stage import ID_PATTERN, MAX_ID_LENGTH
 from compressor.report.details import checked
+from compressor.storage import files
 
 JSON = "report.json"
 
@@ -189,7 +190,7 @@ class Report(Figures):
         """
         path = folder / JSON
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(files.read_bytes(path, files.MAX_TEXT_BYTES))
         except OSError as error:
             raise ArtifactError(f"{path}: there is no report to read: {error.strerror}") from error
         except ValidationError as error:

@@ -5,4 +5,5 @@ from .comparison import drift as drift
 from .comparison import load_run as load_run
 from .comparison import surroundings as surroundings
 from .dry_run import try_stages as try_stages
+from .layout import check_report_may_be_written as check_report_may_be_written
 from .runner import run as run

@@ -32,6 +32,7 @@ def try_stages(
     *,
     device: torch.device | None = None,
     console: Console | None = None,
+    scratch: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Take a few random images through every stage in order.
 
@@ -44,6 +45,7 @@ def try_stages(
         preprocess: the shape of its images.
         device: where networks train; the CPU by default.
         console: where the stages' networks are shown.
+        scratch: the folder in which networks are saved for the moment; the system's own by default.
 
     Returns:
         For each stage its id, its tag, and its network's parameters, MACs and layers that stay in float.
@@ -62,7 +64,7 @@ def try_stages(
     model: Artifact | None = None
     exported: set[str] = set()
     stages: list[dict[str, Any]] = []
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=scratch, prefix=".dry-run.", suffix=".partial") as folder:
         for stage, after in zip(pipeline.stages, (*pipeline.stages[1:], None), strict=True):
             target = Path(folder) / stage.id
             target.mkdir()

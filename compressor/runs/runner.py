@@ -1,14 +1,11 @@
 """The straight line: for each stage run, save, load back, measure; then the report."""
 
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from compressor.config.spec import validated_copy
 from compressor.console import Console
@@ -24,22 +21,26 @@ from compressor.report.report import DataFacts, Report, Row
 from compressor.report.writing import WRITTEN, write
 from compressor.runs.dry_run import try_stages
 from compressor.runs.keys import code_of, key_of, made_from
+from compressor.runs.layout import (
+    CHECKPOINTS,
+    SEEDS,
+    SOFT_LABELS,
+    SPEC,
+    SPEC_HEADER,
+    STAGES,
+    TRIED,
+    locked,
+    prepare,
+    start_over,
+    sweep,
+)
 from compressor.runs.seeds import over_seeds
-from compressor.runs.store import ROW, Finished, reuse, store, sweep
+from compressor.runs.store import Finished, reuse, store
 from compressor.runs.timing import timings_of
 from compressor.runs.trackers import following
 from compressor.storage import files
 from compressor.storage.checkpoints import Checkpoints
 from compressor.tracking import Tracker
-
-CHECKPOINTS = "checkpoints"
-SOFT_LABELS = "soft_labels"
-LOCK = ".lock"
-SEEDS = "seeds"
-STAGES = "stages"
-SPEC = "pipeline.yaml"
-TRIED = ".tried"  # the digest of what passed the dry run
-SPEC_HEADER = "# As it was run, overrides applied; written by compress run.\n"
 
 
 def run(
@@ -70,11 +71,11 @@ def run(
     chosen = choose_device(device)
     first, *others = pipeline.repeats
     labels = first.data.labels()
-    _prepare(folder)
-    with _locked(folder), following(pipeline, folder, trackers) as followers:
-        sweep(folder / STAGES)
+    prepare(folder)
+    with locked(folder), following(pipeline, folder, trackers) as followers:
+        sweep(folder)
         if fresh:
-            _start_over(folder)
+            start_over(folder)
         _try(first, labels, folder, chosen, console)
         services = Services(console, followers, soft_labels=folder / SOFT_LABELS)
         results = [_run_once(first, folder, chosen, services)]
@@ -120,7 +121,7 @@ def _try(pipeline: Pipeline, labels: tuple[str, ...], folder: Path, device: torc
     if record.is_file() and record.read_text(errors="replace") == tried:
         return
     console.say("Dry run: every stage on a few synthetic images", style="bold")
-    try_stages(pipeline, labels, preprocess, device=device)
+    try_stages(pipeline, labels, preprocess, device=device, scratch=folder)
     files.write_text(record, tried)
 
 
@@ -196,41 +197,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _prepare(folder: Path) -> None:
-    """Make the run's folder, or use one that an earlier run made; nobody else's files are overwritten."""
-    spec = folder / SPEC
-    try:
-        if not (folder / LOCK).exists() and not (spec.exists() and spec.read_bytes().startswith(SPEC_HEADER.encode())):
-            for name in (SPEC, ONNX, STAGES, CHECKPOINTS, SOFT_LABELS, SEEDS, *WRITTEN):
-                if (folder / name).exists():
-                    raise UserError(
-                        f"{folder / name} was not made by an earlier run and would be overwritten; choose another --out"
-                    )
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # a path with a NUL byte is a ValueError
-        raise UserError(f"the folder {folder} cannot be used: {error}") from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second run out of the folder; the lock ends with the process, however that ends."""
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError(f"another run is working in {folder}; wait until it ends, or choose another --out") from error
-
-
-def _start_over(folder: Path) -> None:
-    """Remove what earlier runs made here, and nothing else."""
-    for name in (SPEC, ONNX, TRIED, *WRITTEN):
-        (folder / name).unlink(missing_ok=True)
-    for row in (folder / STAGES).glob(f"*/{ROW}"):
-        shutil.rmtree(row.parent)
-    for name in (CHECKPOINTS, SOFT_LABELS):
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
 def _introduce(pipeline: Pipeline, data: Dataset, device: torch.device, console: Console) -> None:
     """Say what is about to run, with notes and warnings."""
     console.say(
@@ -269,7 +235,7 @@ def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Pat
             say(f"{title}: reused, unchanged", style="bold")
         context.services.on_row(done.row.model_dump(mode="json"))
         finished.append(done)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    files.remove(folder / CHECKPOINTS)
     return finished
 
 

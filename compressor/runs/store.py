@@ -1,8 +1,7 @@
 """Finished stages: their folders are written whole and sealed, and reused by later runs that would make the same."""
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def store(
         target: the folder to keep it in.
         seconds: that it took.
     """
-    with _whole(target) as folder:
+    with files.whole_folder(target) as folder:
         made.save(folder)
         loaded = artifact.load(folder, factories=factories)
         shipped = _shipped(loaded, context)
@@ -119,7 +118,7 @@ def reuse(
         say(f"{damage}; it will be made again")
         return None
     try:
-        row = Scored.model_validate_json((target / ROW).read_bytes())
+        row = Scored.model_validate_json(files.read_bytes(target / ROW, files.MAX_TEXT_BYTES))
     except (OSError, ValidationError):
         say(f"{target} was made by another version; it will be made again")
         return None
@@ -135,33 +134,11 @@ def reuse(
         return None
     if stands:
         return done
-    with _whole(target) as folder:
+    with files.whole_folder(target) as folder:
         shutil.copytree(target, folder, dirs_exist_ok=True)
         row = validated_copy(row, **_scored(_shipped(done.artifact, context), folder, data))
         files.write_text(folder / ROW, row.model_dump_json(indent=1) + "\n")
     return replace(done, row=row)
-
-
-def sweep(stages: Path) -> None:
-    """Remove what a run that was killed left half-made."""
-    for pattern in (".*.partial", ".*.old"):
-        for left in stages.glob(pattern):
-            shutil.rmtree(left)
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A folder that is sealed and takes the place of `target` once the block is done, and is removed if it fails."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        files.seal(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    files.replace_folder(partial, target)
 
 
 def _loaded(

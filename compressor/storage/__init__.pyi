@@ -1,3 +1,4 @@
+from .checkpoints import LAST_GOOD as LAST_GOOD
 from .checkpoints import Checkpoints as Checkpoints
 from .code import code_digest as code_digest
 from .code import code_digests as code_digests

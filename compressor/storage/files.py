@@ -1,20 +1,65 @@
-"""Files and folders are written whole or not at all, and sealed by digests of what is in them."""
+"""Files and folders are written whole or not at all, and sealed by digests of what is in them.
 
+No name of a file that is being written can be foreseen, or shared by two writers. A folder may come from anyone: links
+in it are not followed in writing or removing, and what is no plain file is not read.
+"""
+
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 SEAL = "SHA256SUMS"
+UNFINISHED = (".*.partial", ".*.old")  # what a process that is killed may leave
+MAX_BYTES = 2**31  # of a file that is read whole: what an ONNX file can hold
+MAX_TEXT_BYTES = 2**26  # of JSON: reading it takes many times its size
+
+
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+    """The content of a plain file.
+
+    Raises:
+        OSError: there is none, or it cannot be read; it is a pipe or a device, or larger than `most`.
+    """
+    check_plain(path)
+    if (held := path.stat().st_size) > most:
+        raise OSError(errno.EINVAL, f"it holds {held:,} bytes, more than the {most:,} that are read", str(path))
+    return path.read_bytes()
+
+
+def check_plain(path: Path) -> None:
+    """Refuse to open what may never end.
+
+    Raises:
+        OSError: there is nothing, or it is a pipe, a socket or a device.
+    """
+    if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", str(path))
+
+
+def odd_in(path: Path) -> Path | None:
+    """The first thing, `path` itself or below it, that is neither a plain file nor a folder; links are none."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISDIR(mode):
+        return None if stat.S_ISREG(mode) else path
+    return next((odd for child in sorted(path.iterdir()) if (odd := odd_in(child)) is not None), None)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` in one step: to a temporary neighbour, flushed to disk, then renamed over `path`."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _neighbour(path, "partial")
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:  # O_EXCL: never an existing file, never through a link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -48,6 +93,43 @@ def digest_json(content: Any) -> str:
     return digest(json.dumps(content, sort_keys=True, allow_nan=False).encode())
 
 
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder that is sealed and takes the place of `target` once the block is done, and is removed if it fails."""
+    partial = _neighbour(target, "partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        seal(partial)
+        replace_folder(partial, target)
+    finally:
+        remove(partial)
+
+
+def replace_folder(made: Path, target: Path) -> None:
+    """Replace `target`, which need not exist, with the folder `made`; `target` is never a mixture of both."""
+    old = _neighbour(target, "old")
+    if target.is_symlink() or target.exists():
+        target.rename(old)
+    made.rename(target)
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with what is in it, if it is there; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what was being written directly in `folder` when a process was killed."""
+    for pattern in UNFINISHED:
+        for left in folder.glob(pattern):
+            remove(left)
+
+
 def seal(folder: Path) -> None:
     """Write the digests of all files of `folder` into its `SHA256SUMS`, as `sha256sum --check` reads them."""
     lines = [f"{digest(path.read_bytes())}  {path.name}\n" for path in sorted(folder.iterdir()) if path.name != SEAL]
@@ -57,25 +139,19 @@ def seal(folder: Path) -> None:
 def damaged(folder: Path) -> str | None:
     """What is wrong with a sealed folder, in words; None if every file is unchanged."""
     try:
-        lines = (folder / SEAL).read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(folder / SEAL, MAX_TEXT_BYTES).decode().splitlines()
         expected = {name: sha for sha, _, name in (line.partition("  ") for line in lines)}
         found = {path.name for path in folder.iterdir()} - {SEAL}
         if found != set(expected):
             odd = sorted(found ^ set(expected))
             return f"{folder} does not hold the files in {SEAL} ({odd[0]} is in one of them only)"
         for name, sha in expected.items():
-            if digest((folder / name).read_bytes()) != sha:
+            if digest(read_bytes(folder / name)) != sha:
                 return f"{folder / name} does not have the digest in {SEAL}"
     except (OSError, UnicodeDecodeError) as error:
         return f"{folder} is not whole ({type(error).__name__}: {getattr(error, 'filename', None) or SEAL})"
     return None
 
 
-def replace_folder(made: Path, target: Path) -> None:
-    """Replace `target`, which need not exist, with the folder `made`; `target` is never a mixture of both."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    made.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+def _neighbour(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}")

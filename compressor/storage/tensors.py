@@ -28,6 +28,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ArtifactError: the file is damaged.
     """
     try:
+        files.check_plain(path)
         with safe_open(path, framework="pt") as file:
             notes = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)

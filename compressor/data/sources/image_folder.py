@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from compressor.console import Console
+from compressor.data.photograph import SUFFIXES, opened
 from compressor.data.preprocess import Preprocess
 from compressor.data.reading import Read, Request, in_memory
 from compressor.data.split import InMemory
-from compressor.errors import DataError, first_line, pass_on_out_of_memory
+from compressor.errors import DataError
 
-SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 ENLARGED = 4
 MAX_NAMED = 5  # files in one message
 
@@ -144,14 +144,12 @@ def _decoded(
     kept = np.ones(len(images), bool)
 
     def decode(index: int) -> list[str] | DataError:
-        path = folder.paths[index]
         try:
-            with Image.open(path) as image:
+            with opened(folder.paths[index]) as image:
                 images[index] = preprocess.pixels(image)
                 return list(_notes(image, preprocess))
-        except Exception as error:  # Pillow's decoders raise many types
-            pass_on_out_of_memory(error)
-            return DataError(f"{path} is not a usable image: {first_line(error)}")
+        except DataError as error:
+            return error
 
     with ThreadPoolExecutor() as pool:
         for index, outcome in enumerate(pool.map(decode, range(len(images)))):

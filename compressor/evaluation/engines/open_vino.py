@@ -1,5 +1,6 @@
 """OpenVINO, which runs the same file on integers, too; installed by the extra `openvino`."""
 
+import sys
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -32,6 +33,7 @@ class OpenVino(Engine):
 
 class _Opened(Session):
     def __init__(self, subject: Subject, setting: Setting) -> None:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # importing OpenVINO would send
         import openvino
 
         _, sides = onnx_file.input_of(onnx_file.session(subject.onnx), setting.batch, source=subject.onnx)

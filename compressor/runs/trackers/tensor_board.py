@@ -8,6 +8,8 @@ from compressor.errors import UserError
 from compressor.runs.trackers.figures import figures
 from compressor.tracking import Tracker
 
+EVENTS = "tensorboard"
+
 
 class TensorBoard(Tracker):
     """Writes event files into `DIR/tensorboard`; `tensorboard --logdir runs` shows every run."""
@@ -19,7 +21,7 @@ class TensorBoard(Tracker):
             raise UserError(
                 "tracking: tensorboard is not installed; run `pip install 'compressor[tensorboard]'`"
             ) from error
-        self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
+        self.writer: Any = SummaryWriter(str(folder / EVENTS))
 
     def on_epoch(self, stage: str, point: Mapping[str, float]) -> None:
         for name in ("loss", "validation_accuracy", "learning_rate"):

@@ -1,0 +1,40 @@
+"""Image files, which may hold anything, whatever they are called."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from compressor.errors import DataError, first_line, pass_on_out_of_memory
+from compressor.storage import files
+
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "GIF",
+    "JPEG",
+    "PNG",
+    "TIFF",
+    "WEBP",
+)  # told by content; Pillow knows others that run programs
+SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The image in a file, to be decoded within the block.
+
+    Raises:
+        DataError: it is no plain file, of none of the formats, or cannot be decoded.
+    """
+    Image.init()
+    try:
+        files.check_plain(path)
+        with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
+            yield image
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} is not a usable image: it holds none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # Pillow's decoders raise many types
+        pass_on_out_of_memory(error)
+        raise DataError(f"{path} is not a usable image: {first_line(error)}") from error
