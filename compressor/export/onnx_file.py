@@ -24,7 +24,7 @@ from compressor.tracing import layer_of, quiet, trace
 
 DEFAULT_OPSET = 18
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-QUIET = 3  # ONNX Runtime's log level: errors only
+QUIET = 4  # ONNX Runtime's log level: fatal errors only; others are raised, and said in our words
 
 
 def export_onnx(
@@ -137,7 +137,8 @@ def session(
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=[CUDA, CPU] if device == "cuda" else [CPU])
+        providers = [CUDA, CPU] if device == "cuda" else [CPU]
+        return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own
         pass_on_out_of_memory(error)
         named = "the network" if isinstance(model, bytes) else model

@@ -14,6 +14,8 @@ from compressor.storage import files
 
 NUMBERS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 MOST_IN_A_BYTE = 4  # of ONNX's types
+SHAPE_BYTES = 1024  # constants up to this size may be shapes
+MIN_VALUES, VALUES_FACTOR = 2**24, 100  # that an operator may make of one image: so many, or over those of its input
 _LABELS: TypeAdapter[tuple[str, ...]] = TypeAdapter(Annotated[tuple[str, ...], Field(min_length=1)])
 
 
@@ -47,7 +49,8 @@ def parse(content: bytes, *, source: Path) -> onnx.ModelProto:
     """What is in a file, which reads no others, wherever they may lie.
 
     Raises:
-        ArtifactError: it is no ONNX file, refers to data outside itself, or claims tensors that it does not hold.
+        ArtifactError: it is no ONNX file, refers to data outside itself, claims tensors that it does not hold, or asks
+            for far more memory than a network takes.
     """
     try:
         model = onnx.load_model_from_string(content)
@@ -63,6 +66,7 @@ def parse(content: bytes, *, source: Path) -> onnx.ModelProto:
             )
     if next(_messages(model, onnx.SparseTensorProto), None) is not None:
         raise ArtifactError(f"{source} holds sparse tensors, which are not read")
+    _check_memory(model, source=source)
     return model
 
 
@@ -85,6 +89,40 @@ def check_interface(model: onnx.ModelProto, preprocess: Preprocess, labels: tupl
             f"{source} {said or 'takes nothing'}; by its preprocessing and labels it takes 'input' "
             f"{list(preprocess.input_shape(1)[1:])} and gives 'logits' [{len(labels)}], in float32"
         )
+
+
+def _check_memory(model: onnx.ModelProto, *, source: Path) -> None:
+    """Refuse operators that make far more of an image than networks do: one bit of a padding can ask for terabytes."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
+    except Exception as error:  # ONNX's own errors
+        raise ArtifactError(f"{source}: its operators do not fit together: {first_line(error)}") from error
+    given = max((_values(value) for value in model.graph.input), default=0)
+    for value in (*inferred.value_info, *inferred.output):
+        if _values(value) > max(MIN_VALUES, VALUES_FACTOR * given):
+            raise ArtifactError(f"{source} would make {_values(value):,} numbers of one image; it is not run")
+
+
+def _values(value: onnx.ValueInfoProto) -> int:
+    """How many numbers a value has for one image: sides that are not fixed are of length 1."""
+    return math.prod(max(side.dim_value, 1) for side in value.type.tensor_type.shape.dim)
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large constants as inputs: of these, only the shapes matter to other shapes."""
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph = light.graph
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= SHAPE_BYTES:
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    return light
 
 
 def _read(model: Path) -> onnx.ModelProto:
