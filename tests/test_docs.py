@@ -75,3 +75,9 @@ def test_links_lead_somewhere() -> None:
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_every_test_that_is_named_is_there(path: Path) -> None:
+    named = set(re.findall(r"`(?:tests/)?(test_\w+)(?:\.py)?`", path.read_text()))
+    assert {name for name in named if not (ROOT / "tests" / f"{name}.py").exists()} == set()

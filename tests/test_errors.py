@@ -1,6 +1,7 @@
 """Every line of the table in docs/errors.md, made to happen through the command line."""
 
 import errno
+import json
 import os
 import pickle
 import re
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -21,6 +23,7 @@ from compressor.models.architectures import Architecture
 from compressor.storage import files
 from compressor_command import main
 from tests.test_data import write_folder
+from tests.test_report_properties import small
 
 ROOT = Path(__file__).parent.parent
 TABLE = {
@@ -85,6 +88,62 @@ def corrupt_images(patch: Patch) -> list[str]:
     arguments = corrupt_image(patch)
     Path("images/dog/1.png").write_bytes(b"")
     return arguments
+
+
+def another_format(patch: Patch) -> list[str]:
+    arguments = folder_of_images()
+    Image.new("RGB", (8, 8)).save("images/cat/0.png", format="EPS")
+    return arguments
+
+
+def a_pipe(patch: Patch) -> list[str]:
+    arguments = folder_of_images()
+    Path("images/cat/0.png").unlink()
+    os.mkfifo("images/cat/0.png")
+    return arguments
+
+
+def a_link(patch: Patch) -> list[str]:
+    Path("out").mkdir()
+    Path("out/report.md").symlink_to(Path("p.yaml").absolute())
+    return RUN
+
+
+def a_report() -> None:
+    """`out/report.json`, of a pipeline whose network is somebody's own."""
+    report = small()
+    spec = PIPELINE.replace("model: resnet, arguments: {blocks: [1], widths: [4]}", "model: networks:LeNet")
+    Path("out").mkdir()
+    Path("out/report.json").write_text(json.dumps({**report.to_json(), "spec": spec}))
+
+
+def a_readme(patch: Patch) -> list[str]:
+    a_report()
+    Path("out/README.md").write_text("mine")
+    return ["report", "out"]
+
+
+def foreign_code(patch: Patch) -> list[str]:
+    a_report()
+    return ["reproduce", "out"]
+
+
+def an_onnx_file(pads: int, location: str | None = None) -> list[str]:
+    """`m.onnx`, one convolution of an 8 x 8 image."""
+    kernel = onnx.numpy_helper.from_array(np.zeros((1, 1, 3, 3), np.float32), "kernel")
+    if location is not None:
+        kernel.ClearField("raw_data")
+        kernel.data_location = onnx.TensorProto.EXTERNAL
+        kernel.external_data.add(key="location", value=location)
+    kind = onnx.TensorProto.FLOAT
+    image, features = (
+        onnx.helper.make_tensor_value_info(*value)
+        for value in (("image", kind, [1, 1, 8, 8]), ("features", kind, [1, 1, None, None]))
+    )
+    node = onnx.helper.make_node("Conv", ["image", "kernel"], ["features"], pads=[pads] * 4)
+    graph = onnx.helper.make_graph([node], "graph", [image], [features], [kernel])
+    Path("m.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    return ["bench", "m.onnx"]
 
 
 def split_twice(patch: Patch) -> list[str]:
@@ -202,6 +261,8 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
     "train and test of other classes": other_classes,
     "corrupt image": corrupt_image,
     "several corrupt images": corrupt_images,
+    "image of another format": another_format,
+    "pipe among the images": a_pipe,
     "16-bit image": deep_image,
     "classes do not fit the network": lambda _: with_settings("stages.teacher.model=tests.networks:WrongHead", OWN),
     "channels do not fit the network": lambda _: with_settings("stages.teacher.model=tests.networks:Colour", OWN),
@@ -220,6 +281,11 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
     "folder that cannot be used": unusable_folder,
     "folder with files of one's own": a_folder_of_ones_own,
     "file that cannot be written": unwritable_file,
+    "link in the folder of a run": a_link,
+    "report beside a README of one's own": a_readme,
+    "code that a folder names": foreign_code,
+    "ONNX file with data elsewhere": lambda _: an_onnx_file(1, location="secret.bin"),
+    "ONNX file that asks for far too much": lambda _: an_onnx_file(2**20),
     "full disk": full_disk,
     "unknown device": lambda _: [*RUN[:-1], "tpu"],
     "absent device": lambda _: [*RUN[:-1], "cuda"],

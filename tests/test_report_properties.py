@@ -190,6 +190,14 @@ def test_the_small_report_is_whole(folder: Path) -> None:
     assert (folder / "report.html").read_text().count("<svg") == 6
 
 
+def test_what_is_code_keeps_its_lines_in_the_page(folder: Path) -> None:
+    spec = "name: small\n# <b>\x1b[31m\n"
+    write(small().model_copy(update={"spec": spec}), folder)
+    page = (folder / "report.html").read_text()
+    assert '<pre class="long">name: small\n# &lt;b&gt;\\x1b[31m\n</pre>' in page
+    assert page.partition("<pre>")[2].startswith("import numpy, onnxruntime\nsession = ")
+
+
 def test_any_one_number_may_be_odd(folder: Path) -> None:
     outcomes = {True: 0, False: 0}
     for place, value in itertools.product(PLACES, ODD):

@@ -1,5 +1,4 @@
 from . import markdown as markdown
-from .report import JSON as JSON
 from .report import DataFacts as DataFacts
 from .report import OverSeeds as OverSeeds
 from .report import Report as Report
@@ -17,6 +16,7 @@ from .wording import setting_name as setting_name
 from .wording import speed as speed
 from .wording import speedup as speedup
 from .wording import verdict as verdict
+from .writing import CARD as CARD
 from .writing import WRITTEN as WRITTEN
-from .writing import is_written as is_written
+from .writing import is_card as is_card
 from .writing import write as write

@@ -10,20 +10,20 @@ from compressor.storage import files
 
 MARKDOWN, HTML, CARD = "report.md", "report.html", "README.md"
 WRITTEN = (JSON, MARKDOWN, HTML, CARD)
-MARK = "Written by compress from report.json"  # in what is written for people
 
 
 def write(report: Report, folder: Path) -> None:
     """Write the report of a run as JSON, Markdown and HTML, and the model card."""
     files.write_json(folder / JSON, report.to_json())
-    files.write_text(folder / MARKDOWN, f"{to_markdown(report)}\n<!-- {MARK}. -->\n")
+    files.write_text(folder / MARKDOWN, to_markdown(report))
     files.write_text(folder / HTML, to_html(report))
     files.write_text(folder / CARD, to_card(report))
 
 
-def is_written(path: Path) -> bool:
-    """Whether a file is one that `write` wrote for people."""
-    return MARK.encode() in files.read_bytes(path, files.MAX_TEXT_BYTES)
+def is_card(path: Path) -> bool:
+    """Whether a README is a model card that `write` wrote, of this or an earlier version."""
+    text = files.read_bytes(path, files.MAX_TEXT_BYTES)
+    return text.startswith(b"---\nlibrary_name: onnx\n") and b", compressor]\n" in text
 
 
 def to_card(report: Report) -> str:

@@ -8,8 +8,7 @@ from filelock import FileLock, Timeout
 
 from compressor.errors import UserError
 from compressor.models.artifact import ONNX
-from compressor.report.report import JSON
-from compressor.report.writing import WRITTEN, is_written
+from compressor.report.writing import CARD, WRITTEN, is_card
 from compressor.runs.store import ROW
 from compressor.runs.trackers.tensor_board import EVENTS
 from compressor.storage import files
@@ -49,16 +48,14 @@ def prepare(folder: Path) -> None:
 
 
 def check_report_may_be_written(folder: Path) -> None:
-    """Refuse to write a report over files that no run made.
+    """Refuse to write the model card over a README that no run made; the other names are ours.
 
     Raises:
-        UserError: there are some.
+        UserError: there is one.
     """
-    for path in (folder / name for name in WRITTEN if name != JSON):
-        if path.exists() and not _by_a_run(folder) and not is_written(path):
-            raise UserError(
-                f"{path} was not made by a run and would be overwritten; move it, or report.json, elsewhere"
-            )
+    card = folder / CARD
+    if card.exists() and not _by_a_run(folder) and not is_card(card):
+        raise UserError(f"{card} was not made by a run and would be overwritten; move it elsewhere")
 
 
 @contextmanager
