@@ -37,8 +37,8 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+
 HOSTILE = "<img src=x onerror=alert(1)> | `a` [b](c) *d*\n# \x1b[31m\u202e $\\e$"
 SHOWN = r"<img src=x onerror=alert(1)> | `a` [b](c) *d*\n# \x1b[31m\u202e $\e$"
 ABSENT = "absent"
-ODD = (ABSENT, 0, -1, 10**400, math.nan)
-ODDER = (*ODD, None, 1, 1e300, 1e-300, -1e300, 5e-324, math.inf, -math.inf)
+ODD = (ABSENT, -1, 10**400, math.nan)
+ODDER = (*ODD, None, 0, 1, 1e300, 1e-300, -1e300, 5e-324, math.inf, -math.inf)
 
 
 def timed(setting: Setting, speedup: float) -> Latency:
@@ -206,7 +206,7 @@ def test_any_one_number_may_be_odd(folder: Path) -> None:
         if report is not None:
             assert said(report)
             json.dumps(report.to_json(), allow_nan=False)
-    assert min(outcomes.values()) > 100  # the test would be empty if all were refused, or all taken
+    assert min(outcomes.values()) > 80  # the test would be empty if all were refused, or all taken
 
 
 @settings(deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
