@@ -1,21 +1,23 @@
 """Images, splits and augmentation."""
 
 import io
+import json
 import os
 import shutil
 import struct
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from pydantic import ValidationError
 from rich.console import Console as RichConsole
 from sklearn.datasets import load_digits
+from torchvision import transforms
 
 from compressor import Augment, Data, Dataset
 from compressor.console import Console
@@ -73,6 +75,40 @@ def test_another_size_is_pillows_bilinear_and_need_not_be_square() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 7), dtype=np.uint8))
     expected = np.asarray(image.convert("RGB").resize((9, 5), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     assert np.array_equal(preprocess.pixels(image), expected)
+
+
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("shape", [(300, 200), (200, 301), (33, 47), (24, 24), (17, 500)])
+def test_the_shorter_side_and_the_centre_are_torchvisions(
+    kind: Literal["bilinear", "bicubic", "lanczos"], shape: tuple[int, int]
+) -> None:
+    preprocess = Preprocess(size=(24, 20), channels=3, mean=(0.0,) * 3, std=(1.0,) * 3, resize=27, interpolation=kind)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    theirs = transforms.Compose(
+        [transforms.Resize(27, transforms.InterpolationMode(kind)), transforms.CenterCrop((24, 20))]
+    )
+    expected = np.asarray(theirs(image)).transpose(2, 0, 1)
+    assert np.abs(preprocess.pixels(image) - expected.astype(int)).max() <= 1  # of 255
+
+
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the camera was turned: show it a quarter clockwise
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    preprocess = Preprocess(size=(9, 6), channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    with Image.open(tmp_path / "photo.png") as image:
+        assert np.array_equal(preprocess.pixels(image), np.rot90(pixels, -1).transpose(2, 0, 1))
+
+
+def test_preprocessing_as_it_always_was_is_written_as_it_always_was() -> None:
+    old = {"size": [4, 6], "channels": 1, "mean": [0.5], "std": [0.25]}
+    assert json.loads(Preprocess.model_validate(old).model_dump_json()) == old
+    new = {**old, "resize": 8, "interpolation": "bilinear"}
+    assert json.loads(Preprocess.model_validate(new).model_dump_json()) == new
+    assert Preprocess.model_validate_json(json.dumps(new)) == Preprocess.model_validate(new)
+    with pytest.raises(ValidationError, match=r"resize 5 makes the shorter side shorter than size \[4, 6\]"):
+        Preprocess.model_validate({**old, "resize": 5})
 
 
 def test_folder_with_train_and_test(tmp_path: Path) -> None:

@@ -10,15 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 from playwright.sync_api import Browser, sync_playwright
 
 from compressor.evaluation.accuracy import Accuracy, Paired
 from compressor.evaluation.latency import Latency
 from compressor.report.report import Report, Row
-from compressor.report.snippets import TEN_LINES
+from compressor.report.snippets import EXAMPLE
 from compressor.report.tradeoff import far_below, tradeoff
 from compressor.report.wording import change, remarks, verdict
 from compressor.report.writing import write
@@ -316,14 +317,19 @@ def test_the_lines_that_are_printed_run(finished: Path, tmp_path: Path) -> None:
     assert re.fullmatch(r"\[\d\]\n", output(printed[1], tmp_path))
 
 
-def test_ten_lines_say_what_predict_says(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [{}, {"resize": 12, "interpolation": "bicubic"}])
+def test_the_example_says_what_predict_says(finished: Path, tmp_path: Path, how: dict[str, object]) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert TEN_LINES in readme
-    assert len([line for line in TEN_LINES.splitlines() if line]) == 10
-    shutil.copy(finished / "model.onnx", tmp_path)
+    assert EXAMPLE in readme
+    model = onnx.load(finished / "model.onnx")
+    entry = next(entry for entry in model.metadata_props if entry.key == "compressor.preprocess")
+    entry.value = json.dumps({**json.loads(entry.value), **how})
+    onnx.save(model, tmp_path / "model.onnx")
     pixels = Image.effect_mandelbrot((19, 23), (-2, -1.5, 1, 1.5), 90).convert("RGB")
-    pixels.save(tmp_path / "photo.png")
-    label, share = output(TEN_LINES, tmp_path).split()
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    pixels.save(tmp_path / "photo.png", exif=turned)
+    label, share = output(EXAMPLE, tmp_path).split()
     command = [sys.executable, "-m", "compressor_command", "predict", "model.onnx", "photo.png", "--top", "1"]
     predicted = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert predicted.stdout == f"photo.png\t{label} {float(share):.4f}\n"

@@ -1,8 +1,9 @@
 """How an image becomes the input of a network: the one definition that training, scoring and users share."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,9 +20,9 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Preprocess(BaseModel):
-    """Convert to L or RGB, resize whole to `size` (Pillow, bilinear), scale to 0..1, subtract `mean`, divide by `std`.
+    """Turn as EXIF says, convert to L or RGB, resize to `size`, scale to 0..1, subtract `mean`, divide by `std`.
 
-    Every `model.onnx` carries it as `compressor.preprocess`.
+    Every `model.onnx` carries it as `compressor.preprocess`, in which what is as it always was is left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -32,6 +33,29 @@ class Preprocess(BaseModel):
     """1 (gray) or 3 (RGB)."""
     mean: tuple[Finite, ...]
     std: tuple[Annotated[Finite, Field(gt=0)], ...]
+    resize: int | None = Field(None, ge=1, le=MAX_SIDE)
+    """The shorter side is resized to this length, and `size` cut from the centre; if None, the whole is squeezed."""
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
+    """Pillow's filter, which smooths where it shrinks (antialias)."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, content: SerializerFunctionWrapHandler) -> Mapping[str, Any]:
+        """What older readers know, and the rest only where it says something."""
+        whole: dict[str, Any] = content(self)
+        if self.resize is None:
+            del whole["resize"]
+            if self.interpolation == "bilinear":
+                del whole["interpolation"]
+        return whole
+
+    @model_validator(mode="after")
+    def _cut_from_what_is_there(self) -> "Preprocess":
+        if self.resize is not None and self.resize < max(self.size):
+            raise ValueError(
+                f"resize {self.resize} makes the shorter side shorter than size {list(self.size)}; expected at least "
+                f"{max(self.size)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_figure_a_channel(self) -> "Preprocess":
@@ -49,18 +73,33 @@ class Preprocess(BaseModel):
             ValueError: the image has more than 8 bits a channel.
         """
         import numpy as np
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         if image.mode.startswith(("I", "F")):
             raise ValueError(
                 f"it has more than 8 bits a channel (Pillow's mode {image.mode}), which would be cut off at 255; "
                 "save it with 8 bits"
             )
-        image = image.convert("L" if self.channels == 1 else "RGB")
+        image = ImageOps.exif_transpose(image).convert("L" if self.channels == 1 else "RGB")
         height, width = self.size
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        box = self._box(image.width, image.height)
+        if image.size != (width, height) or box != (0, 0, width, height):
+            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()], box)
         return np.asarray(image, np.uint8).reshape(height, width, self.channels).transpose(2, 0, 1)
+
+    def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of an image that is resized to `size`: left, top, right, bottom.
+
+        With `resize` it becomes the centre of the image that torchvision's `Resize` would make; that one, which may be
+        very long, is never made.
+        """
+        if self.resize is None:
+            return 0, 0, width, height
+        longer = [int(self.resize * side / min(width, height)) for side in (width, height)]
+        edges = [round((made - own) / 2) for made, own in zip(longer, reversed(self.size), strict=True)]
+        across, down = width / longer[0], height / longer[1]  # pixels of the image for one of the result
+        left, top = edges[0] * across, edges[1] * down
+        return left, top, min(left + self.size[1] * across, width), min(top + self.size[0] * down, height)
 
     def normalise(self, pixels: "Tensor") -> "Tensor":
         """Pixels `[N, C, H, W]` in 0..255, any type, to the float32 input of a network."""

@@ -35,6 +35,10 @@ class Data(Spec):
     """The folder of the files, or the one that torchvision downloads to."""
     size: tuple[Side, Side] | None = None
     """`[height, width]` that every image is resized to; by default the data set's own (224 x 224 for a folder)."""
+    resize: Side | None = None
+    """Resize the shorter side to this length, then cut `size` from the centre; by default the whole is squeezed."""
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
+    """How images are resized."""
     channels: Literal[1, 3] | None = None
     """1 (gray) or 3 (RGB); by default the data set's own, 3 for a folder."""
     mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
@@ -74,7 +78,14 @@ class Data(Spec):
         own = channels == known.channels
         mean = self.mean if self.mean is not None else (known.mean if own else (0.5,) * channels)
         std = self.std if self.std is not None else (known.std if own else (0.5,) * channels)
-        return Preprocess(size=self.size or known.size, channels=channels, mean=mean, std=std)
+        return Preprocess(
+            size=self.size or known.size,
+            channels=channels,
+            mean=mean,
+            std=std,
+            resize=self.resize,
+            interpolation=self.interpolation,
+        )
 
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, without reading an image.

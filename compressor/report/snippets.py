@@ -2,15 +2,19 @@
 
 from compressor.data.preprocess import Preprocess
 
-TEN_LINES = """\
+EXAMPLE = """\
 import json, numpy, onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("model.onnx")
 about = session.get_modelmeta().custom_metadata_map
 how, labels = json.loads(about["compressor.preprocess"]), json.loads(about["compressor.labels"])
-image = Image.open("photo.png").convert({1: "L", 3: "RGB"}[how["channels"]]).resize(how["size"][::-1], Image.BILINEAR)
-pixels = numpy.asarray(image).reshape(*how["size"], how["channels"]) / 255  # [H, W, C] in 0..1
+image = ImageOps.exif_transpose(Image.open("photo.png")).convert({1: "L", 3: "RGB"}[how["channels"]])
+(h, w), side, kind = how["size"], how.get("resize"), how.get("interpolation", "bilinear").upper()
+size = [int(side * length / min(image.size)) for length in image.size] if side else (w, h)
+left, top = round((size[0] - w) / 2), round((size[1] - h) / 2)
+image = image.resize(size, Image.Resampling[kind]).crop((left, top, left + w, top + h))
+pixels = numpy.asarray(image).reshape(h, w, how["channels"]) / 255  # [H, W, C] in 0..1
 inputs = ((pixels - how["mean"]) / how["std"]).transpose(2, 0, 1)[None].astype("float32")  # [1, C, H, W]
 odds = numpy.exp(session.run(["logits"], {"input": inputs})[0][0])
 print(labels[odds.argmax()], odds.max() / odds.sum())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from compressor.data.preprocess import Preprocess
 from compressor.environment import Environment
 from compressor.evaluation.accuracy import Accuracy, Paired
 from compressor.evaluation.engines.base import title_of
@@ -226,3 +227,11 @@ def _points(share: float) -> str:
 
 def _figure(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.2g}"
+
+
+def resizing(preprocess: Preprocess) -> str:
+    """How an image of another size is made to fit."""
+    how = f"(Pillow, {preprocess.interpolation})"
+    if preprocess.resize is None:
+        return f"Images of another size are resized without cropping {how}."
+    return f"The shorter side is resized to {preprocess.resize} pixels {how}, and the centre cut out."
