@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor import Context, Dataset, Measure, Objective, Pipeline, Split, TorchModel, run
+from compressor import Context, Dataset, Measure, Objective, Pipeline, Source, Split, TorchModel, run
 from compressor.data.preprocess import Preprocess
 from compressor.distillation.settings import Distillation
 from compressor.evaluation.engines.base import Subject, engine_of, title_of
@@ -51,7 +51,7 @@ def test_a_criterion_scores_the_channels_of_a_group(
         assert torch.equal(after, before[:channels, :channels])
 
 
-class Stripes:
+class Stripes(Source):
     """A source of one's own: images that are made when they are asked for, and never all of them."""
 
     def __init__(self, count: int) -> None:

@@ -40,7 +40,7 @@ def load(data: Data, seed: int, console: Console | None = None) -> Dataset:
     """
     labels_of(data)
     known = data.data_set
-    request = Request(data.root, data.preprocess(), seed, skip_unreadable=data.unreadable == "skip")
+    request = Request(data.root, data.preprocess(), seed, skip_unreadable=data.unreadable == "skip", store=data.store)
     read = _reader(data).read(request, console or Console())
     train = Split.of(read.train)
     if read.test is not None:

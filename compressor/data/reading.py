@@ -1,7 +1,7 @@
 """What a data set's module offers: a reader, which lists classes and reads images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -12,17 +12,27 @@ from PIL import Image
 
 from compressor.console import Console
 from compressor.data.preprocess import Preprocess
+from compressor.data.settings import Store
 from compressor.data.split import InMemory, Source
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of a reader: where the files lie, the shape of images, the seed of what is rendered."""
+    """What is wanted of a reader.
+
+    Attributes:
+        root: where the files lie.
+        preprocess: the shape of the images.
+        seed: of what is rendered.
+        skip_unreadable: whether files that cannot be decoded are left out.
+        store: where images are kept that memory cannot hold.
+    """
 
     root: Path
     preprocess: Preprocess
     seed: int
     skip_unreadable: bool = False
+    store: Store = field(default_factory=Store)
 
 
 class Read(NamedTuple):

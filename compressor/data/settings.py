@@ -1,5 +1,6 @@
 """Which images, at what size, split and augmented how: what a pipeline says of its data."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -24,6 +25,20 @@ class Augment(Spec):
     """Pad with this many black pixels on each side, then crop at random back to the original size."""
     flip: bool = False
     """Mirror half of the images."""
+
+
+class Store(Spec):
+    """Where decoded images are kept that would take more than a gibibyte of memory."""
+
+    folder: Path | None = None
+    """A folder, which runs share; `compressor/images` in the user's cache by default."""
+    gigabytes: float = Field(50, gt=0, le=1e6)
+    """What all of them may take together; those that were not used for longest are removed first."""
+
+    @property
+    def home(self) -> Path:
+        """The folder."""
+        return self.folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compressor" / "images"
 
 
 class Data(Spec):
@@ -55,6 +70,8 @@ class Data(Spec):
     """How many training images to estimate ranges and BatchNorm statistics on."""
     unreadable: Literal["refuse", "skip"] = "refuse"
     """Whether files of a folder that cannot be decoded end the run, or are left out; either way they are named."""
+    store: Store = Store()
+    """Where the decoded images of a large folder are kept, and how much room they get."""
     augment: Augment | None = None
     """What training does to images; by default the data set's own, nothing for a folder."""
 

@@ -1,10 +1,10 @@
 """Images by number: the one interface through which training, calibration and scoring read them."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,22 +12,32 @@ from torch import Tensor
 READ_AT_ONCE = 1000  # images, where all of a split are read
 
 
-class Source(Protocol):
+class Source(ABC):
     """Labeled images, wherever they are kept: in memory, on disk, or rendered on demand."""
 
-    @property
-    def labels(self) -> Tensor:
-        """The class of every image, int64 `[N]`."""
+    labels: Tensor
+    """The class of every image, int64 `[N]`."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """N."""
 
+    @abstractmethod
     def batch(self, indices: Tensor) -> Tensor:
         """The images at `indices` (int64 `[B]`), uint8 `[B, C, H, W]` on the CPU."""
 
+    def fingerprint(self, indices: Tensor) -> str:
+        """SHA-256 over the shape, the pixels and the classes of the images at `indices`, in their order."""
+        shape = (len(indices), *self.batch(torch.zeros(1, dtype=torch.int64)).shape[1:])
+        sha = hashlib.sha256(repr(shape).encode())
+        for some in indices.split(READ_AT_ONCE):
+            sha.update(self.batch(some).contiguous().numpy().data)
+        sha.update(self.labels[indices].numpy().data)
+        return sha.hexdigest()
+
 
 @dataclass(frozen=True)
-class InMemory:
+class InMemory(Source):
     """Images that are held in memory: uint8 `[N, C, H, W]`, and their classes int64 `[N]`."""
 
     images: Tensor
@@ -80,10 +90,5 @@ class Split:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the shape, the pixels and the classes."""
-        shape = (len(self), *self.source.batch(torch.zeros(1, dtype=torch.int64)).shape[1:])
-        sha = hashlib.sha256(repr(shape).encode())
-        for images in self.batches(READ_AT_ONCE):
-            sha.update(images.contiguous().numpy().data)
-        sha.update(self.labels.numpy().data)
-        return sha.hexdigest()
+        """What tells these images and classes from others."""
+        return self.source.fingerprint(self.indices)

@@ -85,7 +85,8 @@ class Pipeline(Spec):
     def digest(self) -> str:
         """SHA-256 of everything that decides the result: data, seed and stages, but no paths and no `measure`."""
         content = self.model_dump(mode="json", include={"data", "seed", "stages"})
-        del content["data"]["root"]
+        for where in ("root", "store"):
+            del content["data"][where]
         for stage in content["stages"]:
             if stage.get("weights") is not None:
                 stage["weights"] = "given"

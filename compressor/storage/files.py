@@ -94,16 +94,23 @@ def digest_json(content: Any) -> str:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder that is sealed and takes the place of `target` once the block is done, and is removed if it fails."""
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder that takes the place of `target` once the block is done, and is removed if it fails."""
     partial = _neighbour(target, "partial")
     partial.mkdir(parents=True)
     try:
         yield partial
-        seal(partial)
         replace_folder(partial, target)
     finally:
         remove(partial)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """`new_folder`, sealed."""
+    with new_folder(target) as folder:
+        yield folder
+        seal(folder)
 
 
 def replace_folder(made: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 """Photographs in folders: `root/train/<class>/*` and `root/test/<class>/*`, or `root/<class>/*` alone."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -8,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from compressor.console import Console
 from compressor.data.photograph import SUFFIXES, opened
 from compressor.data.preprocess import Preprocess
 from compressor.data.reading import Read, Request, in_memory
-from compressor.data.split import InMemory
+from compressor.data.split import InMemory, Source
+from compressor.data.store import Decode, stored
 from compressor.errors import DataError
 
 ENLARGED = 4
+IN_MEMORY_BYTES = 2**30  # of a split; larger ones are kept on disk
 MAX_NAMED = 5  # files in one message
 
 
@@ -25,7 +29,7 @@ MAX_NAMED = 5  # files in one message
 class Folder:
     """The images of one split, not yet read, and how many files were left out for their suffix."""
 
-    paths: Sequence[Path]
+    paths: Sequence[str]
     classes: Sequence[int]
     left_out: Counter[str]
 
@@ -53,9 +57,7 @@ class ImageFolder:
         notes: Counter[str] = Counter()
         unreadable: list[str] = []
         with console.progress("decoding images", sum(len(each.paths) for each in listed.values())) as advance:
-            read = {
-                name: _decoded(each, request.preprocess, notes, unreadable, advance) for name, each in listed.items()
-            }
+            read = {name: _decoded(each, request, notes, unreadable, advance) for name, each in listed.items()}
         if unreadable and not request.skip_unreadable:
             raise DataError(f"{_several(unreadable)}; repair or remove them, or set `unreadable: skip`")
         for name, source in read.items():
@@ -108,14 +110,14 @@ def _labels(folder: Path) -> list[str]:
 
 
 def _listed(folder: Path, labels: Sequence[str]) -> Folder:
-    paths: list[Path] = []
+    paths: list[str] = []
     classes: list[int] = []
     left_out: Counter[str] = Counter()
     for index, label in enumerate(labels):
         found = 0
         for path in _files(folder / label):
             if path.suffix.lower() in SUFFIXES:
-                paths.append(path)
+                paths.append(str(path))
                 classes.append(index)
                 found += 1
             else:
@@ -137,22 +139,52 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _decoded(
-    folder: Folder, preprocess: Preprocess, notes: Counter[str], unreadable: list[str], advance: Callable[[int], None]
-) -> InMemory:
+    folder: Folder, request: Request, notes: Counter[str], unreadable: list[str], advance: Callable[[int], None]
+) -> Source:
     """The images of a split; what was done to unusual ones is counted in `notes`, what is `unreadable` is named."""
+    preprocess = request.preprocess
+
+    def decode(path: str) -> tuple[NDArray[np.uint8], list[str]]:
+        with opened(Path(path)) as image:
+            return preprocess.pixels(image), list(_notes(image, preprocess))
+
+    if len(folder.paths) * math.prod(preprocess.input_shape(1)) <= IN_MEMORY_BYTES:
+        return _in_memory(folder, decode, preprocess, notes, unreadable, advance)
+    found = stored(
+        folder.paths,
+        folder.classes,
+        preprocess,
+        decode,
+        root=request.root,
+        home=request.store.home,
+        limit_bytes=int(request.store.gigabytes * 1e9),
+        advance=advance,
+    )
+    notes.update(found.notes)
+    unreadable.extend(found.unreadable)
+    return found.source
+
+
+def _in_memory(
+    folder: Folder,
+    decode: Decode,
+    preprocess: Preprocess,
+    notes: Counter[str],
+    unreadable: list[str],
+    advance: Callable[[int], None],
+) -> InMemory:
     images = np.empty((len(folder.paths), *preprocess.input_shape(1)[1:]), np.uint8)
     kept = np.ones(len(images), bool)
 
-    def decode(index: int) -> list[str] | DataError:
+    def attempt(index: int) -> Sequence[str] | DataError:
         try:
-            with opened(folder.paths[index]) as image:
-                images[index] = preprocess.pixels(image)
-                return list(_notes(image, preprocess))
+            images[index], odd = decode(folder.paths[index])
         except DataError as error:
             return error
+        return odd
 
     with ThreadPoolExecutor() as pool:
-        for index, outcome in enumerate(pool.map(decode, range(len(images)))):
+        for index, outcome in enumerate(pool.map(attempt, range(len(images)))):
             if isinstance(outcome, DataError):
                 unreadable.append(str(outcome))
                 kept[index] = False
