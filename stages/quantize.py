@@ -3,7 +3,6 @@
 PTQ is QAT with zero steps: one placement of quantizers, one save, one export; calibration only chooses ranges.
 """
 
-import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -78,7 +77,8 @@ class Quantize(Distillation, Stage):
         network = quantization.quantize_network(
             model.copy_network(), shape, skip=self.skip, weight_bits=self.weight_bits
         )
-        quantization.calibrate(network, self._batches("calibrating", context), self.observer, self.percentile)
+        images = self._batches("calibrating", context, quantization.CALIBRATION_BATCH)
+        quantization.calibrate(network, images, self.observer, self.percentile)
         objective, weights = self.objective(network, context) if self.teacher_ids else (training.CrossEntropy(), [])
         details = training.fit(
             network,
@@ -91,7 +91,9 @@ class Quantize(Distillation, Stage):
             frozen=model.frozen,
         )
         change = models.Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
-        noise = quantization.signal_to_noise(network, self._batches("measuring rounding error", context))
+        few = max(1, context.data.preprocess.max_batch // quantization.NOISE_SHARE)
+        images = self._batches("measuring rounding error", context, few, quantization.NOISE_IMAGES)
+        noise = quantization.signal_to_noise(network, images)
         layers, batch_norms = quantization.float_layers(network, shape), quantization.float_batch_norms(network)
         if words := quantization.in_float(layers, batch_norms):
             context.services.console.say(f"  {self.id} leaves in float: {words}")
@@ -103,8 +105,10 @@ class Quantize(Distillation, Stage):
         }
         return model.with_network(network, change, details=details)
 
-    def _batches(self, label: str, context: "Context") -> "Iterator[Tensor]":
-        """The calibration images, normalised, in batches, with progress."""
-        data, size = context.data, quantization.CALIBRATION_BATCH
-        count = math.ceil(len(data.calibration) / min(size, data.preprocess.max_batch))
-        return context.services.console.follow(label, data.calibration_batches(size), count)
+    def _batches(self, label: str, context: "Context", size: int, images: int | None = None) -> "Iterator[Tensor]":
+        """The calibration images, or the first of them, normalised, in batches, with progress."""
+        count = len(context.data.calibration)
+        with context.services.console.progress(label, min(count, images or count)) as advance:
+            for batch in context.data.calibration_batches(size, images):
+                yield batch
+                advance(len(batch))

@@ -10,9 +10,12 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
 from compressor import Context, TorchModel, load
+from compressor.data.preprocess import Preprocess
 from compressor.errors import ArchitectureError, ArtifactError
+from compressor.models.artifact import count_macs
 from compressor.models.weights import load_weights, read_weights
 from compressor.storage import files
 from tests.conftest import LAYERS, equal_states
@@ -150,3 +153,31 @@ def test_a_model_changes_nothing_of_the_network_it_is_given(tiny: TorchModel) ->
     with torch.no_grad():
         next(network.parameters()).zero_()
     assert equal_states(model.network, tiny.network)
+
+
+class Attention(nn.Module):
+    """Patches of 2 x 2, an encoder layer that torch computes in one kernel, attention written out, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 16, 2, stride=2)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, dim_feedforward=32, batch_first=True)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.encoder(self.patches(x).flatten(2).transpose(1, 2))  # [N, 16, 16]
+        mixed = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        logits: Tensor = self.head(mixed.mean(1))
+        return logits
+
+
+def test_the_multiply_adds_of_attention_by_hand() -> None:
+    preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.5,), std=(0.25,))
+    tokens, width = 16, 16
+    projections = tokens * width * (3 * width + width)  # query, key, value; output
+    products = 2 * tokens * tokens * width  # queries with keys, shares with values
+    feed_forward = 2 * tokens * width * 32
+    by_hand = tokens * width * 4 + projections + products + feed_forward + products + width * 10
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert count_macs(Attention(), preprocess) == by_hand
+    assert torch.backends.mha.get_fastpath_enabled()

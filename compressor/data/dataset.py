@@ -42,10 +42,13 @@ class Dataset:
             sha.update(split.fingerprint.encode())
         return sha.hexdigest()
 
-    def calibration_batches(self, size: int = CALIBRATION_BATCH) -> Iterator[Tensor]:
-        """The calibration images, normalised, in batches `[B, C, H, W]` of about equal size, at most `size`."""
-        size = min(size, self.preprocess.max_batch)
-        for positions in torch.arange(len(self.calibration)).tensor_split(math.ceil(len(self.calibration) / size)):
+    def calibration_batches(self, size: int = CALIBRATION_BATCH, images: int | None = None) -> Iterator[Tensor]:
+        """The calibration images, or the first `images`, normalised, in batches `[B, C, H, W]` of about equal size.
+
+        `size` is the most that a batch holds; fewer, if they are large.
+        """
+        count = min(len(self.calibration), images or len(self.calibration))
+        for positions in torch.arange(count).tensor_split(math.ceil(count / min(size, self.preprocess.max_batch))):
             yield self.preprocess.normalise(self.calibration.batch(positions))
 
     def without_test(self) -> "Dataset":

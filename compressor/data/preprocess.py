@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SIDE = 4096
-FORWARD_BYTES = 2**29  # that a forward pass without gradients may take
+FORWARD_BYTES = 2**28  # that a forward pass without gradients may take
 ACTIVATION_FACTOR = 20  # what it holds at its widest, over the images in float32: measured on MobileNetV2 at 224
 MAX_BATCH = 1000
 

@@ -28,7 +28,7 @@ class Augment(Spec):
 
 
 class Store(Spec):
-    """Where decoded images are kept that would take more than a gibibyte of memory."""
+    """Where decoded images are kept that would take more than 256 MiB of memory."""
 
     folder: Path | None = None
     """A folder, which runs share; `compressor/images` in the user's cache by default."""

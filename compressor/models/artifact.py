@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.data.preprocess import Preprocess
@@ -256,10 +257,18 @@ def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
 
 
 def count_macs(network: nn.Module, preprocess: Preprocess) -> int:
-    """Multiply-adds of the convolutions and linear layers (matrix products) of `network` for one image."""
+    """Multiply-adds of the convolutions and linear layers (matrix products) of `network` for one image.
+
+    Attention counts with both of its products: the kernels that do all of it at once, which are not counted, are off.
+    """
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network.eval()(torch.zeros(preprocess.input_shape(1)))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            network.eval()(torch.zeros(preprocess.input_shape(1)))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     flops = counter.get_flop_counts()["Global"]
     return sum(count for op, count in flops.items() if op.__name__.partition(".")[0] in MULTIPLY_ADD_OPS) // 2
 

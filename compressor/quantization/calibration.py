@@ -14,6 +14,8 @@ from compressor.quantization.network import QuantizedNetwork
 from compressor.quantization.settings import Observer
 
 CALIBRATION_BATCH = 64
+NOISE_IMAGES = 64  # of which the rounding error is measured
+NOISE_SHARE = 8  # of the images that a forward pass takes at once: every activation is kept, twice
 
 
 @torch.no_grad()
@@ -65,8 +67,8 @@ def signal_to_noise(network: QuantizedNetwork, batches: Iterable[Tensor]) -> dic
                 network(inputs)
             network(inputs)
             for point in network.points:
-                signal[point] += float(exact[point].double().square().sum())
-                noise[point] += float((exact[point] - rounded[point]).double().square().sum())
+                signal[point] += float(exact[point].square().sum())  # added up in double precision, batch by batch
+                noise[point] += float((exact[point] - rounded[point]).square_().sum())
     finally:
         for hook in hooks:
             hook.remove()

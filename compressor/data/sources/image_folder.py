@@ -21,7 +21,7 @@ from compressor.data.store import Decode, stored
 from compressor.errors import DataError
 
 ENLARGED = 4
-IN_MEMORY_BYTES = 2**30  # of a split; larger ones are kept on disk
+IN_MEMORY_BYTES = 2**28  # of a split; larger ones are kept on disk
 MAX_NAMED = 5  # files in one message
 
 
