@@ -45,7 +45,9 @@ class Console(Tracker):
     def say(self, message: str | Table, style: str = "") -> None:
         """One line, however long, whatever names are in it; or one table."""
         shown = printable(message) if isinstance(message, str) else message
-        self.rich.print(shown, style=style, highlight=False, markup=False, soft_wrap=isinstance(message, str))
+        self.rich.print(
+            shown, style=style, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(message, str)
+        )
 
     @contextmanager
     def training(self, label: str, epochs: int, steps: int, done: int = 0) -> Iterator["TrainingProgress"]:

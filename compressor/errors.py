@@ -13,6 +13,11 @@ OUT_OF_MEMORY = (
 )
 
 
+INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {
+    chr(code) for code in range(0xFE00, 0xFE10)
+}
+
+
 class CompressorError(Exception):
     """An error that the command line reports in words, without a traceback, before it exits with `exit_code`."""
 
@@ -36,13 +41,17 @@ def printable(text: str) -> str:
 
     Names come from anywhere: a file may be called `a` and, on a line of its own, `100% correct`.
     """
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(
+        each if each.isprintable() and each not in INVISIBLE else each.encode("unicode_escape").decode()
+        for each in text
+    )
 
 
 class SpecError(UserError):
     """The pipeline file or a `--set` option is wrong; each problem has a line of its own."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(printable(problem) for problem in problems))
 
 
 class DataError(UserError):

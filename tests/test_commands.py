@@ -194,7 +194,7 @@ def test_drift_is_told_from_noise(quick: Path, tmp_path: Path, capsys: pytest.Ca
     predictions = Predictions.load(stage / "answers.safetensors")
     better = Predictions(predictions.labels, predictions.confidence, predictions.labels)
     better.save(stage / "answers.safetensors")
-    assert main(["reproduce", str(recorded), "--device", "cpu"]) == 1
+    assert main(["reproduce", str(recorded), "--device", "cpu", "--out", str(tmp_path / "recorded-again")]) == 1
     said = capsys.readouterr()
     assert re.search(r"differs:\s+worse\s+by", " ".join(said.out.split()))
     assert "was not reproduced" in said.err

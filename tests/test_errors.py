@@ -128,6 +128,16 @@ def foreign_code(patch: Patch) -> list[str]:
     return ["reproduce", "out"]
 
 
+def an_older_repetition(patch: Patch) -> list[str]:
+    Path("out").mkdir()
+    content = {**small().to_json(), "spec": PIPELINE}
+    content["rows"] = content["rows"][:1]
+    content |= {"shipped": "teacher", "over_seeds": []}
+    Path("out/report.json").write_text(json.dumps(content))
+    Path("out-again").mkdir()
+    return ["reproduce", "out"]
+
+
 def an_onnx_file(pads: int, location: str | None = None) -> list[str]:
     """`m.onnx`, one convolution of an 8 x 8 image."""
     kernel = onnx.numpy_helper.from_array(np.zeros((1, 1, 3, 3), np.float32), "kernel")
@@ -226,7 +236,7 @@ def interrupted(patch: Patch) -> list[str]:
 
 def a_second_run(patch: Patch) -> list[str]:
     Path("out").mkdir()
-    lock = FileLock("out/.lock")
+    lock = FileLock("out/.compress.lock")
     lock.acquire()
     patch.setattr("tests.test_errors.HELD", lock)  # for as long as the test lasts
     return RUN
@@ -286,6 +296,7 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
     "code that a folder names": foreign_code,
     "ONNX file with data elsewhere": lambda _: an_onnx_file(1, location="secret.bin"),
     "ONNX file that asks for far too much": lambda _: an_onnx_file(2**20),
+    "repetition beside an older one": an_older_repetition,
     "full disk": full_disk,
     "unknown device": lambda _: [*RUN[:-1], "tpu"],
     "absent device": lambda _: [*RUN[:-1], "cuda"],

@@ -376,7 +376,9 @@ def test_a_failing_stage_leaves_nothing_half_written(tmp_path: Path, monkeypatch
     assert [p.name for p in (tmp_path / "out" / "stages").iterdir()] == ["teacher"]
     with pytest.raises(StageError, match="out of reach"):
         run(PIPELINE.model_copy(update={"stages": stages}), tmp_path / "other")
-    assert [path.name for path in (tmp_path / "other").iterdir()] == [".lock"]  # known before anything was trained
+    assert [path.name for path in (tmp_path / "other").iterdir()] == [
+        ".compress.lock"
+    ]  # known before anything was trained
     assert not (tmp_path / "out" / "report.json").exists()
 
 

@@ -173,6 +173,68 @@ def test_what_was_not_used_for_longest_goes_first(photographs: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_memory")
+def test_nothing_but_stores_is_removed(photographs: Path) -> None:
+    home = photographs.parent / "store"
+    for name in ("project", "a" * 64):
+        (home / name).mkdir(parents=True)
+        (home / name / ABOUT).write_text("{}")
+        (home / name / "thesis").write_text("x" * 10_000)
+    (home / ".config.old").mkdir()
+    size = (2 * PER_CLASS + 1) * 3 * 8 * 8
+    for resize in (9, 10):
+        settings(photographs, resize=resize, store={"gigabytes": 1.5 * size / 1e9}).load(0)
+    assert len([store for store in stores(photographs) if (store / IMAGES).exists()]) == 1
+    assert (home / "project" / "thesis").exists()
+    assert (home / ("a" * 64) / "thesis").exists()
+    assert (home / ".config.old").exists()
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_folders_of_equal_names_sizes_and_times_are_told_apart(tmp_path: Path) -> None:
+    loaded = []
+    for name, brightness in (("one", 10), ("other", 200)):
+        root = tmp_path / name
+        for label in ("cat", "dog"):
+            (root / label).mkdir(parents=True)
+            for number in range(9):
+                path = root / label / f"{number}.bmp"
+                Image.new("RGB", (8, 8), (brightness + number,) * 3).save(path)
+                os.utime(path, (1, 1))
+        loaded.append(settings(root, store={"folder": tmp_path / "store"}).load(0))
+    assert loaded[0].fingerprint != loaded[1].fingerprint
+    assert loaded[0].train.images.max() < 100 < loaded[1].train.images.min()
+    path = tmp_path / "one" / "cat" / "0.bmp"
+    Image.new("RGB", (8, 8), "white").save(path)
+    os.utime(path, (1, 1))
+    again = settings(tmp_path / "one", store={"folder": tmp_path / "store"}).load(0)
+    assert again.fingerprint != loaded[0].fingerprint
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_nothing_is_mended_through_a_link(photographs: Path, tmp_path: Path) -> None:
+    whole = settings(photographs).load(0).train.images
+    (store,) = stores(photographs)
+    victim = tmp_path / "victim"
+    victim.write_bytes(bytes((store / IMAGES).stat().st_size))
+    for link in (os.symlink, os.link):
+        (store / IMAGES).unlink()
+        link(victim, store / IMAGES)
+        assert torch.equal(settings(photographs).load(0).train.images, whole)
+        assert not any(victim.read_bytes())
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_odd_names_and_dead_links_are_as_in_memory(photographs: Path) -> None:
+    name = photographs / "cat" / os.fsdecode(b"\xff.png")
+    shutil.copy(photographs / "cat" / "000.png", name)
+    (photographs / "cat" / os.fsdecode(b"\xfe.png")).write_text("no image")
+    (photographs / "cat" / "gone.png").symlink_to(photographs / "nowhere")
+    data = settings(photographs).load(0)
+    assert sum(len(split) for split in (data.train, data.validation, data.test)) == 2 * PER_CLASS + 1
+    assert "unreadable files left out (3)" in " ".join(data.notes)
+
+
+@pytest.mark.usefixtures("no_memory")
 def test_too_little_room_is_said_before_anything_is_decoded(
     photographs: Path, decodings: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
+import torch
 from PIL import Image
 
 from compressor import Data, Measure, Pipeline, run
@@ -20,7 +22,9 @@ from compressor.errors import DataError, UserError, printable
 from compressor.models.weights import read_weights
 from compressor.report.writing import WRITTEN
 from compressor.runs import dry_run, layout
+from compressor.runs.trackers.ml_flow import MLflow
 from compressor.storage import files, tensors
+from compressor.storage.checkpoints import Checkpoints
 from compressor_command import main
 from stages import Train
 
@@ -130,7 +134,7 @@ def test_a_linked_report_is_replaced(copied: Path, secret: Path) -> None:
     assert not (copied / "report.md").is_symlink()
 
 
-@pytest.mark.parametrize("name", [*layout.EVERYTHING, "stages/teacher", "stages/teacher/model.onnx"])
+@pytest.mark.parametrize("name", [*layout.RESULTS, layout.LOCK, "stages/teacher", "stages/teacher/model.onnx"])
 def test_a_run_refuses_links_in_its_folder(copied: Path, secret: Path, tmp_path: Path, name: str) -> None:
     path = copied / name
     elsewhere = tmp_path / "elsewhere"
@@ -140,7 +144,7 @@ def test_a_run_refuses_links_in_its_folder(copied: Path, secret: Path, tmp_path:
         (elsewhere / "file").mkdir(parents=True)
     path.symlink_to(elsewhere)
     before = sorted(elsewhere.rglob("*")) or elsewhere.read_bytes()
-    with pytest.raises(UserError, match=f"{path} is a link, a pipe or a device, and a run's folder holds plain files"):
+    with pytest.raises(UserError, match=f"{path} is a link, a pipe or a device, or lies too deep"):
         run(QUICK, copied, device="cpu")
     assert before == (sorted(elsewhere.rglob("*")) or elsewhere.read_bytes())
 
@@ -160,12 +164,15 @@ def test_a_linked_folder_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_what_is_swept_is_removed_and_not_what_it_links_to(tmp_path: Path, secret: Path) -> None:
-    (tmp_path / ".a.partial").symlink_to(secret)
-    (tmp_path / ".b.old").symlink_to(tmp_path / "kept")
+    (tmp_path / ".a.0123456789abcdef.partial").symlink_to(secret)
+    (tmp_path / ".b.0123456789abcdef.old").symlink_to(tmp_path / "kept")
+    (tmp_path / ".c.0123456789abcdef.old").mkdir()
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
+    (tmp_path / ".config.old").mkdir()  # the user's own
+    (tmp_path / ".bashrc.partial").touch()
     files.sweep(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"secret", "kept"}
+    assert {path.name for path in tmp_path.iterdir()} == {"secret", "kept", ".config.old", ".bashrc.partial"}
     assert (tmp_path / "kept" / "file").exists()
 
 
@@ -271,6 +278,24 @@ def test_a_file_larger_than_any_is_not_read(tmp_path: Path) -> None:
         files.read_bytes(tmp_path / "sparse")
 
 
+def test_folders_in_folders_without_end_are_refused(copied: Path) -> None:
+    (copied / "checkpoints" / "/".join("a" * 50)).mkdir(parents=True)
+    with pytest.raises(UserError, match="lies too deep, in the folder of a run"):
+        run(QUICK, copied, device="cpu")
+
+
+def test_a_checkpoint_and_soft_labels_larger_than_they_can_be_are_not_read(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, "key")
+    kept.save("training", "start", {"weight": torch.zeros(4)}, {})
+    (path,) = tmp_path.iterdir()
+    with path.open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match="holds 1,099,511,627,776 bytes, more than it can need"):
+        kept.load("training", "start", most=2**20)
+    with pytest.raises(UserError, match="more than it can need"):
+        tensors.read(path, 2**20)
+
+
 # Formats
 
 
@@ -363,6 +388,76 @@ def test_a_report_is_not_written_over_what_no_run_made(
             assert (tmp_path / name).read_bytes() == (made / name).read_bytes()
 
 
+@pytest.mark.parametrize("name", [".lock", ".tried", "last_good", "report.md", "checkpoints"])
+def test_what_only_looks_like_a_run_is_not_written_to(tmp_path: Path, name: str) -> None:
+    (tmp_path / ".lock").write_text("mine")
+    (tmp_path / name).write_text("mine")
+    if name == ".lock":
+        (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="was not made by an earlier run and would be overwritten"):
+        run(QUICK, tmp_path, device="cpu")
+    assert all(path.read_text() == "mine" for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.html", "README.md"])
+def test_no_page_of_the_users_is_written_over(made: Path, tmp_path: Path, name: str) -> None:
+    shutil.copy(made / "report.json", tmp_path)
+    (tmp_path / name).write_text("mine")
+    assert main(["report", str(tmp_path)]) == 2
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_repetition_takes_nothing_from_a_folder_that_is_there(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = Path(shutil.copytree(copied, copied.with_name("run-again")))
+    assert main(["reproduce", str(copied)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {planted} exists; remove it, or go on")
+    assert main(["reproduce", str(copied), "--out", str(planted)]) == 0
+    assert f"{planted} exists: stages in it that fit are taken from there, and not repeated" in capsys.readouterr().out
+
+
+def test_a_recorded_pipeline_says_nothing_of_where_to_write(copied: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / ".config.old").mkdir(parents=True)
+    content = json.loads((copied / "report.json").read_text())
+    content["spec"] = content["spec"].replace("tracking: []", "tracking: [mlflow, tensorboard]")
+    content["spec"] = content["spec"].replace("    folder: null", f"    folder: {home}")
+    assert "mlflow" in content["spec"]
+    assert str(home) in content["spec"]
+    (copied / "report.json").write_text(json.dumps(content))
+    main(["reproduce", str(copied), "--device", "cpu"])
+    again = copied.with_name("run-again")
+    assert (again / "report.json").exists()
+    assert not (again / "tensorboard").exists()
+    assert not (again.parent / "mlflow.db").exists()
+    assert [path.name for path in home.iterdir()] == [".config.old"]
+
+
+def test_mlflow_does_not_write_through_a_link(tmp_path: Path, secret: Path) -> None:
+    (tmp_path / "mlflow.db").symlink_to(secret)
+    with pytest.raises(UserError, match=r"mlflow\.db is a link, which MLflow would write through"):
+        MLflow().begin(tmp_path / "run", {"name": "p", "seed": 0, "stages": []})
+
+
+def test_predictions_of_other_images_are_not_compared(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Path(shutil.copytree(copied, copied.with_name("other")))
+    path = other / "stages" / "teacher" / "answers.safetensors"
+    held = safetensors.numpy.load_file(path)
+    for count, words in ((10, "are of other images than their reports say"), (0, "holds no predictions")):
+        path.write_bytes(safetensors.numpy.save({name: each[:count].copy() for name, each in held.items()}))
+        assert main(["compare", str(copied), str(other)]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_recorded_pipeline_forges_no_line(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((copied / "report.json").read_text())
+    for spec in ("name: !<a%0AOK> digits\n", '"n\\nOK: yes": 1\n"n\\nOK: yes": 2\n'):
+        (copied / "report.json").write_text(json.dumps({**content, "spec": spec}))
+        assert main(["reproduce", str(copied)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.dry_run
 def test_what_a_killed_dry_run_leaves_goes_with_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary, out = tmp_path / "temporary", tmp_path / "run"
@@ -380,8 +475,7 @@ def test_what_a_killed_dry_run_leaves_goes_with_the_next_run(tmp_path: Path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(dry_run.artifact, "load", killed)
-        patch.setattr("tempfile.TemporaryDirectory.__exit__", lambda *_: None)  # no time for it
-        patch.setattr("weakref.finalize", lambda *_, **__: None)
+        patch.setattr(files, "remove", lambda _: None)  # no time for it
         with pytest.raises(Killed):
             run(QUICK, out, device="cpu")
     assert [path.exists() for path in seen] == [True]

@@ -326,6 +326,28 @@ def below_zero(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].dims[:] = [-1, -1]
 
 
+def functions(model: onnx.ModelProto) -> None:
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    model.functions.append(onnx.helper.make_function("mine", "f", ["x"], ["y"], [node], list(model.opset_import)))
+
+
+def asking_for_much(model: onnx.ModelProto) -> None:
+    convolution = next(node for node in model.graph.node if node.op_type == "Conv")
+    next(each for each in convolution.attribute if each.name == "pads").ints[:] = [2**20] * 4
+
+
+def asking_for_much_in_a_branch(model: onnx.ModelProto) -> None:
+    shape = onnx.numpy_helper.from_array(np.array([2**33], np.int64), "much")
+    node = onnx.helper.make_node("ConstantOfShape", ["much"], ["made"])
+    made = onnx.helper.make_tensor_value_info("made", onnx.TensorProto.FLOAT, None)
+    branch = onnx.helper.make_graph([node], "branch", [], [made], [shape])
+    condition = onnx.numpy_helper.from_array(np.array(True), "condition")
+    model.graph.initializer.append(condition)
+    model.graph.node.insert(
+        0, onnx.helper.make_node("If", ["condition"], ["unused"], then_branch=branch, else_branch=branch)
+    )
+
+
 def sparse(model: onnx.ModelProto) -> None:
     model.graph.sparse_initializer.add().dims[:] = [2**40]
 
@@ -364,6 +386,9 @@ ONNX_FILES = {
     outside_in_a_branch: "refers to data outside itself",
     claims_more: "claims [1048576, 1048576] numbers",
     below_zero: "claims [-1, -1] numbers",
+    functions: "holds functions of its own",
+    asking_for_much: "numbers of one image; it is not run",
+    asking_for_much_in_a_branch: "numbers of one image; it is not run",
     sparse: "holds sparse tensors",
     of_other_images: "takes 'input' [1, 1000000, 8]",
     without_input: "gives 'logits' [10]; by its",
@@ -581,3 +606,10 @@ def test_reading_metadata_runs_nothing(honest: Run, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(onnx_file, "session", None)
     assert reading.about(honest.folder / ONNX)[1] == tuple(str(digit) for digit in range(10))
     assert reading.pipeline_of(honest.folder / ONNX) == PIPELINE.digest
+
+
+def test_a_file_is_run_as_it_was_checked_whatever_its_name(honest: Run, tmp_path: Path) -> None:
+    path = Path(shutil.copy(honest.folder / ONNX, tmp_path / "model.ort"))
+    image = np.zeros((1, 1, 8, 8), np.float32)
+    logits = [onnx_file.logits_of(onnx_file.session(each), image) for each in (path, honest.folder / ONNX)]
+    assert np.array_equal(*logits)

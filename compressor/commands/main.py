@@ -68,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         said, code = _in_words(error)
-        problems = said.split("\n") if isinstance(error, SpecError) else [said]
-        print("error:", "\n".join(printable(problem) for problem in problems), file=sys.stderr)
+        print("error:", said if isinstance(error, SpecError) else printable(said), file=sys.stderr)
         return code
     finally:
         logging.disable(logging.NOTSET)

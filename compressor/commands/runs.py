@@ -145,10 +145,16 @@ def reproduce(
             f"{folder / 'report.json'} names code, {', '.join(others)}, which is imported only if you say so: read it, "
             f"then add --factory {others[0]}"
         )
+    pipeline = pipelines.without_places(pipeline)
     _find_networks(pipeline, Path.cwd())
     if [stage.id for stage in pipeline.stages] != [row.id for row in recorded[1].rows]:
         raise ArtifactError(f"{folder / 'report.json'}: its rows are not of the stages of its pipeline")
-    out = out or folder.with_name(f"{folder.name}-again")
+    if out is None:
+        out = folder.resolve().with_name(f"{folder.resolve().name}-again")
+        if out.exists():
+            raise ArtifactError(f"{out} exists; remove it, or go on from what is in it with --out {out}")
+    elif out.exists():
+        console.say(f"{out} exists: stages in it that fit are taken from there, and not repeated")
     again = out, runs.run(pipeline, out, device=device, console=console)
     table, differs = runs.drift(recorded, again)
     console.say(table)

@@ -6,6 +6,7 @@ They are read, not mapped into memory: mapped pages count as the process's own, 
 import hashlib
 import math
 import os
+import re
 import shutil
 import weakref
 from collections import Counter
@@ -18,18 +19,20 @@ from typing import Literal
 import numpy as np
 import PIL
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from compressor.data.preprocess import Preprocess
 from compressor.data.split import Source
-from compressor.errors import ArtifactError, DataError
+from compressor.errors import ArtifactError, DataError, printable
 from compressor.storage import files, tensors
 from compressor.storage.code import code_digest
 
 ABOUT, INDEX, IMAGES = "about.json", "index.safetensors", "images"
+ROOM = "room.lock"
+NAME = re.compile(r"[0-9a-f]{64}")
 DECODED_AT_ONCE = 256  # images that wait in memory to be written
 DIGEST_BYTES = 32  # SHA-256
 
@@ -78,7 +81,9 @@ class Stored(Source):
     _checked: NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
-        descriptor = os.open(self.file, os.O_RDONLY)  # which outlives the file, if another run makes room
+        descriptor = os.open(
+            self.file, os.O_RDONLY | os.O_NOFOLLOW
+        )  # which outlives the file, if another run makes room
         weakref.finalize(self, os.close, descriptor)
         object.__setattr__(self, "_descriptor", descriptor)
         object.__setattr__(self, "_checked", np.zeros(len(self.digests), bool))
@@ -112,8 +117,13 @@ class Stored(Source):
         image[:] = self.decode(self.paths[row])[0]
         if not np.array_equal(_digest(image), self.digests[row]):
             raise DataError(f"{self.paths[row]} is not the image that it was when the run began; start the run again")
-        with self.file.open("r+b") as file:
-            os.pwrite(file.fileno(), image.data, row * image.nbytes)
+        descriptor = os.open(self.file, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            held, read = os.fstat(descriptor), os.fstat(self._descriptor)
+            if (held.st_dev, held.st_ino, held.st_nlink) == (read.st_dev, read.st_ino, 1):  # no file of somebody else's
+                os.pwrite(descriptor, image.data, row * image.nbytes)
+        finally:
+            os.close(descriptor)
 
 
 def stored(
@@ -146,17 +156,18 @@ def stored(
     target = home / _key(paths, preprocess, root)
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / f"{target.name}.lock"):
-        files.sweep(home)
         about, index = _index(target, len(paths), shape) or (None, {})
         if about is None:
-            _make_room(home, len(paths) * math.prod(shape), limit_bytes)
+            with FileLock(home / ROOM):
+                files.sweep(home, target.name)
+                _make_room(home, len(paths) * math.prod(shape), limit_bytes)
             with files.new_folder(target) as folder:
                 _decode_all(folder, paths, shape, decode, advance)
             about, index = _index(target, len(paths), shape) or (None, {})
             assert about is not None
         else:
             advance(len(paths))
-        os.utime(target / ABOUT)  # used last
+        os.utime(target / ABOUT, follow_symlinks=False)  # used last
         rows = index["kept"].nonzero()[:, 0]
         labels = torch.tensor(classes, dtype=torch.int64)[rows]
         digests = index["digests"].numpy().copy()  # of its own, not of the file
@@ -165,17 +176,28 @@ def stored(
 
 
 def _key(paths: Sequence[str], preprocess: Preprocess, root: Path) -> str:
-    """A digest of what the files are, told by their sizes and times, and of what is made of them."""
+    """A digest of what the files are, told without reading them, and of what is made of them."""
     made = preprocess.model_dump_json(exclude={"mean", "std"})
     sha = hashlib.sha256(f"{made} {PIL.__version__} {code_digest(Preprocess.__module__)}".encode())
+    sha.update(os.fsencode(root.resolve()))
     for path in paths:
-        found = Path(path).stat()
-        sha.update(f"\0{os.path.relpath(path, root)}\0{found.st_size}\0{found.st_mtime_ns}".encode())
+        sha.update(b"\0" + os.fsencode(path) + _state(path))
     return sha.hexdigest()
+
+
+def _state(path: str) -> bytes:
+    """What tells a file from what it was: the time of its last change cannot be set, as that of its content can."""
+    try:
+        found = Path(path).stat()
+    except OSError as error:  # told where it is decoded
+        return repr(error).encode(errors="replace")
+    return f"\0{found.st_ino}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}".encode()
 
 
 def _index(folder: Path, count: int, shape: tuple[int, int, int]) -> tuple[About, dict[str, Tensor]] | None:
     """What a store holds, if it is whole but for its pixels, which are checked as they are read."""
+    if files.odd_in(folder) is not None:
+        return None
     try:
         about = About.model_validate_json(files.read_bytes(folder / ABOUT, files.MAX_TEXT_BYTES))
         index, _ = tensors.read(folder / INDEX)
@@ -206,7 +228,7 @@ def _decode_all(
             outcomes = pool.map(attempt, paths[start : start + DECODED_AT_ONCE])
             for row, outcome in enumerate(outcomes, start):
                 if isinstance(outcome, DataError):
-                    unreadable.append(str(outcome))
+                    unreadable.append(printable(str(outcome)))
                     kept[row], image = False, np.zeros(shape, np.uint8)
                 else:
                     image = np.ascontiguousarray(outcome[0])
@@ -232,15 +254,32 @@ def _make_room(home: Path, needed: int, limit: int) -> None:
             f"data.store: the images take {needed / 1e9:.1f} GB decoded, and gigabytes allows {limit / 1e9:.1f}; "
             "raise it, or lower data.size or data.resize"
         )
-    stores = sorted((path.parent for path in home.glob(f"*/{ABOUT}")), key=lambda path: (path / ABOUT).stat().st_mtime)
+    stores = sorted(filter(_is_store, home.iterdir()), key=lambda path: (path / ABOUT).stat().st_mtime)
     sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in stores}
-    while stores and sum(sizes[path] for path in stores) + needed > limit:
-        files.remove(stores.pop(0))  # a run that reads it goes on: the file lives as long as it is open
+    for path in stores:
+        if sum(sizes.values()) + needed > limit and _removed(path):
+            del sizes[path]
     if (free := shutil.disk_usage(home).free) < needed:
         raise DataError(
             f"data.store: the images take {needed / 1e9:.1f} GB decoded, and {home} has {free / 1e9:.1f} GB free; name "
             "a folder on another disk"
         )
+
+
+def _is_store(path: Path) -> bool:
+    """Whether a folder is one of ours: nothing else is ever removed."""
+    named = NAME.fullmatch(path.name) is not None and path.is_dir() and files.odd_in(path) is None
+    return named and {file.name for file in path.iterdir()} == {ABOUT, INDEX, IMAGES}
+
+
+def _removed(store: Path) -> bool:
+    """Remove a store that no run is opening; one that reads it goes on, since an open file outlives its name."""
+    try:
+        with FileLock(store.with_name(f"{store.name}.lock"), timeout=0):
+            files.remove(store)
+    except Timeout:
+        return False
+    return True
 
 
 def _digest(image: Pixels) -> Pixels:

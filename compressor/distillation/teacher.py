@@ -1,5 +1,6 @@
 """A teacher: its logits, computed or stored, and the outputs of its inner layers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ from compressor.training.objectives import Batch, Watched
 
 if TYPE_CHECKING:
     from compressor.pipeline.context import Context
+
+
+FLOAT_BYTES, HEADER_BYTES = 4, 2**16
 
 
 class Teacher:
@@ -101,12 +105,12 @@ def _read(path: Path | None, context: "Context") -> Tensor | None:
     """Stored outputs `[N, classes]`, if they exist, are whole and have the expected shape."""
     if path is None or not path.exists():
         return None
+    expected = (len(context.data.train), len(context.data.labels))
     try:
-        logits = tensors.read(path)[0]["logits"]
+        logits = tensors.read(path, FLOAT_BYTES * math.prod(expected) + HEADER_BYTES)[0]["logits"]
     except (ArtifactError, KeyError) as error:
         context.services.console.say(f"  soft labels: {error}; they are computed again")
         return None
-    expected = (len(context.data.train), len(context.data.labels))
     if logits.dtype != torch.float32 or tuple(logits.shape) != expected or not bool(logits.isfinite().all()):
         context.services.console.say(f"  soft labels: {path} does not hold {list(expected)}; they are computed again")
         return None

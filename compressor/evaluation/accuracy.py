@@ -163,8 +163,10 @@ class Predictions:
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise ArtifactError(f"{path}: no predictions can be read: {first_line(error)}") from error
         kinds = [(each.dtype.name, each.shape) for each in (read.classes, read.confidence, read.labels)]
-        if kinds != [(kind, (read.labels.size,)) for kind in ("int64", "float32", "int64")] or not (
-            (read.classes >= 0).all() and (read.confidence >= 0).all() and (read.confidence <= 1).all()
+        if (
+            not read.labels.size
+            or kinds != [(kind, (read.labels.size,)) for kind in ("int64", "float32", "int64")]
+            or not ((read.classes >= 0).all() and (read.confidence >= 0).all() and (read.confidence <= 1).all())
         ):
             raise ArtifactError(f"{path}: holds no predictions (a class and a probability for each image)")
         return read

@@ -1,6 +1,7 @@
 """Networks as ONNX files: one self-contained file, lean, with our metadata; and ONNX Runtime sessions on them."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from compressor.tracing import layer_of, quiet, trace
 
 DEFAULT_OPSET = 18
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+MAX_NUMBERS = 2**26  # of one image that a file can be timed on
 QUIET = 4  # ONNX Runtime's log level: fatal errors only; others are raised, and said in our words
 
 
@@ -84,6 +86,10 @@ def input_of(opened: onnxruntime.InferenceSession, batch: int, *, source: Path) 
         raise ArtifactError(f"{source} leaves the shape of its input open ({inputs[0].shape}); fix its sides first")
     if not all(1 <= side <= MAX_SIDE for side in sides):
         raise ArtifactError(f"{source} takes {inputs[0].shape}; only sides of 1 to {MAX_SIDE} can be timed")
+    if math.prod(sides) > MAX_NUMBERS:
+        raise ArtifactError(
+            f"{source} takes {inputs[0].shape}; only inputs of up to {MAX_NUMBERS:,} numbers can be timed"
+        )
     if isinstance(first, int) and first != batch:
         raise ArtifactError(f"{source} takes batches of {first} only; ask for --batch {first}")
     return inputs[0].name, tuple(sides)
@@ -132,6 +138,7 @@ def session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = QUIET
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # as it was checked, whatever its name
     options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads leave the cores to others
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)

@@ -66,6 +66,8 @@ def parse(content: bytes, *, source: Path) -> onnx.ModelProto:
             )
     if next(_messages(model, onnx.SparseTensorProto), None) is not None:
         raise ArtifactError(f"{source} holds sparse tensors, which are not read")
+    if model.functions:
+        raise ArtifactError(f"{source} holds functions of its own, which are not read; inline them first")
     _check_memory(model, source=source)
     return model
 
@@ -98,7 +100,7 @@ def _check_memory(model: onnx.ModelProto, *, source: Path) -> None:
     except Exception as error:  # ONNX's own errors
         raise ArtifactError(f"{source}: its operators do not fit together: {first_line(error)}") from error
     given = max((_values(value) for value in model.graph.input), default=0)
-    for value in (*inferred.value_info, *inferred.output):
+    for value in _messages(inferred, onnx.ValueInfoProto):
         if _values(value) > max(MIN_VALUES, VALUES_FACTOR * given):
             raise ArtifactError(f"{source} would make {_values(value):,} numbers of one image; it is not run")
 
@@ -112,7 +114,6 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its large constants as inputs: of these, only the shapes matter to other shapes."""
     light = onnx.ModelProto(ir_version=model.ir_version)
     light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
     graph = light.graph
     graph.node.extend(model.graph.node)
     graph.input.extend(model.graph.input)

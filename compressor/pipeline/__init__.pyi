@@ -2,6 +2,7 @@ from .context import Context as Context
 from .context import Services as Services
 from .measure import Measure as Measure
 from .pipeline import Pipeline as Pipeline
+from .pipeline import without_places as without_places
 from .schema import json_schema as json_schema
 from .stage import ID_PATTERN as ID_PATTERN
 from .stage import MAX_ID_LENGTH as MAX_ID_LENGTH

@@ -12,8 +12,8 @@ from compressor.config import yaml_file as yaml_source
 from compressor.config.factories import factory_of
 from compressor.config.spec import Spec, did_you_mean, problems_of, validated_copy
 from compressor.config.yaml_file import Key, Source, dotted
-from compressor.data.settings import Data
-from compressor.errors import SpecError, printable
+from compressor.data.settings import Data, Store
+from compressor.errors import SpecError
 from compressor.pipeline.measure import Measure, TrackerName
 from compressor.pipeline.stage import ID_PATTERN, MAX_ID_LENGTH, NOTHING, Stage, discover, makes, named_teachers, takes
 from compressor.storage import files
@@ -123,10 +123,8 @@ class Pipeline(Spec):
         except ValidationError as error:
             problems += [problem for problem in problems_of(error, (), cls) if not _said(problem[0], problems)]
         if problems:
-            lines = [
-                printable(": ".join(filter(None, (source.place(key), dotted(key), what)))) for key, what in problems
-            ]
-            raise SpecError("\n".join(sorted(lines, key=_line_and_column)))
+            lines = [": ".join(filter(None, (source.place(key), dotted(key), what))) for key, what in problems]
+            raise SpecError(*sorted(lines, key=_line_and_column))
         return pipeline
 
     @property
@@ -257,3 +255,8 @@ def _line_and_column(problem: str) -> tuple[int, int]:
 def _words(kinds: Iterable[str]) -> str:
     names = {NOTHING: "nothing", "TorchModel": "a torch network", "OnnxModel": "an ONNX file"}
     return " or ".join(names.get(kind, kind) for kind in sorted(kinds, reverse=True))
+
+
+def without_places(pipeline: Pipeline) -> Pipeline:
+    """A pipeline that somebody else wrote, without what says where to write: trackers, and the store of images."""
+    return validated_copy(pipeline, tracking=(), data=validated_copy(pipeline.data, store=Store()))

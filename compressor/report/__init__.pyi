@@ -16,7 +16,7 @@ from .wording import setting_name as setting_name
 from .wording import speed as speed
 from .wording import speedup as speedup
 from .wording import verdict as verdict
-from .writing import CARD as CARD
+from .writing import SIGNS as SIGNS
 from .writing import WRITTEN as WRITTEN
-from .writing import is_card as is_card
+from .writing import is_written as is_written
 from .writing import write as write

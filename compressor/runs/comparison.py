@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from compressor.config import yaml_file as yaml_source
@@ -23,6 +24,8 @@ def paired(one: Side, row: Row, other: Side, other_row: Row) -> Paired | None:
     if row.scored_on != other_row.scored_on or not all(path.is_file() for path in files):
         return None
     before, after = (Predictions.load(path) for path in files)
+    if not np.array_equal(before.labels, after.labels):
+        raise ArtifactError(f"{files[1]} and {files[0]} are of other images than their reports say")
     return after.against(before)
 
 

@@ -21,6 +21,7 @@ from compressor.pipeline.context import Context
 from compressor.pipeline.pipeline import Pipeline
 from compressor.pipeline.stage import makes, named
 from compressor.quantization.float_layers import in_float
+from compressor.storage import files
 
 IMAGES = 4
 
@@ -64,7 +65,7 @@ def try_stages(
     model: Artifact | None = None
     exported: set[str] = set()
     stages: list[dict[str, Any]] = []
-    with TemporaryDirectory(dir=scratch, prefix=".dry-run.", suffix=".partial") as folder:
+    with TemporaryDirectory() if scratch is None else files.scratch_folder(scratch / "dry-run") as folder:
         for stage, after in zip(pipeline.stages, (*pipeline.stages[1:], None), strict=True):
             target = Path(folder) / stage.id
             target.mkdir()

@@ -8,7 +8,7 @@ from filelock import FileLock, Timeout
 
 from compressor.errors import UserError
 from compressor.models.artifact import ONNX
-from compressor.report.writing import CARD, WRITTEN, is_card
+from compressor.report.writing import SIGNS, WRITTEN, is_written
 from compressor.runs.store import ROW
 from compressor.runs.trackers.tensor_board import EVENTS
 from compressor.storage import files
@@ -21,9 +21,8 @@ CHECKPOINTS = "checkpoints"
 SOFT_LABELS = "soft_labels"
 SEEDS = "seeds"
 TRIED = ".tried"  # the digest of what passed the dry run
-LOCK = ".lock"
-RESULTS = (SPEC, ONNX, STAGES, CHECKPOINTS, SOFT_LABELS, SEEDS, *WRITTEN)
-EVERYTHING = (*RESULTS, LAST_GOOD, EVENTS, TRIED, LOCK)
+LOCK = ".compress.lock"
+RESULTS = (SPEC, ONNX, STAGES, CHECKPOINTS, SOFT_LABELS, SEEDS, LAST_GOOD, EVENTS, TRIED, *WRITTEN)
 
 
 def prepare(folder: Path) -> None:
@@ -33,11 +32,11 @@ def prepare(folder: Path) -> None:
         UserError: it holds files that no run made, or a link that would lead out of it, or cannot be made.
     """
     try:
-        for name in EVERYTHING:
+        for name in (*RESULTS, LOCK):
             if (odd := files.odd_in(folder / name)) is not None:
                 raise UserError(
-                    f"{odd} is a link, a pipe or a device, and a run's folder holds plain files and folders only; "
-                    "remove it, or choose another --out"
+                    f"{odd} is a link, a pipe or a device, or lies too deep, in the folder of a run; remove it, or "
+                    "choose another --out"
                 )
         for path in (folder / name for name in RESULTS):
             if path.exists() and not _by_a_run(folder):
@@ -48,14 +47,14 @@ def prepare(folder: Path) -> None:
 
 
 def check_report_may_be_written(folder: Path) -> None:
-    """Refuse to write the model card over a README that no run made; the other names are ours.
+    """Refuse to write a report over files that no run made.
 
     Raises:
         UserError: there is one.
     """
-    card = folder / CARD
-    if card.exists() and not _by_a_run(folder) and not is_card(card):
-        raise UserError(f"{card} was not made by a run and would be overwritten; move it elsewhere")
+    for path in (folder / name for name in SIGNS):
+        if path.exists() and not _by_a_run(folder) and not is_written(path):
+            raise UserError(f"{path} was not made by a run and would be overwritten; move it elsewhere")
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def _try(pipeline: Pipeline, labels: tuple[str, ...], folder: Path, device: torc
         ]
     )
     record = folder / TRIED
-    if record.is_file() and record.read_text(errors="replace") == tried:
+    if record.is_file() and record.stat().st_size == len(tried) and record.read_text(errors="replace") == tried:
         return
     console.say("Dry run: every stage on a few synthetic images", style="bold")
     try_stages(pipeline, labels, preprocess, device=device, scratch=folder)

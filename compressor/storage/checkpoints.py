@@ -37,17 +37,17 @@ class Checkpoints:
         """
         stored.write(self._path(label), tensors, {"key": self.key, "start": start, "notes": json.dumps(notes)})
 
-    def load(self, label: str, start: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def load(self, label: str, start: str, most: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What `save` kept of this training; None if there is nothing.
 
         Raises:
-            ArtifactError: what was kept is damaged.
+            ArtifactError: what was kept is damaged, or takes more than `most` bytes.
         """
         path = self._path(label)
         if not path.exists():
             return None
         try:
-            tensors, metadata = stored.read(path)
+            tensors, metadata = stored.read(path, most)
         except ArtifactError as error:
             raise ArtifactError(f"the checkpoint {error}") from error
         if (metadata.get("key"), metadata.get("start")) != (self.key, start):

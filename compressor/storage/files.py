@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "SHA256SUMS"
-UNFINISHED = (".*.partial", ".*.old")  # what a process that is killed may leave
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}\.(partial|old)")  # what a process that is killed may leave
+MAX_DEPTH = 20  # of folders that are looked through
 MAX_BYTES = 2**31  # of a file that is read whole: what an ONNX file can hold
 MAX_TEXT_BYTES = 2**26  # of JSON: reading it takes many times its size
 
@@ -44,15 +46,17 @@ def check_plain(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", str(path))
 
 
-def odd_in(path: Path) -> Path | None:
-    """The first thing, `path` itself or below it, that is neither a plain file nor a folder; links are none."""
+def odd_in(path: Path, depth: int = MAX_DEPTH) -> Path | None:
+    """The first thing, `path` itself or below it, that is neither a plain file nor a folder, or lies too deep."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return None
     if not stat.S_ISDIR(mode):
         return None if stat.S_ISREG(mode) else path
-    return next((odd for child in sorted(path.iterdir()) if (odd := odd_in(child)) is not None), None)
+    if not depth:
+        return path
+    return next((odd for child in sorted(path.iterdir()) if (odd := odd_in(child, depth - 1)) is not None), None)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -96,13 +100,9 @@ def digest_json(content: Any) -> str:
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder that takes the place of `target` once the block is done, and is removed if it fails."""
-    partial = _neighbour(target, "partial")
-    partial.mkdir(parents=True)
-    try:
+    with scratch_folder(target) as partial:
         yield partial
         replace_folder(partial, target)
-    finally:
-        remove(partial)
 
 
 @contextmanager
@@ -130,11 +130,22 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what was being written directly in `folder` when a process was killed."""
-    for pattern in UNFINISHED:
-        for left in folder.glob(pattern):
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what was being written directly in `folder`, or under `name` there, when a process was killed."""
+    for left in folder.iterdir() if folder.is_dir() else ():
+        if UNFINISHED.fullmatch(left.name) and left.name.startswith(f".{name}"):
             remove(left)
+
+
+@contextmanager
+def scratch_folder(name: Path) -> Iterator[Path]:
+    """A new folder beside `name` that is removed at the end, or by `sweep` if the process is killed."""
+    folder = _neighbour(name, "partial")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 def seal(folder: Path) -> None:

@@ -21,14 +21,16 @@ def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | 
     files.write_bytes(path, _serialized(tensors, {**notes, "seal": _seal(tensors, notes)}))
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read(path: Path, most: int | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What `write` kept.
 
     Raises:
-        ArtifactError: the file is damaged.
+        ArtifactError: the file is damaged, or larger than `most`, which what is expected there takes.
     """
     try:
         files.check_plain(path)
+        if most is not None and path.stat().st_size > most:
+            raise ArtifactError(f"{path} holds {path.stat().st_size:,} bytes, more than it can need")
         with safe_open(path, framework="pt") as file:
             notes = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)

@@ -104,7 +104,7 @@ def _resume(state: TrainingState, label: str, start: str, context: "Context") ->
     if checkpoints is None:
         return
     try:
-        found = checkpoints.load(label, start)
+        found = checkpoints.load(label, start, state.most_bytes)
         threads = state.restore(*found) if found is not None else None
     except ArtifactError as error:
         say(f"  {label}: {error}; the training starts over")

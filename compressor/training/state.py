@@ -17,6 +17,7 @@ from compressor.errors import ArchitectureError, ArtifactError
 from compressor.storage.tensors import load_into
 from compressor.training.settings import Training
 
+MAX_COPIES, MAX_HEADER = 6, 2**26  # of the network in a checkpoint; bytes of names and of the curve
 MOMENTS = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}  # of an optimizer for each parameter
 
 
@@ -77,6 +78,13 @@ class TrainingState:
     def rate(self) -> float:
         """The learning rate of the next step."""
         return float(self.schedule.get_last_lr()[0])
+
+    @property
+    def most_bytes(self) -> int:
+        """What a checkpoint can take: the network, its average, its best and the moments are each of one size."""
+        held = (*self.network.state_dict().values(), *self.objective.state_dict().values())
+        own: int = sum(tensor.nbytes for tensor in held)
+        return MAX_COPIES * own + MAX_HEADER
 
     def judge(self, epoch: int, correct: int) -> None:
         """Remember the weights after `epoch`, unless earlier ones were better on validation."""

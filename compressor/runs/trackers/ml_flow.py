@@ -30,6 +30,9 @@ class MLflow(Tracker):
             logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every table that they make
         beside = folder.absolute().parent
         own = os.environ.get(STORE)
+        for each in () if own else (beside / "mlflow.db", beside / "mlartifacts"):
+            if each.is_symlink():
+                raise UserError(f"tracking: {each} is a link, which MLflow would write through; remove it")
         store, artifacts = (own, None) if own else (f"sqlite:///{beside}/mlflow.db", (beside / "mlartifacts").as_uri())
         try:
             self.client: Any = MlflowClient(store)
