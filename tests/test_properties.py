@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from compressor import Augment, Data, Measure, Pipeline
 from compressor.config.yaml_file import dump, parse
+from compressor.data.settings import Store
 from compressor.errors import SpecError
 from compressor_command import main
 from stages import Cache, Distill, Export, Prune, Quantize, Target, Train
@@ -58,10 +59,13 @@ COMMON: dict[str, Any] = {
 }
 START: dict[str, Any] = {"model": st.just("resnet20"), "arguments": st.dictionaries(WORDS, PLAIN, max_size=2)}
 TARGET = st.floats(0.01, 0.99).map(lambda share: Target(macs=share))
+PATHS = st.text(string.ascii_letters + "/. é", min_size=1, max_size=5).map(Path)
 DATA = built(
     Data,
     name=st.just("digits"),
-    root=st.text(string.ascii_letters + "/. é", min_size=1, max_size=5).map(Path),
+    root=PATHS,
+    store=built(Store, folder=st.none() | PATHS, gigabytes=st.floats(0.1, 1e6)),
+    resize=st.none() | st.just(4096),
     mean=st.none() | st.tuples(st.floats(0, 1)),
     std=st.none() | st.tuples(st.floats(0.01, 1)),
     size=st.none() | st.tuples(st.integers(1, 4096), st.integers(1, 4096)),
