@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from compressor.data.split import Split
 from compressor.errors import StageError
+from compressor.export import onnx_file
 from compressor.models.artifact import PREDICT_BATCH, OnnxModel, TorchModel
 
 
@@ -23,9 +25,10 @@ def agreement_of(
     images = same = 0
     total = largest = 0.0
     logits = 0
+    session = onnx_file.session(exported.content, threads=torch.get_num_threads())  # whose memory goes with it
     for pixels in split.batches(min(PREDICT_BATCH, model.preprocess.max_batch)):
         inputs = model.preprocess.normalise(pixels)
-        expected, got = model.predict(inputs).numpy(), exported.predict(inputs.numpy())  # [B, classes]
+        expected, got = model.predict(inputs).numpy(), onnx_file.logits_of(session, inputs.numpy())  # [B, classes]
         difference = np.abs(got - expected)
         if not np.isfinite(difference).all():
             raise StageError("the network or its ONNX file gives logits that are not finite; it may have diverged")
