@@ -81,9 +81,7 @@ class Stored(Source):
     _checked: NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
-        descriptor = os.open(
-            self.file, os.O_RDONLY | os.O_NOFOLLOW
-        )  # which outlives the file, if another run makes room
+        descriptor = os.open(self.file, os.O_RDONLY | os.O_NOFOLLOW)  # it outlives the name, if another run makes room
         weakref.finalize(self, os.close, descriptor)
         object.__setattr__(self, "_descriptor", descriptor)
         object.__setattr__(self, "_checked", np.zeros(len(self.digests), bool))
@@ -94,9 +92,10 @@ class Stored(Source):
     def batch(self, indices: Tensor) -> Tensor:
         images = np.empty((len(indices), *self.shape), np.uint8)
         for image, row in zip(images, self.rows[indices].tolist(), strict=True):
-            read = os.preadv(self._descriptor, [image.data], row * image.nbytes)
+            read = os.pread(self._descriptor, image.nbytes, row * image.nbytes)
+            image.reshape(-1)[: len(read)] = np.frombuffer(read, np.uint8)
             if not self._checked[row]:
-                if read < image.nbytes or not np.array_equal(_digest(image), self.digests[row]):
+                if len(read) < image.nbytes or not np.array_equal(_digest(image), self.digests[row]):
                     self._mend(row, image)
                 self._checked[row] = True
         return torch.from_numpy(images)
@@ -117,7 +116,10 @@ class Stored(Source):
         image[:] = self.decode(self.paths[row])[0]
         if not np.array_equal(_digest(image), self.digests[row]):
             raise DataError(f"{self.paths[row]} is not the image that it was when the run began; start the run again")
-        descriptor = os.open(self.file, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            descriptor = os.open(self.file, os.O_RDWR | os.O_NOFOLLOW)
+        except FileNotFoundError:  # another run has made room; what was decoded is right all the same
+            return
         try:
             held, read = os.fstat(descriptor), os.fstat(self._descriptor)
             if (held.st_dev, held.st_ino, held.st_nlink) == (read.st_dev, read.st_ino, 1):  # no file of somebody else's
