@@ -9,15 +9,8 @@ from PIL import Image, UnidentifiedImageError
 from compressor.errors import DataError, first_line, pass_on_out_of_memory
 from compressor.storage import files
 
-FORMATS = (
-    "AVIF",
-    "BMP",
-    "GIF",
-    "JPEG",
-    "PNG",
-    "TIFF",
-    "WEBP",
-)  # told by content; Pillow knows others that run programs
+# Told by content; Pillow knows others, some of which run programs.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 

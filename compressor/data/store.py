@@ -142,7 +142,7 @@ def stored(
     """The images of these files, decoded now unless that was done before.
 
     Args:
-        paths: the files, whose names below `root`, sizes and times of change are what the store goes by.
+        paths: the files, whose names, sizes and times of change are what the store goes by.
         classes: the class of each.
         preprocess: the shape that `decode` gives.
         decode: from a file to pixels.
@@ -158,17 +158,18 @@ def stored(
     target = home / _key(paths, preprocess, root)
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / f"{target.name}.lock"):
-        about, index = _index(target, len(paths), shape) or (None, {})
-        if about is None:
+        found = _index(target, len(paths), shape)
+        if found is None:
             with FileLock(home / ROOM):
                 files.sweep(home, target.name)
                 _make_room(home, len(paths) * math.prod(shape), limit_bytes)
             with files.new_folder(target) as folder:
                 _decode_all(folder, paths, shape, decode, advance)
-            about, index = _index(target, len(paths), shape) or (None, {})
-            assert about is not None
+            found = _index(target, len(paths), shape)
+            assert found is not None
         else:
             advance(len(paths))
+        about, index = found
         os.utime(target / ABOUT, follow_symlinks=False)  # used last
         rows = index["kept"].nonzero()[:, 0]
         labels = torch.tensor(classes, dtype=torch.int64)[rows]
