@@ -28,7 +28,6 @@ LIBRARIES = (
     "compressor",
     "torch",
     "torchvision",
-    "torch_pruning",
     "torchao",
     "onnxruntime",
     "onnx",
@@ -51,7 +50,7 @@ class Environment(BaseModel):
     python: str
     torch: str
     torchvision: str
-    torch_pruning: str
+    torch_pruning: str | None = None  # in older reports
     torchao: str
     onnxruntime: str
     onnx: str

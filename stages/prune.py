@@ -1,5 +1,6 @@
-"""Remove whole channels (structured pruning), by torch-pruning's dependency graph (Fang et al. 2023)."""
+"""Remove whole channels (structured pruning), in groups of dependent layers (Fang et al. 2023)."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -12,9 +13,9 @@ from compressor.pruning.settings import MAX_RATIO, Criterion, Scope
 from compressor.pruning.settings import Target as Target
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from compressor import Context, TorchModel
+
+SHOWN = 3  # layers
 
 
 class Prune(Stage):
@@ -60,40 +61,49 @@ class Prune(Stage):
         matched = model.copy_network()
         pruning.match_batch_norm(matched, context.data.calibration_batches())
         model = model.with_network(matched, details={})
+        say = context.services.console.say
+        groups = pruning.Groups(model.network, preprocess.input_shape(2), self.skip)
+        if groups.rigid:
+            say(f"  {self.id} leaves alone what the network's code fixes the width of: {_several(groups.rigid)}")
         before = models.Size.of(model.network, preprocess)
-        if self.target.ratio is not None:
-            network = self._pruned(model, self.target.ratio, context)
-        else:
-            found, share = pruning.largest_within(
-                self.target.limit,
-                lambda ratio: self._pruned(model, ratio, context),
-                lambda network: self.target.kept(models.Size.of(network, preprocess), before),
-            )
-            if found is None:
-                raise StageError(
-                    f"the target, at most {self.target.limit:.3f} of the incoming network, is out of reach with "
-                    f"round_to {self.round_to}; the smallest network keeps {share:.3f}"
-                )
-            network = found
+        network = groups.without(self._removal(groups, before, context))
+        models.check_fits(network, model.architecture, preprocess.input_shape(2))
         after = models.Size.of(network, preprocess)
         if after == before:
             raise StageError(f"no channel can be removed with round_to {self.round_to}; lower it, or prune more")
         kept = after.share_of(before)
-        say = context.services.console.say
         say(f"  {self.id} keeps {kept['macs']:.2f} of MACs, {kept['parameters']:.2f} of parameters")
         pruning.estimate_batch_norm(network, context.data.calibration_batches())
-        details = {"kept": kept, "widths": pruning.outputs_of(model.network, network)}
-        return model.with_network(network, pruning.changed_widths(model.network, network), details=details)
+        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        details = {"kept": kept, "widths": pruning.outputs_of(model.network, network), "rigid": groups.rigid}
+        return model.with_network(network, models.Widths.between(model.network, shapes), details=details)
 
-    def _pruned(self, model: "TorchModel", ratio: float, context: "Context") -> "nn.Module":
-        return pruning.without_channels(
-            model,
-            ratio,
+    def _removal(self, groups: "pruning.Groups", before: "models.Size", context: "Context") -> "pruning.Removal":
+        ranking = pruning.Ranking(
+            groups,
             context.data,
             criterion=self.importance,
             scope=self.scope,
             round_to=self.round_to,
             steps=self.steps,
-            skip=self.skip,
             seed=context.seed_for("pruning"),
         )
+        if self.target.ratio is not None:
+            return ranking.least(self.target.ratio)
+
+        def kept(removal: "pruning.Removal") -> float:
+            return self.target.kept(models.Size.of(groups.without(removal), context.data.preprocess), before)
+
+        search = pruning.largest_within(self.target.limit, ranking.least, kept, ranking.between)
+        found, share = search
+        if found is None:
+            raise StageError(
+                f"the target, at most {self.target.limit:.3f} of the incoming network, is out of reach with "
+                f"round_to {self.round_to}; the smallest network keeps {share:.3f}"
+            )
+        return found
+
+
+def _several(layers: Sequence[str]) -> str:
+    more = f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
+    return f"{', '.join(layers[:SHOWN])}{more}"

@@ -463,3 +463,81 @@ class WhollyFrozen(FrozenStem):
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__(num_classes, in_channels)
         self.requires_grad_(False)
+
+
+class Tokens(nn.Module):
+    """A class token, a position embedding, layer scale and a norm, with every width read from its input."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(in_channels, 16, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.positions = nn.Parameter(torch.randn(1, 5, 16))
+        self.norm = nn.LayerNorm(16)
+        self.wide, self.narrow = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.scale = nn.Parameter(torch.rand(16))
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)  # [N, 4, 16]
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        x = x + self.scale * self.narrow(F.gelu(self.wide(self.norm(x))))
+        return self.fc(x[:, 0])
+
+
+class Windows(nn.Module):
+    """Attention with two heads in shifted windows, with a bias by relative position (Liu et al. 2021), and an MLP."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(in_channels, 16, 2, stride=2)
+        self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.bias = nn.Parameter(torch.randn(9, 2))
+        self.register_buffer("index", torch.arange(16) % 9)
+        self.wide, self.narrow = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).permute(0, 2, 3, 1)  # [N, 4, 4, 16]
+        n, height, width, channels = x.shape
+        windows = torch.roll(x, (-1, -1), (1, 2)).view(n, 2, 2, 2, 2, channels).permute(0, 1, 3, 2, 4, 5)
+        windows = windows.reshape(n * 4, 4, channels)
+        q, k, v = self.qkv(windows).reshape(n * 4, 4, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        attention = (q @ k.transpose(-2, -1) + self.bias[self.index].view(4, 4, 2).permute(2, 0, 1)).softmax(-1)
+        windows = self.proj((attention @ v).transpose(1, 2).reshape(n * 4, 4, 16))
+        y = windows.view(n, 2, 2, 2, 2, channels).permute(0, 1, 3, 2, 4, 5).reshape(n, height, width, channels)
+        x = x + torch.roll(y, (1, 1), (1, 2))
+        return self.fc((x + self.narrow(F.gelu(self.wide(x)))).mean((1, 2)))
+
+
+class Halves(nn.Module):
+    """Splits its channels in two, computes on one half and shuffles (Ma et al. 2018)."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.one, self.two = nn.Conv2d(8, 24, 1), nn.Conv2d(24, 8, 1)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = F.relu(self.stem(x)).chunk(2, 1)
+        x = torch.cat([left, self.two(torch.sigmoid(self.one(right)))], 1)
+        n, channels, height, width = x.shape
+        x = x.view(n, 2, channels // 2, height, width).transpose(1, 2).reshape(n, channels, height, width)
+        return self.fc(x.mean((2, 3)))
+
+
+class Cut(nn.Module):
+    """Takes channels by a number written into its code, which still runs with fewer, but on others."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(F.relu(self.stem(x)))
+        n, channels, height, width = x.shape
+        x = x.view(n, channels // 4, 4, height, width).transpose(1, 2).reshape(n, channels, height, width)
+        return self.fc(x.mean((2, 3)))

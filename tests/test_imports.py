@@ -157,7 +157,7 @@ def test_stages_never_import_one_another() -> None:
 @pytest.mark.parametrize(
     ("library", "only"),
     [
-        ("torch_pruning", {"compressor/pruning/criteria.py", "compressor/pruning/groups.py"}),
+        ("torch_pruning", set()),
         ("torchao", {"compressor/quantization/observers.py"}),
         ("onnx", {"compressor/export/onnx_file.py", "compressor/export/reading.py"}),
         ("onnxruntime", {"compressor/export/onnx_file.py"}),

@@ -11,14 +11,12 @@ from pydantic import ValidationError
 from torch import nn
 
 from compressor import Context, TorchModel, load
-from compressor.data.dataset import Augment
-from compressor.data.preprocess import Preprocess
 from compressor.errors import ArchitectureError, ArtifactError, StageError
 from compressor.models.artifact import count_macs
 from compressor.pruning.batch_norm import match_batch_norm
-from compressor.pruning.channels import without_channels
+from compressor.pruning.channels import Ranking
+from compressor.pruning.groups import Groups
 from compressor.pruning.search import largest_within
-from compressor.runs.dry_run import synthetic
 from stages import Prune, Target
 from tests.conftest import accuracy, equal_states
 
@@ -114,7 +112,7 @@ def test_the_important_channels_stay(tiny: TorchModel, context: Context) -> None
     assert torch.equal(left, network.get_parameter("layer1.0.bn1.weight")[[0, 3, 4, 7]])
 
 
-def test_it_is_rebuilt_without_torch_pruning(tiny: TorchModel, context: Context, tmp_path: Any) -> None:
+def test_a_pruned_network_is_rebuilt_from_its_widths(tiny: TorchModel, context: Context, tmp_path: Any) -> None:
     pruned = Prune(target=Target(macs=0.5), round_to=1).run(tiny, context)
     pruned.save(tmp_path)
     loaded = load(tmp_path)
@@ -136,12 +134,13 @@ def test_a_network_of_ones_own_is_pruned(context: Context) -> None:
     assert pruned.counts.macs / lenet.counts.macs <= 0.5
 
 
-def test_a_width_written_into_forward_is_named(context: Context) -> None:
-    network = context.new_model("tests.networks:PaddedShortcut", {})
-    with pytest.raises(ArchitectureError, match=r"torch-pruning cannot .* layer 'conv': IndexError"):
+@pytest.mark.parametrize("name", ["PaddedShortcut", "Reshaped"])
+def test_a_width_written_into_forward_is_left_alone_and_named(
+    context: Context, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = context.new_model(f"tests.networks:{name}", {})
+    with pytest.raises(StageError, match=r"out of reach with round_to 1; the smallest network keeps 1\.000"):
         Prune(target=Target(macs=0.5), round_to=1).run(network, context)
-    with pytest.raises(ArchitectureError, match=r"with channels removed, .* are channel counts written into its forw"):
-        Prune(target=Target(macs=0.5), round_to=1).run(context.new_model("tests.networks:Reshaped", {}), context)
 
 
 def test_a_quantized_network_is_refused(int8: TorchModel, context: Context) -> None:
@@ -176,23 +175,25 @@ def test_ranking_is_the_librarys_where_nothing_is_grouped(
 
 
 def removed(model: TorchModel, context: Context, ratio: float, **settings: Any) -> nn.Module:
-    settings = {"criterion": "l2", "scope": "local", "round_to": 1, "steps": 1, "skip": (), "seed": 0, **settings}
-    return without_channels(model, ratio, context.data, **settings)
+    settings = {"criterion": "l2", "scope": "local", "round_to": 1, "steps": 1, "seed": 0, **settings}
+    groups = Groups(model.network, model.preprocess.input_shape(2), settings.pop("skip", ()))
+    return groups.without(Ranking(groups, context.data, **settings).least(ratio))
 
 
-@pytest.mark.parametrize("name", ["Shuffled", "ResNeXt"])
+@pytest.mark.parametrize(("name", "shares"), [("Shuffled", (0.95, 0.85)), ("ResNeXt", (0.7, 0.4))])
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("round_to", [1, 8])
-def test_grouped_networks_come_as_close_as_can_be(context: Context, name: str, scope: str, round_to: int) -> None:
+def test_grouped_networks_come_as_close_as_can_be(
+    context: Context, name: str, shares: tuple[float, float], scope: Any, round_to: int
+) -> None:
     model = context.new_model(f"tests.networks:{name}", {})
     network = model.copy_network()
     match_batch_norm(network, context.data.calibration_batches())  # what the stage ranks
     model = model.with_network(network, details={})
-    scan = {
-        count_macs(removed(model, context, ratio / 50, scope=scope, round_to=round_to), model.preprocess)
-        for ratio in range(1, 50)
-    }
-    for macs in (0.7, 0.4):
+    groups = Groups(network, model.preprocess.input_shape(2))
+    ranking = Ranking(groups, context.data, "l2", scope, round_to, steps=1, seed=0)
+    scan = {count_macs(groups.without(ranking.least(ratio / 50)), model.preprocess) for ratio in range(1, 50)}
+    for macs in shares:
         stage = Prune.model_validate({"target": {"macs": macs}, "scope": scope, "round_to": round_to})
         limit = macs * model.counts.macs
         assert max(each for each in scan if each <= limit) <= stage.run(model, context).counts.macs <= limit
@@ -244,26 +245,35 @@ def test_several_steps_go_on_to_one_channel_in_a_group(context: Context) -> None
 
 def test_the_search_starts_from_what_reaches_the_target() -> None:
     """Ratios above 0.85 remove nothing, as where a layer would be left with no channel."""
-    networks = {ratio: nn.Linear(1, 1) for ratio in range(101)}
 
-    def kept(network: nn.Module) -> float:
-        (percent,) = [each for each, own in networks.items() if own is network]
+    def kept(percent: int) -> float:
         return 1.0 if percent > 85 else 1 - percent / 100
 
-    for limit, reached in ((0.7, 0.7), (0.305, 0.3), (0.2, 0.2)):
-        network, share = largest_within(limit, lambda ratio: networks[int(ratio * 100)], kept)
-        assert network is not None
-        assert kept(network) == share == pytest.approx(reached)
-    assert largest_within(0.1, lambda ratio: networks[int(ratio * 100)], kept) == (None, pytest.approx(0.2))
+    def search(limit: float) -> tuple[int | None, float]:
+        return largest_within(limit, lambda ratio: int(ratio * 100), kept, lambda less, more: [less, more])
+
+    assert search(0.7) == (30, pytest.approx(0.7))
+    assert search(0.305) == (70, pytest.approx(0.3))
+    assert search(0.2) == (80, pytest.approx(0.2))
+    assert search(0.1) == (None, pytest.approx(0.2))
 
 
-def test_what_cannot_be_saved_is_named_and_can_be_skipped(context: Context, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("limit", "layers"), [(0.95, 1), (0.9, 1), (0.89, 2), (0.51, 5), (0.5, 5)])
+def test_where_a_ratio_jumps_over_the_target_some_layers_are_enough(limit: float, layers: int) -> None:
+    """At a ratio of 0.3, all of five layers lose half of their channels at once."""
+
+    def between(less: int, more: int) -> list[int]:
+        return list(range(less, more + 1))
+
+    found = largest_within(limit, lambda ratio: 5 if ratio >= 0.3 else 0, lambda lost: 1 - lost / 10, between)
+    assert found == (layers, pytest.approx(1 - layers / 10))
+
+
+def test_what_no_rule_is_known_for_stays_whole(context: Context, tmp_path: Path) -> None:
     model = context.new_model("tests.networks:Upsampled", {})
-    with pytest.raises(ArchitectureError, match=r"layer 'up' \(ConvTranspose2d\) cannot be saved .* `skip: \[up\]`"):
-        Prune(target=Target(macs=0.8), round_to=1).run(model, context)
-    pruned = Prune(target=Target(ratio=0.5), round_to=1, skip=("up",)).run(model, context)
+    pruned = Prune(target=Target(ratio=0.5), round_to=1).run(model, context)
     widths = {name: outputs for name, (_, outputs) in pruned.details["widths"].items()}
-    assert widths == {"stem": 16, "conv": 8, "last": 8, "fc": 10}  # what feeds `up` stays whole too
+    assert widths == {"stem": 16, "conv": 8, "last": 8, "fc": 10}  # what feeds the transposed convolution, too
     pruned.save(tmp_path)
     loaded = load(tmp_path, factories=frozenset({"tests.networks:Upsampled"}))
     assert isinstance(loaded, TorchModel)
@@ -305,27 +315,6 @@ def test_norms_and_one_dimensional_convolutions_are_saved(context: Context, tmp_
     loaded = load(tmp_path, factories=frozenset({"tests.networks:Normed"}))
     assert isinstance(loaded, TorchModel)
     assert torch.equal(loaded.predict(torch.ones(1, 1, 8, 8)), pruned.predict(torch.ones(1, 1, 8, 8)))
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        (
-            "shufflenet_v2_x0_5",
-            "torch-pruning cannot follow the network after 'stage4.1.branch2.6': ZeroDivisionError",
-        ),
-        ("swin_t", "torch-pruning cannot follow the network after 'features"),
-        (
-            "convnext_tiny",
-            "parameter 'features.1.0.layer_scale', .* and 15 more cannot be saved with another width; .*`skip: ",
-        ),
-    ],
-)
-def test_what_cannot_be_pruned_is_reported_in_a_sentence(name: str, says: str) -> None:
-    preprocess = Preprocess(size=(64, 64), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
-    context = Context(data=synthetic(("a", "b"), preprocess, Augment()))
-    with pytest.raises(ArchitectureError, match=says):
-        Prune(target=Target(macs=0.7), round_to=8).run(context.new_model(f"torchvision:{name}", {}), context)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Structural changes: what a stage did to an architecture, as plain data that is replayed on loading."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 import torch
@@ -19,6 +20,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Name = Annotated[str, StringConstraints(max_length=1000)]  # of a module, a parameter or a point
 Names = Annotated[tuple[Name, ...], AfterValidator(_distinct)]
+Shape = tuple[Annotated[int, Field(ge=1)], ...]
 
 
 class Width(BaseModel):
@@ -53,6 +55,19 @@ class Widths(BaseModel):
 
     kind: Literal["widths"] = "widths"
     layers: dict[Name, Width]
+    tensors: dict[Name, Shape] = {}
+    """Parameters and buffers of other modules: class tokens, position embeddings, layer scale."""
+
+    @classmethod
+    def between(cls, before: nn.Module, shapes: Mapping[str, Sequence[int]]) -> Self:
+        """What gives the parameters and buffers of `before` other shapes; each with as many dimensions as it has."""
+        changed = {name: shapes[name] for name, old in before.state_dict().items() if tuple(shapes[name]) != old.shape}
+        layers = {}
+        for layer, width in widths_of(before).items():
+            if own := {name for name in changed if name.rpartition(".")[0] == layer}:
+                layers[layer] = _narrowed(width, shapes[min(own, key=lambda name: -len(shapes[name]))])
+                changed = {name: shape for name, shape in changed.items() if name not in own}
+        return cls(layers=layers, tensors={name: tuple(shape) for name, shape in changed.items()})
 
     def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
         """Give the named layers of `network`, in place, their widths and untrained parameters of that shape.
@@ -67,6 +82,16 @@ class Widths(BaseModel):
             if not width.within(before[name]):
                 raise ArtifactError(f"the saved widths make {name!r} wider than the architecture does")
             _resize(network.get_submodule(name), width)
+        held = dict((*network.named_parameters(), *network.named_buffers()))
+        for name, shape in self.tensors.items():
+            if name not in held:
+                raise ArtifactError(f"the saved widths name a tensor {name!r} that the network lacks")
+            old = held[name]
+            if len(shape) != old.dim() or any(new > size for new, size in zip(shape, old.shape, strict=True)):
+                raise ArtifactError(f"the saved widths make {name!r} larger than the architecture does")
+            owner, _, own = name.rpartition(".")
+            empty = _empty(old, shape)
+            setattr(network.get_submodule(owner), own, nn.Parameter(empty) if isinstance(old, nn.Parameter) else empty)
         return network
 
 
@@ -153,6 +178,17 @@ def widths_of(network: nn.Module) -> dict[str, Width]:
             case nn.LayerNorm(normalized_shape=(channels,)):
                 widths[name] = Width(inputs=channels, outputs=channels)
     return widths
+
+
+def _narrowed(width: Width, shape: Sequence[int]) -> Width:
+    """The width of a layer once its weight has another shape."""
+    outputs, inputs = shape[0], shape[1] if len(shape) > 1 else shape[0]
+    if width.groups == 1:
+        return Width(inputs=inputs, outputs=outputs)
+    if len(shape) > 1 and width.inputs == width.groups:  # depthwise
+        groups = outputs * width.groups // width.outputs
+        return Width(inputs=groups, outputs=outputs, groups=groups)
+    return Width(inputs=inputs * (width.groups if len(shape) > 1 else 1), outputs=outputs, groups=width.groups)
 
 
 def _resize(layer: nn.Module, width: Width) -> None:

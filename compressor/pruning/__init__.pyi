@@ -2,9 +2,10 @@ from .batch_norm import estimate_batch_norm as estimate_batch_norm
 from .batch_norm import match_batch_norm as match_batch_norm
 from .blocks import Divergence as Divergence
 from .blocks import removable_blocks as removable_blocks
-from .channels import changed_widths as changed_widths
+from .channels import Ranking as Ranking
 from .channels import outputs_of as outputs_of
-from .channels import without_channels as without_channels
+from .groups import Groups as Groups
+from .groups import Removal as Removal
 from .search import largest_within as largest_within
 from .settings import MAX_RATIO as MAX_RATIO
 from .settings import Criterion as Criterion

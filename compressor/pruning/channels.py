@@ -1,70 +1,85 @@
-"""Channels, ranked and removed in groups of layers that depend on one another."""
+"""Channels, ranked in groups of dependent layers: which to remove for a ratio, and what lies between two ratios."""
 
-import copy
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.data.dataset import Dataset
-from compressor.errors import ArchitectureError
-from compressor.models.architectures import check_fits
-from compressor.models.artifact import TorchModel
-from compressor.models.changes import Widths, widths_of
+from compressor.models.changes import widths_of
 from compressor.pruning.criteria import importance
-from compressor.pruning.groups import Group, Groups
+from compressor.pruning.groups import Groups, Removal
 from compressor.pruning.settings import Criterion, Scope
 
-SHOWN = 3  # layers
 
+@dataclass(frozen=True)
+class Ranking:
+    """The channels of a network in the order of their importance.
 
-def without_channels(
-    model: TorchModel,
-    ratio: float,
-    data: Dataset,
-    *,
-    criterion: Criterion,
-    scope: Scope,
-    round_to: int,
-    steps: int,
-    skip: tuple[str, ...],
-    seed: int,
-) -> nn.Module:
-    """A copy of the network of `model` without `ratio` of its channels, as far as rounding allows.
-
-    Args:
-        model: the network; its outputs are left alone.
-        ratio: the share of the channels to remove.
+    Attributes:
+        groups: those that can lose channels.
         data: criteria may use its calibration images.
         criterion: what makes a channel important.
         scope: rank channels among all layers, or remove the same share of each.
         round_to: leave a multiple of this in every layer that loses channels, and at least one.
-        steps: remove them in this many steps, ranking again before each.
-        skip: names of layers and parameters, or of modules that hold them, to leave alone.
+        steps: remove channels in this many steps, ranking again before each.
         seed: of the random criterion.
-
-    Raises:
-        ArchitectureError: the network does not work without them, or cannot be saved.
     """
-    network = model.copy_network().requires_grad_(True)
-    example = torch.zeros(data.preprocess.input_shape(2))
-    groups = Groups(network, example, skip)
-    at_first: dict[str, int] = {}  # channels of a scope before the first step
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for step in range(1, steps + 1):
-            scored = groups.scored(importance(criterion, network, data))
-            scopes = {"": scored} if scope == "global" else {group.layer: [group] for group in scored}
-            for name, ranked in scopes.items() if scored else ():
-                channels = sum(len(group.scores) for group in ranked)
-                left = int(at_first.setdefault(name, channels) * (1 - step / steps * ratio))
-                for group, count in zip(ranked, _least(ranked, channels - left), strict=True):
-                    if removed := _rounded(group, count, round_to):
-                        groups.remove(group, removed)
-    network.zero_grad()
-    _check_runs(model, network, tuple(example.shape))
-    _check_widths_suffice(model.network, network)
-    return network
+
+    groups: Groups
+    data: Dataset
+    criterion: Criterion
+    scope: Scope
+    round_to: int
+    steps: int
+    seed: int
+
+    def least(self, ratio: float) -> Removal:
+        """The least important `ratio` of the channels, as far as rounding allows."""
+        left = {layer: torch.arange(len(group)) for layer, group in self.groups.by_layer.items()}
+        at_first: dict[str, int] = {}  # channels of a scope before the first step
+        for step in range(1, self.steps + 1):
+            scores = self._first_scores if step == 1 else self._scores(self._removal(left), step)
+            scopes = {"": list(scores)} if self.scope == "global" else {layer: [layer] for layer in scores}
+            for name, layers in scopes.items() if scores else ():
+                ranked = [scores[layer] for layer in layers]
+                channels = sum(len(each) for each in ranked)
+                target = int(at_first.setdefault(name, channels) * (1 - step / self.steps * ratio))
+                for layer, own, count in zip(layers, ranked, _least(ranked, channels - target), strict=True):
+                    removed = _rounded(len(own), count, self.groups.by_layer[layer].parts, self.round_to)
+                    left[layer] = left[layer][own.argsort()[removed:].sort().values]
+        return self._removal(left)
+
+    def between(self, less: Removal, more: Removal) -> Sequence[Removal]:
+        """From one removal to a larger one, layer by layer: first where what `more` takes matters least."""
+
+        def lost(layer: str) -> float:
+            more_only = more[layer][~torch.isin(more[layer], less[layer])]
+            return float(self._first_scores[layer][more_only].mean())
+
+        differing = sorted((layer for layer in more if len(more[layer]) > len(less[layer])), key=lost)
+        return [{**less, **{layer: more[layer] for layer in differing[:count]}} for count in range(len(differing) + 1)]
+
+    @cached_property
+    def _first_scores(self) -> dict[str, Tensor]:
+        return self._scores({}, 1)
+
+    def _scores(self, removal: Removal, step: int) -> dict[str, Tensor]:
+        """The importance of the channels that are left in each group which has more than one of them and is ranked."""
+        score = importance(self.criterion, self.groups.without(removal), self.data)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + step)
+            scores = {group.layer: score(group) for group in self.groups.left(removal)}
+        return {layer: each for layer, each in scores.items() if each is not None and len(each) > 1}
+
+    def _removal(self, left: Removal) -> Removal:
+        return {
+            layer: torch.arange(len(group))[~torch.isin(torch.arange(len(group)), left[layer])]
+            for layer, group in self.groups.by_layer.items()
+        }
 
 
 def outputs_of(before: nn.Module, after: nn.Module) -> dict[str, list[int]]:
@@ -77,56 +92,16 @@ def outputs_of(before: nn.Module, after: nn.Module) -> dict[str, list[int]]:
     }
 
 
-def changed_widths(before: nn.Module, after: nn.Module) -> Widths:
-    """The layers whose widths pruning changed, as a structural change."""
-    old, new = widths_of(before), widths_of(after)
-    return Widths(layers={name: width for name, width in new.items() if width != old[name]})
-
-
-def _least(ranked: list[Group], count: int) -> list[int]:
+def _least(ranked: Sequence[Tensor], count: int) -> list[int]:
     """How many of the `count` least important channels lie in each of the groups."""
-    lengths = torch.tensor([len(group.scores) for group in ranked])
-    owner = torch.arange(len(ranked)).repeat_interleave(lengths)
-    least = torch.cat([group.scores for group in ranked]).argsort()[: max(count, 0)]
+    owner = torch.arange(len(ranked)).repeat_interleave(torch.tensor([len(scores) for scores in ranked]))
+    least = torch.cat(list(ranked)).argsort()[: max(count, 0)]
     counts: list[int] = owner[least].bincount(minlength=len(ranked)).tolist()
     return counts
 
 
-def _rounded(group: Group, count: int, round_to: int) -> int:
+def _rounded(channels: int, count: int, parts: int, round_to: int) -> int:
     """How many channels of each part to remove, near `count`, for a multiple of `round_to` in all parts together."""
-    channels = len(group.scores)
-    multiple = math.lcm(round_to, group.parts) // group.parts
+    multiple = math.lcm(round_to, parts) // parts
     left = max((channels - count + multiple // 2) // multiple, 1) * multiple
     return max(channels - left, 0) if count else 0
-
-
-def _check_widths_suffice(before: nn.Module, after: nn.Module) -> None:
-    """A pruned network is saved as widths of layers; refuse one in which other parameters change shape, too."""
-    rebuilt = Widths(layers=widths_of(after)).apply(copy.deepcopy(before), (1, 1, 1, 1)).state_dict()
-    misfits: dict[str, str] = {}  # name for `skip` -> in words
-    for name, tensor in after.state_dict().items():
-        if rebuilt[name].shape != tensor.shape:
-            owner = name.rpartition(".")[0]
-            layer = after.get_submodule(owner)
-            if owner and not any(True for _ in layer.children()):
-                misfits[owner] = f"layer {owner!r} ({type(layer).__name__})"
-            else:
-                misfits[name] = f"parameter {name!r}"
-    if misfits:
-        said = ", ".join(list(misfits.values())[:SHOWN])
-        more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
-        raise ArchitectureError(
-            f"{said}{more} cannot be saved with another width; leave them alone with "
-            f"`skip: [{', '.join(list(misfits)[:SHOWN])}{', ...' if more else ''}]`"
-        )
-
-
-def _check_runs(model: TorchModel, network: nn.Module, input_shape: tuple[int, ...]) -> None:
-    try:
-        check_fits(network, model.architecture, input_shape)
-    except ArchitectureError as error:
-        if error.__cause__ is None:
-            raise
-        raise ArchitectureError(
-            f"with channels removed, {error}; are channel counts written into its forward?"
-        ) from error

@@ -1,165 +1,166 @@
-"""Groups of layers whose channels depend on one another (DepGraph, Fang et al. 2023), by torch-pruning."""
+"""Groups of channels: sets of slices of the same tensors, which can be ranked against one another and removed."""
 
-import math
-import traceback
+import copy
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
-from torch_pruning.dependency import Node
 
-from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
-from compressor.pruning.criteria import Importance
+from compressor.errors import ArchitectureError, pass_on_out_of_memory
+from compressor.models.changes import Widths
+from compressor.pruning.naming import name_channels
+from compressor.pruning.slices import FIXED, Kept, Place, Slices
+from compressor.storage.tensors import load_into
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that can only be removed from all layers of a group at once.
+    """Channels that lie in the same tensors.
 
     Attributes:
-        layer: the name of the layer that outputs the channels.
-        dependencies: torch-pruning's group.
-        parts: the channels form this many parts that must stay equal: groups of convolutions and of GroupNorm.
-        scores: the importance of a channel `[C / parts]`, averaged over the parts.
+        layer: the name of a layer that outputs them.
+        members: by tensor and dimension, the indices of each channel along it, int64 `[channels, n]`. Where a
+            convolution or norm has groups, which stay equal, a channel here is one of each of them.
     """
 
     layer: str
-    dependencies: Any
-    parts: int
-    scores: Tensor
+    members: Mapping[Place, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.members[self._outputs])
+
+    @property
+    def parts(self) -> int:
+        """How many outputs of `layer` each channel is."""
+        return self.members[self._outputs].shape[1]
+
+    @property
+    def _outputs(self) -> Place:
+        return f"{self.layer}.weight", 0
+
+
+Removal = Mapping[str, Tensor]  # by the layer of a group, which of its channels go, int64
 
 
 class Groups:
-    """The groups of a network, which is changed in place when channels are removed.
+    """All groups of a network that can lose channels.
 
     Args:
-        network: its parameters must require gradients, because the graph is built from them.
-        example: a batch of inputs `[N, C, H, W]`.
-        skip: names of layers and parameters, or of modules that hold them; a group that includes one stays whole.
+        network: in eval mode.
+        input_shape: `(N, C, H, W)` of an example, N at least 2.
+        skip: names of layers and tensors, or of modules that hold them; a group that includes one is left out.
+
+    Attributes:
+        by_layer: the groups.
+        rigid: the layers of groups that are left out because the network's code relies on their number of channels.
 
     Raises:
-        ArchitectureError: torch-pruning cannot follow the network, or `skip` names nothing with channels to remove.
+        ArchitectureError: the network cannot be traced, or `skip` names nothing with channels to remove.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor, skip: Sequence[str] = ()) -> None:
-        self._names = {part: name for name, part in (*network.named_parameters(), *network.named_modules())}
-        self._parts = {module: _parts(module) for module in network.modules()}  # pruned, grouped may look depthwise
-        self._classifier = _classifier(network, example)
-        with _saying("torch-pruning cannot follow the network", self._names):
-            self._graph = torch_pruning.DependencyGraph().build_dependency(network, example, verbose=False)
-        _bound(self._graph, max(max(parameter.shape, default=1) for parameter in network.parameters()))
-        self._skipped = self._named_by(skip) if skip else set()
+    def __init__(self, network: nn.Module, input_shape: tuple[int, int, int, int], skip: Sequence[str] = ()) -> None:
+        self.network, self._input_shape = network, input_shape
+        self._shapes = {name: each.shape for name, each in network.state_dict().items() if each.is_floating_point()}
+        self._slices = name_channels(network, input_shape, self._shapes)
+        self.by_layer = {group.layer: group for group in _found(network, self._slices)}
+        self.rigid: list[str] = []
+        for layer in {layer for name in skip for layer in self._named_by(name)}:
+            del self.by_layer[layer]
+        self._leave_out_rigid()
 
-    def scored(self, importance: Importance) -> list[Group]:
-        """The groups that channels can be removed from, with the current importance of each channel."""
-        groups = []
-        for found in self._found():
-            layer = self._names[found[0].dep.target.module]
-            members = _members(found)
-            if any(self._names.get(member) in self._skipped for member in members):
-                continue
-            parts = math.lcm(*(self._parts.get(member, 1) for member in members))
-            if len(found[0].idxs) > parts:
-                with _saying(f"torch-pruning cannot rank the channels of layer {layer!r}", {}):
-                    scores = importance(found)
-                if scores is not None:
-                    groups.append(Group(layer, found, parts, scores.view(parts, -1).mean(0)))
-        return groups
+    def kept(self, removal: Removal) -> Kept:
+        """The indices that are left, of the dimensions that lose some."""
+        left: dict[Place, Tensor] = {}
+        for layer, channels in removal.items():
+            for (name, dim), indices in self.by_layer[layer].members.items():
+                mask = left.setdefault((name, dim), torch.ones(self._shapes[name][dim], dtype=torch.bool))
+                mask[indices[channels]] = False
+        return {place: mask.nonzero()[:, 0] for place, mask in left.items()}
 
-    def remove(self, group: Group, count: int) -> None:
-        """Remove the `count` least important channels of each part, unless that leaves some layer with none."""
-        least = group.scores.argsort()[:count]
-        starts = torch.arange(group.parts) * len(group.scores)
-        channels = (starts[:, None] + least).flatten().sort().values.tolist()
-        root = group.dependencies[0].dep
-        with _saying(f"torch-pruning cannot remove channels of layer {group.layer!r}", {}), torch.no_grad():
-            removal = self._graph.get_pruning_group(root.target.module, root.handler, channels)
-            if self._graph.check_pruning_group(removal):
-                removal.prune()
+    def left(self, removal: Removal) -> Iterator[Group]:
+        """The groups as they lie in the network without some channels."""
+        kept = self.kept(removal)
+        for layer, group in self.by_layer.items():
+            channels = torch.arange(len(group))
+            channels = channels[~torch.isin(channels, removal.get(layer, channels[:0]))]
+            members = {place: indices[channels] for place, indices in group.members.items()}
+            yield Group(layer, {p: torch.searchsorted(kept[p], i) if p in kept else i for p, i in members.items()})
 
-    def _found(self) -> list[Any]:
-        with _saying("torch-pruning cannot follow the network", self._names):
-            return list(self._graph.get_all_groups(ignored_layers=[self._classifier]))
+    def without(self, removal: Removal) -> nn.Module:
+        """A copy of the network without some channels."""
+        state = dict(self.network.state_dict())
+        for (name, dim), indices in self.kept(removal).items():
+            state[name] = state[name].index_select(dim, indices)
+        widths = Widths.between(self.network, {name: tensor.shape for name, tensor in state.items()})
+        network = widths.apply(copy.deepcopy(self.network), self._input_shape)
+        load_into(network, state)
+        return network
 
-    def _named_by(self, skip: Sequence[str]) -> set[str]:
-        """The names of all layers and parameters that `skip` names, directly or by a module that holds them."""
-        members = {self._names.get(member) for found in self._found() for member in _members(found)}
-        skipped: set[str] = set()
-        for name in skip:
-            inside = {member for member in members if member and f"{member}.".startswith(f"{name}.")}
-            if not inside:
-                raise ArchitectureError(f"skip names {name!r}, but no layer there has channels to remove")
-            skipped |= inside
-        return skipped
+    def _named_by(self, name: str) -> set[str]:
+        """The layers of the groups that a name in `skip` is about."""
+        found = {
+            layer
+            for layer, group in self.by_layer.items()
+            if any(f"{tensor}.".startswith(f"{name}.") for tensor, _ in group.members)
+        }
+        if not name or not found:
+            raise ArchitectureError(f"skip names {name!r}, but no layer there has channels to remove")
+        return found
 
+    def _leave_out_rigid(self) -> None:
+        """Try to remove one channel of each group; without some the network fails, or mixes up others."""
+        if not self._runs(self.by_layer):
+            self._leave_out({layer for layer in self.by_layer if not self._runs([layer])})
+        while self.by_layer and (mixed := self._mixed()):
+            self._leave_out(mixed)
 
-@contextmanager
-def _saying(what: str, names: Mapping[Any, str]) -> Iterator[None]:
-    """Turn an error into a sentence: what fails, after which layer (if torch-pruning's frames tell), and why."""
-    try:
-        yield
-    except Exception as error:  # torch-pruning may raise anything at an operator that it does not know
-        pass_on_out_of_memory(error)
-        frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
-        nodes = [value for local in frames for value in local.values() if isinstance(value, Node)]
-        layer = _layer_before(nodes[-1], names) if nodes else None
-        behind = f" after {layer!r}" if layer else ""
-        raise ArchitectureError(f"{what}{behind}: {type(error).__name__}: {first_line(error)}") from error
+    def _leave_out(self, layers: set[str]) -> None:
+        self.rigid += sorted(layers)
+        for layer in layers:
+            del self.by_layer[layer]
 
+    def _one_of_each(self, layers: Sequence[str] | Mapping[str, Group]) -> Removal:
+        """One channel of each group; neither the first nor the last, since code that takes parts may cut there."""
+        return {layer: torch.tensor([len(self.by_layer[layer]) // 3]) for layer in layers}
 
-def _layer_before(operator: Node, names: Mapping[Any, str]) -> str | None:
-    """The nearest layer or parameter that the inputs of `operator` come from."""
-    nearest = [operator]
-    for node in nearest:
-        if node.module in names:
-            return names[node.module]
-        nearest += [each for each in node.inputs if each not in nearest]
-    return None
+    def _runs(self, layers: Sequence[str] | Mapping[str, Group]) -> bool:
+        try:
+            with torch.no_grad():
+                self.without(self._one_of_each(layers))(torch.zeros(self._input_shape))
+        except Exception as error:  # a forward pass may raise anything
+            pass_on_out_of_memory(error)
+            return False
+        return True
 
-
-def _members(group: Any) -> list[Any]:
-    """The modules, parameters and operators in a torch-pruning group."""
-    return [dependency.target.module for dependency, _ in group]
-
-
-def _parts(module: nn.Module) -> int:
-    match module:
-        case nn.Conv1d() | nn.Conv2d() | nn.ConvTranspose1d() | nn.ConvTranspose2d():
-            depthwise = module.groups == module.in_channels == module.out_channels
-            return 1 if depthwise else module.groups
-        case nn.GroupNorm():
-            return module.num_groups
-    return 1
+    def _mixed(self) -> set[str]:
+        """The layers of groups whose channels meet others than before once some are removed."""
+        removal = self._one_of_each(self.by_layer)
+        after = name_channels(self.without(removal), self._input_shape, self._shapes, self.kept(removal))
+        sets = after.apart_in(self._slices)
+        first = {layer: next(iter(group.members.items())) for layer, group in self.by_layer.items()}
+        return {
+            layer
+            for layer, ((name, dim), indices) in first.items()
+            if sets & set(self._slices.sets[self._slices.of(name, dim)[indices.flatten()]].tolist())
+        }
 
 
-def _classifier(network: nn.Module, example: Tensor) -> nn.Module:
-    """The layer that outputs the logits: the last convolution or linear layer that runs."""
-    ran: list[nn.Module] = []
-    layers = [module for module in network.modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(lambda module, *_: ran.append(module)) for layer in layers]
-    try:
-        with torch.no_grad():
-            network.eval()(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not ran:
-        raise ArchitectureError("the network has no nn.Conv2d or nn.Linear to prune")
-    return ran[-1]
-
-
-def _bound(graph: Any, widest: int) -> None:
-    """Stop a walk in which channels multiply at every turn (windowed attention) and which would never end."""
-
-    def check(channels: list[Any]) -> list[Any]:
-        if len(channels) > widest:
-            raise OverflowError(f"a layer would lose {len(channels)} channels, but the widest has {widest}")
-        return channels
-
-    for node in graph.module2node.values():
-        for dependency in node.dependencies:
-            dependency.index_mapping.append(check)  # after torch-pruning's own two
+def _found(network: nn.Module, slices: Slices) -> Iterator[Group]:
+    """The groups of at least two channels that some layer outputs."""
+    members: dict[int, dict[Place, list[int]]] = defaultdict(dict)  # of each set
+    for place in slices.places():
+        for index, number in enumerate(slices.sets[slices.of(*place)].tolist()):
+            members[number].setdefault(place, []).append(index)
+    members.pop(int(slices.sets[FIXED]), None)
+    alike: dict[tuple[tuple[Place, int], ...], list[dict[Place, list[int]]]] = defaultdict(list)
+    for own in members.values():
+        alike[tuple((place, len(indices)) for place, indices in own.items())].append(own)
+    layers = {f"{name}.weight": name for name, module in network.named_modules() if isinstance(module, LAYERS)}
+    for signature, channels in alike.items():
+        outputs = [layers[name] for (name, dim), _ in signature if dim == 0 and name in layers]
+        if outputs and len(channels) > 1:
+            yield Group(outputs[0], {place: torch.tensor([own[place] for own in channels]) for place, _ in signature})
