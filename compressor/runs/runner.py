@@ -69,6 +69,7 @@ def run(
     console = console or Console()
     folder = Path(out) if out is not None else Path("runs") / pipeline.name
     chosen = choose_device(device)
+    pipeline = pipeline.completed(console)
     first, *others = pipeline.repeats
     labels = first.data.labels()
     prepare(folder)
