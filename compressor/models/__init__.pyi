@@ -17,7 +17,7 @@ from .libraries.catalogue import pretrained as pretrained
 from .manifest import MANIFEST as MANIFEST
 from .manifest import Counts as Counts
 from .manifest import read_manifest as read_manifest
-from .pretrained import load_pretrained as load_pretrained
 from .size import Size as Size
+from .transplant import load_pretrained as load_pretrained
 from .weights import load_weights as load_weights
 from .weights import read_weights as read_weights

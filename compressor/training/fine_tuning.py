@@ -5,6 +5,7 @@ classifier. A quantized network keeps the names of its layers; its BatchNorms ar
 """
 
 from collections.abc import Iterable, Set
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -82,9 +83,7 @@ def _named(name: str, setting: str, members: Iterable[str], network: nn.Module, 
         return {each for each in members if not any(_inside(each, layer) for layer in classifier)}
     chosen = {each for each in members if _inside(each, name)}
     if not chosen:
-        known = {
-            ".".join(parts[:end]) for each in members for parts in [each.split(".")] for end in range(1, len(parts) + 1)
-        }
+        known = {path for each in members for path in accumulate(each.split("."), "{}.{}".format)} | {BODY}
         raise ArchitectureError(f"{setting} names {name!r}, which holds no parameter{did_you_mean(name, known)}")
     return chosen
 

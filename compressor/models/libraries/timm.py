@@ -41,13 +41,14 @@ class Timm(Library):
         known = _timm().data.resolve_data_config(pretrained_cfg=described.to_dict())
         size = known["input_size"][1:]
         squeezed = known["crop_mode"] == "squash" or size[0] != size[1]
+        resize = None if squeezed else max(math.floor(size[0] / known["crop_pct"]), *size)
         return TimmWeights(
             model=f"timm:{name}",
             source=described.hf_hub_id,
             license=described.license or "",
             data={
                 "size": size,
-                "resize": None if squeezed else math.floor(size[0] / known["crop_pct"]),
+                "resize": resize,
                 "interpolation": known["interpolation"],
                 "mean": known["mean"],
                 "std": known["std"],
@@ -88,7 +89,10 @@ class TimmWeights(Pretrained):
         """The file in the hub's cache, in a folder that is called as its commit."""
         import huggingface_hub
         from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
+        from huggingface_hub.utils import logging
 
+        loudness = logging.get_verbosity()
+        logging.set_verbosity_error()  # it warns of every attempt
         try:
             return Path(huggingface_hub.hf_hub_download(self.source, FILE, revision=self.revision or None))
         except Exception as error:  # many types: no connection, no such repository, revision or file
@@ -96,9 +100,11 @@ class TimmWeights(Pretrained):
             folder = Path(HF_HUB_CACHE, f"models--{self.source.replace('/', '--')}")
             raise ArtifactError(
                 f"the weights of {self.model} cannot be downloaded: {FILE} of {ENDPOINT}/{self.source} at "
-                f"{self.revision or 'the newest commit'} ({first_line(error)}); connect this machine, or copy "
-                f"{folder} from one that is"
+                f"{self.revision or 'the newest commit'} ({first_line(error.__cause__ or error)}); connect this "
+                f"machine, or copy {folder} from one that is"
             ) from error
+        finally:
+            logging.set_verbosity(loudness)
 
 
 def _timm() -> Any:
@@ -116,12 +122,13 @@ def _described(name: str) -> Any:
         ArchitectureError: timm has no such network, or no such weights of it.
     """
     timm = _timm()
-    architecture, dot, tag = name.partition(".")
-    known = timm.list_models()
-    if architecture not in known:
-        raise ArchitectureError(f"timm has no network named {architecture!r}{did_you_mean(architecture, known)}")
-    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{architecture}.*")] if dot else []
-    if dot and tag not in tags:
-        expected = f"; expected one of {', '.join(tags)}" if tags else ""
-        raise ArchitectureError(f"timm has no weights {tag!r} of {architecture}{did_you_mean(tag, tags) or expected}")
-    return timm.get_pretrained_cfg(name)
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        hint = did_you_mean(architecture, timm.list_models())
+        raise ArchitectureError(f"timm has no network named {architecture!r}{hint}")
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{architecture}.*")]
+        hint = did_you_mean(tag, tags) or f"; expected one of {', '.join(tags)}"
+        raise ArchitectureError(f"timm has no weights {tag!r} of {architecture}{hint}") from error
