@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from logging import ERROR
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -89,10 +90,10 @@ class TimmWeights(Pretrained):
         """The file in the hub's cache, in a folder that is called as its commit."""
         import huggingface_hub
         from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
-        from huggingface_hub.utils import logging
+        from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
-        loudness = logging.get_verbosity()
-        logging.set_verbosity_error()  # it warns of every attempt
+        loudness = get_verbosity()
+        set_verbosity(ERROR)  # it warns of every attempt
         try:
             return Path(huggingface_hub.hf_hub_download(self.source, FILE, revision=self.revision or None))
         except Exception as error:  # many types: no connection, no such repository, revision or file
@@ -104,7 +105,7 @@ class TimmWeights(Pretrained):
                 f"machine, or copy {folder} from one that is"
             ) from error
         finally:
-            logging.set_verbosity(loudness)
+            set_verbosity(loudness)
 
 
 def _timm() -> Any:
