@@ -293,4 +293,4 @@ def _words(kinds: Iterable[str]) -> str:
 
 def without_places(pipeline: Pipeline) -> Pipeline:
     """A pipeline that somebody else wrote, without what says where to write: trackers, and the store of images."""
-    return validated_copy(pipeline, tracking=(), data=validated_copy(pipeline.data, store=Store()))
+    return pipeline.model_copy(update={"tracking": (), "data": validated_copy(pipeline.data, store=Store())})
