@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from compressor.errors import ArchitectureError, ArtifactError
 from compressor.models.architectures import Architecture
 from compressor.models.libraries.catalogue import pretrained
 from compressor.runs.dry_run import synthetic
+from compressor.runs.keys import changes, made_from
 from compressor_command import main
 from stages import Train
 
@@ -371,7 +373,6 @@ name: fine
 data: {name: digits, channels: 3, train: 200, validation: 50, test: 50, calibration: 16, size: [40, 40]}
 stages:
   - {stage: train, id: teacher, model: "timm:test_resnet", weights: pretrained, epochs: 1, learning_rate: 0.01, freeze: [body]}
-  - {stage: export, id: shipped}
 measure: {engines: []}
 """
 
@@ -447,3 +448,28 @@ def test_a_whole_run_from_yaml(
     capsys.readouterr()
     assert main(["run", "p.yaml", "--device", "cpu"]) == 0
     assert "made again" not in capsys.readouterr().out
+
+
+def test_another_version_of_the_weights_is_another_result(tmp_path: Path) -> None:
+    def of(weights: str) -> tuple[str, dict[str, str]]:
+        stage = Train.model_validate({"model": "timm:test_resnet", "weights": weights, "epochs": 0})
+        pipeline = Pipeline(name="p", data=Data(name="digits"), stages=(stage,))
+        return pipeline.digest, made_from(stage, None, {}, images(8), {})
+
+    newest, pinned = of("pretrained"), of(f"pretrained:{OLDER}")
+    assert newest[0] != pinned[0]
+    assert changes(newest[1], pinned[1]) == ["its weights"]
+    (tmp_path / "pretrained").write_bytes(b"a file of that name")
+    assert len({of(str(tmp_path / name))[0] for name in ("pretrained", "other")}) == 1  # paths decide nothing
+    assert of(str(tmp_path / "pretrained"))[1]["its weights"] not in (
+        newest[1]["its weights"],
+        pinned[1]["its weights"],
+    )
+
+
+def test_a_pipeline_without_pretrained_weights_imports_no_library() -> None:
+    code = (
+        "import sys; from compressor import Pipeline; Pipeline.load('pipelines/digits_resnet.yaml').completed();"
+        "sys.exit(bool({'torch', 'torchvision', 'timm'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False).returncode == 0
