@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,9 +26,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from compressor import Augment, Context, Data, Pipeline, TorchModel, load
+from compressor.console import Console
 from compressor.errors import ArchitectureError, ArtifactError
 from compressor.models.architectures import Architecture
 from compressor.models.libraries.catalogue import pretrained
+from compressor.pipeline import completed
 from compressor.runs.dry_run import synthetic
 from compressor.runs.keys import changes, made_from
 from compressor_command import main
@@ -223,15 +225,48 @@ def test_auxiliary_heads_are_left_out(host: Host, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(model.predict(inputs), own.eval()(inputs))
 
 
-def test_names_of_older_files_are_understood(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """densenet's files write `norm.1` for `norm1`; the layers of a vision transformer are told by a version."""
+def from_a_file(monkeypatch: pytest.MonkeyPatch, path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Let torchvision's weights be those in a file."""
+    torch.save(weights, path)
+    monkeypatch.setattr("compressor.models.libraries.torchvision.TorchvisionWeights._file", lambda _: path)
+
+
+def test_the_names_in_densenets_files_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`norm.1` for `norm1`."""
     rename = re.compile(r"(denselayer\d+\.(?:norm|conv))([12])\.")
     network = torchvision.models.densenet121()
     weights = {rename.sub(r"\1.\2.", name): tensor for name, tensor in network.state_dict().items()}
     assert "features.denseblock1.denselayer1.norm.1.weight" in weights
-    monkeypatch.setattr("compressor.models.libraries.torchvision.read_weights", lambda _: dict(weights))
-    monkeypatch.setattr("compressor.models.libraries.torchvision.TorchvisionWeights._file", lambda _: None)
+    from_a_file(monkeypatch, tmp_path / "old.pth", weights)
     loaded, _ = pretrained("torchvision:densenet121").download({}, 3)
+    assert differing(loaded, network.state_dict()) == set()
+
+
+SMALL = {"patch_size": 16, "num_layers": 2, "num_heads": 1, "hidden_dim": 4, "mlp_dim": 4, "image_size": 32}
+
+
+@pytest.fixture
+def small_vit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
+    """A tiny vision transformer in the place of torchvision's."""
+    vit = partial(torchvision.models.VisionTransformer, **SMALL)
+    monkeypatch.setattr("torchvision.models.get_model", lambda name, weights, **given: vit(**given))
+    return vit
+
+
+def test_files_of_an_older_version_are_understood(
+    small_vit: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file says of which version its names are: `linear_1` in the first one of a vision transformer."""
+    network = small_vit()
+    state = network.state_dict()
+    for name in list(state):
+        state[name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2.")] = state.pop(name)
+    assert "encoder.layers.encoder_layer_0.mlp.linear_1.weight" in state
+    for name, metadata in state._metadata.items():
+        if name.endswith(".mlp"):
+            metadata["version"] = 1
+    from_a_file(monkeypatch, tmp_path / "old.pth", state)
+    loaded, _ = pretrained("torchvision:vit_b_16").download({}, 3)
     assert differing(loaded, network.state_dict()) == set()
 
 
@@ -246,13 +281,13 @@ def test_names_of_older_files_are_understood(host: Host, monkeypatch: pytest.Mon
     ],
 )
 def test_arguments_that_the_weights_do_not_fit_are_named(
-    arguments: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
+    arguments: dict[str, object],
+    words: str,
+    small_vit: Callable[..., nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    small = {"patch_size": 16, "num_layers": 2, "num_heads": 1, "hidden_dim": 4, "mlp_dim": 4, "image_size": 32}
-    vit = partial(torchvision.models.VisionTransformer, **small)
-    monkeypatch.setattr("torchvision.models.get_model", lambda name, weights, **given: vit(**given))
-    monkeypatch.setattr("compressor.models.libraries.torchvision.read_weights", lambda _: vit().state_dict())
-    monkeypatch.setattr("compressor.models.libraries.torchvision.TorchvisionWeights._file", lambda _: None)
+    from_a_file(monkeypatch, tmp_path / "vit.pth", small_vit().state_dict())
     with pytest.raises(ArtifactError, match=re.escape(words)):
         pretrained("torchvision:vit_b_16").download(arguments, 3)
 
@@ -322,7 +357,7 @@ def test_weights_of_another_network_are_refused(host: Host) -> None:
     timm_weights(host, "test_vit")
     host.files = {path.replace("test_vit", "test_resnet"): content for path, content in host.files.items()}
     with pytest.raises(
-        ArtifactError, match="the pretrained weights of timm:test_resnet do not fit its arguments: Error"
+        ArtifactError, match="the pretrained weights of timm:test_resnet do not fit its arguments: Missing key"
     ):
         Train(model="timm:test_resnet", weights="pretrained", epochs=0).run(None, images(32))
 
@@ -392,14 +427,26 @@ measure: {engines: []}
 def test_what_data_leave_open_is_as_the_weights_expect(own: str, expected: tuple[object, ...], tmp_path: Path) -> None:
     text = PIPELINE.replace("test_resnet", "resnet18").replace("size: [40, 40]", own).replace("channels: 3, ", "")
     (tmp_path / "p.yaml").write_text(text if "channels" in own else text.replace("name: digits", "name: cifar10"))
-    completed = Pipeline.load(tmp_path / "p.yaml").completed()
-    preprocess = completed.data.preprocess()
+    whole = completed(Pipeline.load(tmp_path / "p.yaml"))
+    preprocess = whole.data.preprocess()
     found = (preprocess.size, preprocess.resize, preprocess.interpolation)
     assert found == expected[:3]
     assert (preprocess.mean, preprocess.std) == (pytest.approx(expected[3]), pytest.approx(expected[4]))
-    assert completed.completed() == completed
-    (tmp_path / "again.yaml").write_text(completed.to_yaml())
-    assert Pipeline.load(tmp_path / "again.yaml") == completed
+    assert completed(whole) == whole
+    (tmp_path / "again.yaml").write_text(whole.to_yaml())
+    assert Pipeline.load(tmp_path / "again.yaml") == whole
+
+
+def test_what_later_weights_expect_otherwise_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    later = '  - {stage: train, id: other, model: "torchvision:squeezenet1_1", weights: pretrained, epochs: 0}\n'
+    (tmp_path / "p.yaml").write_text(PIPELINE.replace("measure:", f"{later}measure:"))
+    completed(Pipeline.load(tmp_path / "p.yaml"), Console.terminal())
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("data as the weights of teacher expect it: resize: 42, ")
+    assert second == (
+        "  warning: the weights of other expect other data: size: [224, 224], resize: 256, mean: [0.485, 0.456, 0.406], "
+        "std: [0.229, 0.224, 0.225]"
+    )
 
 
 def test_torchvisions_preprocessing_is_its_own(tmp_path: Path) -> None:
@@ -469,7 +516,7 @@ def test_another_version_of_the_weights_is_another_result(tmp_path: Path) -> Non
 
 def test_a_pipeline_without_pretrained_weights_imports_no_library() -> None:
     code = (
-        "import sys; from compressor import Pipeline; Pipeline.load('pipelines/digits_resnet.yaml').completed();"
+        "import sys; from compressor.pipeline import Pipeline, completed; completed(Pipeline.load('pipelines/digits_resnet.yaml'));"
         "sys.exit(bool({'torch', 'torchvision', 'timm'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False).returncode == 0

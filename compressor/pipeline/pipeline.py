@@ -4,32 +4,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import Field, InstanceOf, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from compressor.config import yaml_file as yaml_source
 from compressor.config.factories import factory_of
-from compressor.config.spec import Spec, did_you_mean, first_problem, problems_of, validated_copy
+from compressor.config.spec import Spec, did_you_mean, problems_of, validated_copy
 from compressor.config.yaml_file import Key, Source, dotted
 from compressor.data.settings import Data, Store
 from compressor.errors import SpecError
 from compressor.pipeline.measure import Measure, TrackerName
-from compressor.pipeline.stage import (
-    ID_PATTERN,
-    MAX_ID_LENGTH,
-    NOTHING,
-    Stage,
-    discover,
-    makes,
-    named,
-    named_teachers,
-    takes,
-)
+from compressor.pipeline.stage import ID_PATTERN, MAX_ID_LENGTH, NOTHING, Stage, discover, makes, named_teachers, takes
 from compressor.storage import files
-
-if TYPE_CHECKING:
-    from compressor.console import Console
 
 MAX_SEED = 2**32 - 1  # numpy's
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -104,27 +91,6 @@ class Pipeline(Spec):
             if isinstance(getattr(stage, "weights", None), Path):
                 written["weights"] = "given"
         return files.digest_json(content)
-
-    def completed(self, console: "Console | None" = None) -> Self:
-        """This pipeline, with what its data leave open as the first stage expects it; `console` shows what that is.
-
-        Raises:
-            UserError: the first stage's network is not known, or what is set does not fit it.
-        """
-        first = self.stages[0]
-        with named(first):
-            expected = first.expected_data(self.data.preprocess().channels)
-            if not expected:
-                return self
-            try:
-                data = self.data.completed(expected)
-            except ValidationError as error:
-                raise SpecError(f"data: {first_problem(error)}") from error
-        taken = {name: value for name, value in data if getattr(self.data, name) != value}
-        if taken and console is not None:
-            words = (f"{name}: {list(value) if isinstance(value, tuple) else value}" for name, value in taken.items())
-            console.say(f"data as the weights of {first.id} expect it: {', '.join(words)}")
-        return self.model_copy(update={"data": data})
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Pipeline":

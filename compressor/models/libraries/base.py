@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from compressor.errors import ArchitectureError
+from compressor.errors import ArchitectureError, ArtifactError, first_line
 
 RGB = 3
 
@@ -47,6 +47,13 @@ class Pretrained(ABC):
         if channels != RGB:
             raise ArchitectureError(f"the pretrained weights of {self.model} take RGB images; set data.channels: 3")
         return self.data
+
+
+def misfit(model: str, reason: Exception | str) -> ArtifactError:
+    """The error for weights that do not load; torch puts each of its reasons on a line of its own, after the first."""
+    lines = str(reason).splitlines()
+    said = first_line(Exception(lines[min(1, len(lines) - 1)])) if lines else first_line(Exception(reason))
+    return ArtifactError(f"the pretrained weights of {model} do not fit its arguments: {said.rstrip('. ')}")
 
 
 class Library(ABC):

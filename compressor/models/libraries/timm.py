@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressor.config.spec import did_you_mean
 from compressor.errors import ArchitectureError, ArtifactError, first_line, pass_on_out_of_memory
-from compressor.models.libraries.base import RGB, Library, Pretrained
+from compressor.models.libraries.base import RGB, Library, Pretrained, misfit
 from compressor.models.weights import read_weights
 
 FILE = "model.safetensors"
@@ -75,9 +75,7 @@ class TimmWeights(Pretrained):
             )
         except Exception as error:  # names and shapes that do not fit, in timm's words
             pass_on_out_of_memory(error)
-            raise ArtifactError(
-                f"the pretrained weights of {self.model} do not fit its arguments: {first_line(error)}"
-            ) from error
+            raise misfit(self.model, error) from error
         return network, f"{self.source}@{path.parent.name}"
 
     def data_for(self, channels: int) -> Mapping[str, Any]:

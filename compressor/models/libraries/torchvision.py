@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressor.config.spec import did_you_mean
 from compressor.errors import ArchitectureError, ArtifactError, first_line
-from compressor.models.libraries.base import Library, Pretrained
+from compressor.models.libraries.base import Library, Pretrained, misfit
 from compressor.models.weights import read_weights
 
 INCEPTION = {"transform_input": True, "init_weights": False, "aux_logits": False}
@@ -125,11 +125,8 @@ def _load(network: nn.Module, weights: dict[str, Tensor], model: str) -> None:
         weights[DENSE_LAYER.sub(r"\1\2.", name)] = weights.pop(name)
     try:
         misfits = network.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # another shape; a line each
-        reasons = "; ".join(line.strip().rstrip(".") for line in str(error).splitlines()[1:4])
-        raise ArtifactError(f"the pretrained weights of {model} do not fit its arguments: {reasons}") from error
+    except RuntimeError as error:  # another shape
+        raise misfit(model, error) from error
     unknown = [name for name in misfits.unexpected_keys if not name.lower().startswith(AUXILIARY)]
     if odd := [*misfits.missing_keys, *unknown]:
-        raise ArtifactError(
-            f"the pretrained weights of {model} do not fit its arguments: {odd[0]} is in one of them only"
-        )
+        raise misfit(model, f"{odd[0]} is in one of them only")
