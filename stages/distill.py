@@ -51,7 +51,6 @@ class Distill(Start, Distillation, Stage):
             context,
             label=self.id,
             views=self.views,
-            masked=student.masked,
-            frozen=student.frozen,
+            start=student,
         )
         return student.with_network(network, details={**details, "teacher_weights": weights})

@@ -57,6 +57,8 @@ class Quantize(Distillation, Stage):
             raise ValueError("mode qat trains, so it needs epochs; to calibrate only, use mode: ptq")
         if self.mode == "ptq" and (self.epochs or self.teacher_ids):
             raise ValueError("mode ptq does not train, so it takes no epochs and no teacher; to train, use mode: qat")
+        if self.mode == "ptq" and (self.freeze or self.learning_rates):
+            raise ValueError("mode ptq does not train, so it takes no freeze and no learning_rates; leave them out")
         if self.features:
             raise ValueError("features name layers, which a quantized network no longer has; leave them out")
         default = type(self).model_fields
@@ -87,8 +89,7 @@ class Quantize(Distillation, Stage):
             context,
             label=self.id,
             views=self.views,
-            masked=model.masked,
-            frozen=model.frozen,
+            start=model,
         )
         change = models.Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
         few = max(1, context.data.preprocess.max_batch // quantization.NOISE_SHARE)

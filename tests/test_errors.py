@@ -15,6 +15,7 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 from filelock import FileLock
 from PIL import Image
 
@@ -172,6 +173,20 @@ def many_keys(patch: Patch) -> list[str]:
     return written("p.yaml", (PIPELINE + "".join(f"key{number}: 1\n" for number in range(100_000))).encode())
 
 
+def pretrained(name: str, weights: str, channels: int = 3) -> list[str]:
+    model = f"stages.teacher.model=torchvision:{name}"
+    return with_settings(
+        model, OWN, f"stages.teacher.weights={weights}", f"data.channels={channels}", "data.size=[32, 32]"
+    )
+
+
+def without_a_connection(patch: Patch) -> list[str]:
+    patch.setenv("TORCH_HOME", str(Path.cwd()))
+    weights = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.value
+    patch.setattr(weights, "url", f"http://127.0.0.1:1/{weights.url.rpartition('/')[2]}")  # where nobody listens
+    return pretrained("squeezenet1_1", "pretrained")
+
+
 def numbered_weights(patch: Patch) -> list[str]:
     torch.save({0: torch.zeros(1)}, "numbered.pt")
     return with_settings("stages.teacher.weights=numbered.pt")
@@ -282,7 +297,11 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
     ),
     "a branch on values": lambda _: with_settings("stages.teacher.model=tests.networks:Branching", OWN),
     "weights do not fit": misfitting_weights,
+    "pretrained weights that there are not": lambda _: pretrained("resnet18", "pretrained:V9"),
+    "pretrained weights without a connection": without_a_connection,
+    "gray images for pretrained weights": lambda _: pretrained("resnet18", "pretrained", channels=1),
     "number for a name in the weights": numbered_weights,
+    "name that freezes nothing": lambda _: with_settings("stages.teacher.freeze=[layer9]"),
     "nothing to train": lambda _: with_settings("stages.teacher.model=tests.networks:WhollyFrozen", OWN),
     "pickle for safetensors": a_pickle,
     "loss not finite": lambda _: with_settings(

@@ -6,6 +6,7 @@ import pytest
 
 from compressor import Measure, Pipeline
 from compressor.errors import SpecError
+from compressor.pipeline import without_places
 from stages import Distill, Export, Prune, Quantize, Target, Train
 
 ROOT = Path(__file__).parent.parent
@@ -55,6 +56,11 @@ def test_it_round_trips_through_yaml(tmp_path: Path) -> None:
     pipeline = load(tmp_path, GOOD)
     assert load(tmp_path, pipeline.to_yaml()) == pipeline
     assert load(tmp_path, pipeline.to_yaml()).digest == pipeline.digest
+
+
+def test_a_pipeline_of_somebody_else_keeps_its_seeds(tmp_path: Path) -> None:
+    pipeline = load(tmp_path, GOOD, "seeds=[3, 4]", "tracking=[tensorboard]", "data.store={folder: elsewhere}")
+    assert without_places(pipeline) == load(tmp_path, GOOD, "seeds=[3, 4]")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda path: path.name)

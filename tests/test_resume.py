@@ -147,8 +147,18 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> None:
         Train(model="resnet", arguments=TINY, epochs=5, warmup_epochs=2, ema=0.9, keep="best"),
         Train(model="tests.networks:Dropping", epochs=5, optimizer="adamw", schedule="one_cycle"),
         Train(model="resnet", arguments=TINY, epochs=5, momentum=0, schedule="multi_step", milestones=(1, 3)),
+        Train(
+            model="resnet",
+            arguments=TINY,
+            epochs=5,
+            ema=0.9,
+            warmup_epochs=1,
+            learning_rates={"body": 0.01, "layer2": 0.03},
+            freeze=("conv1", "layer1"),
+            unfreeze=("layer1.0.bn2",),
+        ),
     ],
-    ids=["sgd, ema, best", "adamw, dropout", "multi_step"],
+    ids=["sgd, ema, best", "adamw, dropout", "multi_step", "partly frozen"],
 )
 def test_a_training_resumes_to_the_same_bits(stage: Train, context: Context, tmp_path: Path) -> None:
     alone = stage.run(None, Context(data=context.data))

@@ -65,7 +65,7 @@ def validate(path: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool,
       compress validate mine.yaml --set stages.float.model=torchvision:resnet50
     """
     console = console_of(quiet or as_json, verbose)
-    pipeline = _load(path, overrides)
+    pipeline = pipelines.completed(_load(path, overrides), console)
     labels, preprocess = pipeline.data.labels(), pipeline.data.preprocess()
     shape = " x ".join(str(length) for length in preprocess.input_shape(1)[1:])
     console.say(f"{pipeline.name}: {len(pipeline.stages)} stages, {len(labels)} classes, images {shape}", style="bold")

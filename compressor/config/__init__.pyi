@@ -1,3 +1,4 @@
+from .factories import LIBRARIES as LIBRARIES
 from .factories import factory_of as factory_of
 from .spec import Arguments as Arguments
 from .spec import Spec as Spec

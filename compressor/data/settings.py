@@ -1,12 +1,13 @@
 """Which images, at what size, split and augmented how: what a pipeline says of its data."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from compressor.config.spec import Spec
+from compressor.config.spec import Spec, validated_copy
 from compressor.data.catalogue import CATALOGUE, DataSet
 from compressor.data.preprocess import MAX_SIDE, Preprocess
 
@@ -52,8 +53,8 @@ class Data(Spec):
     """`[height, width]` that every image is resized to; by default the data set's own (224 x 224 for a folder)."""
     resize: Side | None = None
     """Resize the shorter side to this length, then cut `size` from the centre; by default the whole is squeezed."""
-    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
-    """How images are resized."""
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] | None = None
+    """How images are resized; bilinear by default."""
     channels: Literal[1, 3] | None = None
     """1 (gray) or 3 (RGB); by default the data set's own, 3 for a folder."""
     mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
@@ -101,8 +102,21 @@ class Data(Spec):
             mean=mean,
             std=std,
             resize=self.resize,
-            interpolation=self.interpolation,
+            interpolation=self.interpolation or "bilinear",
         )
+
+    def completed(self, described: Mapping[str, Any]) -> Self:
+        """These settings, with what they leave open of size, resize, interpolation, mean and std as `described`.
+
+        For another size, `resize` is in the proportion that it has there.
+
+        Raises:
+            ValidationError: what is set does not fit what is taken over.
+        """
+        described = dict(described)
+        if self.size is not None and described.get("resize"):
+            described["resize"] = max(round(described["resize"] * max(self.size) / max(described["size"])), *self.size)
+        return validated_copy(self, **{name: value for name, value in described.items() if getattr(self, name) is None})
 
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, without reading an image.

@@ -12,9 +12,12 @@ from .changes import Masked as Masked
 from .changes import Removed as Removed
 from .changes import Widths as Widths
 from .changes import widths_of as widths_of
+from .libraries.base import Pretrained as Pretrained
+from .libraries.catalogue import pretrained as pretrained
 from .manifest import MANIFEST as MANIFEST
 from .manifest import Counts as Counts
 from .manifest import read_manifest as read_manifest
 from .size import Size as Size
+from .transplant import load_pretrained as load_pretrained
 from .weights import load_weights as load_weights
 from .weights import read_weights as read_weights

@@ -1,4 +1,4 @@
-"""From a name to an untrained network: `resnet56`, `resnet`, `torchvision:NAME`, `package.module:Factory`."""
+"""From a name to an untrained network: `resnet56`, `resnet`, `library:NAME`, `package.module:Factory`."""
 
 import copy
 import importlib
@@ -14,8 +14,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from compressor.config.factories import factory_of
-from compressor.config.spec import Arguments, did_you_mean
+from compressor.config.spec import Arguments
 from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
+from compressor.models.libraries.catalogue import library_of
 from compressor.models.resnet import ResNet, blocks_of_depth
 from compressor.tracing import layer_in_words, running_layers
 
@@ -33,7 +34,7 @@ class Architecture(BaseModel):
 
     - `resnet8`, `resnet14`, `resnet20`, `resnet32`, `resnet44`, `resnet56`, `resnet110`: He's CIFAR ResNets;
     - `resnet` with `arguments: {blocks: [1, 1, 1], widths: [16, 64, 128]}`: their general form;
-    - `torchvision:NAME`: a classification network of torchvision, without its weights;
+    - `torchvision:NAME` and `timm:NAME`: a classification network of these libraries, without its weights;
     - `package.module:Factory`: your own callable that returns an `nn.Module`. It is called with `arguments`, and
       with `num_classes` and `in_channels` if it has parameters with these names.
     """
@@ -47,7 +48,7 @@ class Architecture(BaseModel):
 
     @property
     def factory(self) -> str | None:
-        """The `package.module:Factory` that building imports; None for a built-in network or one of torchvision's."""
+        """The `package.module:Factory` that building imports; None for a built-in network or one of a library."""
         return factory_of(self.model)
 
     def build(self, *, factories: frozenset[str] = frozenset()) -> nn.Module:
@@ -76,6 +77,21 @@ class Architecture(BaseModel):
         check_weights_are_parameters(network)
         return network
 
+    def classifier(self, *, factories: frozenset[str] = frozenset()) -> frozenset[str]:
+        """The layers whose shape depends on the number of classes; empty if the factory fixes that number itself.
+
+        Raises:
+            ArchitectureError: as `build`.
+        """
+        wider = self.model_copy(update={"num_classes": self.num_classes + 1})
+        with torch.random.fork_rng(devices=[]):
+            own, other = (each.build(factories=factories).state_dict() for each in (self, wider))
+        return frozenset(
+            name.rpartition(".")[0] or name
+            for name, tensor in own.items()
+            if name not in other or other[name].shape != tensor.shape
+        )
+
     def _build(self, factories: frozenset[str]) -> Any:
         data: dict[str, Any] = {"num_classes": self.num_classes, "in_channels": self.in_channels}
         if self.factory is not None:
@@ -84,8 +100,9 @@ class Architecture(BaseModel):
                     f"{self.factory} is imported only when the pipeline itself names it as a model; it does not"
                 )
             return _call(_import(self.factory), self.arguments, data)
-        if self.model.startswith("torchvision:"):
-            return self._torchvision(self.model.removeprefix("torchvision:"))
+        if (found := library_of(self.model)) is not None:
+            library, name = found
+            return library.build(name, self.arguments, **data)
         if self.model == "resnet":
             return ResNet(**{**data, **self.arguments})
         if match := re.fullmatch(r"resnet(\d{1,6})", self.model):
@@ -93,25 +110,8 @@ class Architecture(BaseModel):
             return ResNet(**{**data, "blocks": blocks, "widths": (16, 32, 64), **self.arguments})
         raise ArchitectureError(
             f"unknown model {self.model!r}; expected resnet20 (or 8, 14, 32, 44, 56, 110), resnet with blocks "
-            "and widths, torchvision:NAME, or package.module:Factory"
+            "and widths, torchvision:NAME, timm:NAME, or package.module:Factory"
         )
-
-    def _torchvision(self, name: str) -> nn.Module:
-        import torchvision  # takes seconds, and only some need it
-
-        known = torchvision.models.list_models(module=torchvision.models)
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise ArchitectureError(f"torchvision has no classification network named {name!r}{hint}")
-        downloads = [key for key in self.arguments if key.startswith("weights")]
-        if downloads:
-            raise ArchitectureError(
-                f"argument {downloads[0]!r} of {self.model} would download and unpickle a file; give one with the "
-                "stage's `weights:` instead"
-            )
-        arguments = {"weights": None, "num_classes": self.num_classes, **self.arguments}
-        network: nn.Module = torchvision.models.get_model(name, **arguments)
-        return network
 
 
 def _import(factory: str) -> Any:

@@ -84,11 +84,20 @@ class TorchModel:
         return frozenset(name for change in self.changes if isinstance(change, Masked) for name in change.parameters)
 
     @cached_property
+    def classifier(self) -> frozenset[str]:
+        """The layers whose shape depends on the number of classes; empty if that cannot be told."""
+        return self.architecture.classifier(factories=self._factories)
+
+    @property
+    def _factories(self) -> frozenset[str]:
+        factory = self.architecture.factory
+        return frozenset() if factory is None else frozenset({factory})
+
+    @cached_property
     def counts(self) -> Counts:
         """Parameters and multiply-adds of the network as it was before folding and quantizing."""
-        factory = self.architecture.factory
         network = _changed(
-            _initial(self.architecture, frozenset() if factory is None else frozenset({factory})),
+            _initial(self.architecture, self._factories),
             tuple(change for change in self.changes if not isinstance(change, Int8)),
             self.preprocess,
         )

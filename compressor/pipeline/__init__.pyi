@@ -1,3 +1,4 @@
+from .completion import completed as completed
 from .context import Context as Context
 from .context import Services as Services
 from .measure import Measure as Measure

@@ -87,9 +87,9 @@ class Pipeline(Spec):
         content = self.model_dump(mode="json", include={"data", "seed", "stages"})
         for where in ("root", "store"):
             del content["data"][where]
-        for stage in content["stages"]:
-            if stage.get("weights") is not None:
-                stage["weights"] = "given"
+        for stage, written in zip(self.stages, content["stages"], strict=True):
+            if isinstance(getattr(stage, "weights", None), Path):
+                written["weights"] = "given"
         return files.digest_json(content)
 
     @classmethod
@@ -259,4 +259,4 @@ def _words(kinds: Iterable[str]) -> str:
 
 def without_places(pipeline: Pipeline) -> Pipeline:
     """A pipeline that somebody else wrote, without what says where to write: trackers, and the store of images."""
-    return validated_copy(pipeline, tracking=(), data=validated_copy(pipeline.data, store=Store()))
+    return pipeline.model_copy(update={"tracking": (), "data": validated_copy(pipeline.data, store=Store())})

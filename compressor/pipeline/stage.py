@@ -49,6 +49,13 @@ class Stage(Spec):
         """Make this stage's artifact from `model`, which is not changed."""
         raise TypeError(f"{type(self).__name__} defines no run()")
 
+    def expected_data(self, channels: int) -> Mapping[str, Any]:
+        """Settings of `data`, for images of so many channels, that the stage would have if it comes first.
+
+        They hold where the pipeline leaves them open.
+        """
+        return {}
+
     def for_dry_run(self) -> Self:
         """This stage with as little work as still takes every step, for a few synthetic images."""
         return self
@@ -88,6 +95,11 @@ class Start(Spec):
             raise ValueError("arguments belong to a model, but no model is named; add `model:`, or leave them out")
         return self
 
+    @property
+    def all_arguments(self) -> dict[str, Any]:
+        """The arguments that the architecture is built with."""
+        return self.arguments
+
     def start(self, incoming: "TorchModel | None", context: "Context") -> "TorchModel":
         """The network that training starts from.
 
@@ -96,7 +108,7 @@ class Start(Spec):
             ArchitectureError: it cannot be built, or does not fit the images or classes.
         """
         if self.model is not None:
-            return context.new_model(self.model, self.arguments)
+            return context.new_model(self.model, self.all_arguments)
         if incoming is None:
             raise UserError("there is no network to train further; name one with `model:`")
         return incoming

@@ -30,6 +30,14 @@ class Agreement(Figures, extra="allow"):
     largest_logit_difference: float | None = None
 
 
+class Origin(Figures, extra="allow"):
+    """Where the weights come from that a network began with."""
+
+    model: str
+    source: str
+    license: str
+
+
 class Details(Figures, extra="allow"):
     """The keys that a report reads; others are kept unchanged."""
 
@@ -42,6 +50,7 @@ class Details(Figures, extra="allow"):
     float_layers: dict[str, Share] = {}
     float_batch_norms: Count = 0
     agreement: Agreement | None = None
+    pretrained: Origin | None = None
 
 
 def checked(details: dict[str, Any]) -> dict[str, Any]:

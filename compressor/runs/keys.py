@@ -18,7 +18,7 @@ def made_from(
     weights = getattr(stage, "weights", None)
     decides = {
         "its settings": stage.model_dump(mode="json", exclude={"id", "teacher", "teachers", "weights"}),
-        "its weights file": _digest_of(weights) if weights is not None else None,
+        "its weights": _digest_of(weights) if isinstance(weights, Path) else weights,
         "the network before it": before.digest if before is not None else None,
         "its teachers": [teachers[stage_id].digest for _, stage_id in named_teachers(vars(stage))],
         "the data": context.data.fingerprint,

@@ -14,6 +14,7 @@ from compressor.environment import environment
 from compressor.errors import UserError
 from compressor.evaluation.regressions import regressions_of
 from compressor.models.artifact import ONNX, TorchModel
+from compressor.pipeline.completion import completed
 from compressor.pipeline.context import Context, Services
 from compressor.pipeline.pipeline import Pipeline
 from compressor.pipeline.stage import named
@@ -69,6 +70,7 @@ def run(
     console = console or Console()
     folder = Path(out) if out is not None else Path("runs") / pipeline.name
     chosen = choose_device(device)
+    pipeline = completed(pipeline, console)
     first, *others = pipeline.repeats
     labels = first.data.labels()
     prepare(folder)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,14 @@ from compressor.data.views import View
 from compressor.environment import has_fast_bf16
 from compressor.errors import ArchitectureError, ArtifactError, StageError, first_line, pass_on_out_of_memory
 from compressor.storage import tensors
+from compressor.training.fine_tuning import frozen_by, rates_by, still_norms
 from compressor.training.objectives import Batch, Objective, Watched
 from compressor.training.settings import Precision, Training
 from compressor.training.state import TrainingState, weights_of
 
 if TYPE_CHECKING:
     from compressor.console import TrainingProgress
+    from compressor.models.artifact import TorchModel
     from compressor.pipeline.context import Context
 
 NARROW = 16  # channels
@@ -36,34 +38,42 @@ def fit(
     *,
     label: str,
     views: int | None = None,
-    masked: Set[str] = frozenset(),
-    frozen: Set[str] = frozenset(),
+    start: "TorchModel | None" = None,
 ) -> dict[str, Any]:
     """Train `network` in place on the training images; returns its `curve`, one entry per epoch, and the `kept_epoch`.
 
-    Every epoch uses a new random view of every image; with `views`, epochs cycle through that many. Zeros of the
-    `masked` parameters stay zero; `frozen` parameters stay as they are. With `keep: best` the initial network counts as
+    Every epoch uses a new random view of every image; with `views`, epochs cycle through that many. What is masked or
+    frozen in the artifact that training starts from, `start`, stays so. With `keep: best` the initial network counts as
     epoch 0, and ties go to the later epoch. If the run keeps checkpoints, an interrupted training resumes from its
     last one, with the same bits.
 
     Raises:
-        ArchitectureError: the objective uses a layer that the network lacks, or nothing is left to train.
+        ArchitectureError: the objective or a setting names a layer that the network lacks, or nothing is left to train.
         StageError: the loss is no longer finite.
     """
     if training.epochs == 0:
         return {"curve": [], "kept_epoch": 0}
     data, device, services = context.data, context.device, context.services
-    start = tensors.digest(network.state_dict())
+    initial = tensors.digest(network.state_dict())
     layout = layout_of(network.to(device), data)
     network.train().requires_grad_(True).to(memory_format=layout)
+    frozen = (start.frozen if start is not None else frozenset()) | frozen_by(training, network, start)
     for name in frozen & dict(network.named_parameters()).keys():
         network.get_parameter(name).requires_grad_(False)
     steps = math.ceil(len(data.train) / training.batch_size)
-    state = TrainingState(network, objective.to(device), training, steps, masked)
+    state = TrainingState(
+        network,
+        objective.to(device),
+        training,
+        steps,
+        masked=start.masked if start is not None else frozenset(),
+        rates=rates_by(training, network, start),
+        still=still_norms(network, frozen),
+    )
     judged: Precision = "fp32" if training.keep == "best" else training.precision  # score what will ship
     if training.keep == "best":
         state.judge(0, evaluate(state.kept, data.validation, context, judged, layout))
-    _resume(state, label, start, context)
+    _resume(state, label, initial, context)
     saved = time.monotonic()
     watched = Watched(network, lambda inputs: _forward(state, inputs))
     with services.console.training(label, training.epochs, steps, done=len(state.curve)) as progress:
@@ -91,20 +101,20 @@ def fit(
                 state.judge(epoch + 1, correct)
             services.on_epoch(label, {**point, "epochs": training.epochs})
             if services.checkpoints is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                services.checkpoints.save(label, start, state.tensors(), state.notes())
+                services.checkpoints.save(label, initial, state.tensors(), state.notes())
                 saved = time.monotonic()
     tensors.load_into(network, state.best or weights_of(state.kept))
     network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return {"curve": state.curve, "kept_epoch": state.best_epoch if state.best else training.epochs}
 
 
-def _resume(state: TrainingState, label: str, start: str, context: "Context") -> None:
+def _resume(state: TrainingState, label: str, initial: str, context: "Context") -> None:
     """Restore the last checkpoint, if there is one."""
     checkpoints, say = context.services.checkpoints, context.services.console.say
     if checkpoints is None:
         return
     try:
-        found = checkpoints.load(label, start, state.most_bytes)
+        found = checkpoints.load(label, initial, state.most_bytes)
         threads = state.restore(*found) if found is not None else None
     except ArtifactError as error:
         say(f"  {label}: {error}; the training starts over")
@@ -125,7 +135,7 @@ def _train_epoch(
 ) -> float:
     """One pass; returns the sum of the loss over the images. Random draws in layers (dropout) derive from the seed."""
     device = context.device
-    state.network.train()
+    state.train()
     total = torch.zeros((), device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(context.seed_for(f"training in epoch {epoch}"))

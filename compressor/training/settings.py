@@ -8,7 +8,9 @@ from compressor.config.spec import Spec, validated_copy
 
 DEFAULT_RATE = {"sgd": 0.1, "adamw": 0.001}
 DRY_RUN_RATE = 1e-4
+BODY = "body"  # everything but the classifier
 Precision = Literal["auto", "fp32", "bf16"]
+Rate = Annotated[float, Field(gt=0, le=10, strict=True)]
 
 
 class Training(Spec):
@@ -22,6 +24,12 @@ class Training(Spec):
     """SGD with Nesterov momentum, or AdamW."""
     learning_rate: float | None = Field(None, gt=0, le=10)
     """The peak learning rate; 0.1 for SGD and 0.001 for AdamW by default."""
+    learning_rates: dict[str, Rate] = {}
+    """Peaks of their own for modules or parameters, by name; `{body: 0.001}` is for all but the classifier."""
+    freeze: tuple[str, ...] = ()
+    """Modules or parameters that stay as they are, by name, or `body`; BatchNorms in them keep their statistics too."""
+    unfreeze: tuple[str, ...] = ()
+    """Exceptions from `freeze`: modules or parameters in what it names."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """The momentum of SGD."""
     weight_decay: float = Field(5e-4, ge=0, le=1)
@@ -51,9 +59,20 @@ class Training(Spec):
             raise ValueError("schedule one_cycle has its own warm-up; leave warmup_epochs out")
         return self
 
+    @model_validator(mode="after")
+    def _exceptions_are_of_something(self) -> Self:
+        if self.unfreeze and not self.freeze:
+            raise ValueError("unfreeze makes exceptions from freeze, which names nothing; leave it out")
+        return self
+
     def for_dry_run(self) -> Self:
         """At most one epoch, at a harmless learning rate."""
-        return validated_copy(self, epochs=min(self.epochs, 1), learning_rate=min(self.peak_rate, DRY_RUN_RATE))
+        return validated_copy(
+            self,
+            epochs=min(self.epochs, 1),
+            learning_rate=min(self.peak_rate, DRY_RUN_RATE),
+            learning_rates={name: min(rate, DRY_RUN_RATE) for name, rate in self.learning_rates.items()},
+        )
 
     @property
     def peak_rate(self) -> float:

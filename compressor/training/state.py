@@ -53,6 +53,8 @@ class TrainingState:
     training: Training
     steps: int  # an epoch
     masked: Set[str] = frozenset()  # parameters whose zeros stay zero
+    rates: Mapping[str, float] = field(default_factory=dict)  # peak learning rates of parameters that have their own
+    still: Sequence[nn.Module] = ()  # BatchNorms that keep their statistics
     curve: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)  # with keep: best
     best_epoch: int = 0
@@ -63,7 +65,8 @@ class TrainingState:
         parameters = [p for p in (*self.network.parameters(), *self.objective.parameters()) if p.requires_grad]
         if not any(p.requires_grad for p in self.network.parameters()):
             raise ArchitectureError("every parameter of the network is frozen, so there is nothing to train")
-        self.raw_optimizer = optimizer_of(parameters, self.training)
+        own = {p: self.rates[name] for name, p in self.network.named_parameters() if name in self.rates}
+        self.raw_optimizer = optimizer_of(parameters, self.training, own)
         self.model, self.optimizer = self.accelerator.prepare(self.network, self.raw_optimizer)
         self.schedule = schedule_of(self.optimizer, self.training, self.steps)
         self.average = _average(self.network, self.training)
@@ -76,7 +79,7 @@ class TrainingState:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step."""
+        """The learning rate of the next step, of parameters without one of their own if there are any."""
         return float(self.schedule.get_last_lr()[0])
 
     @property
@@ -85,6 +88,12 @@ class TrainingState:
         held = (*self.network.state_dict().values(), *self.objective.state_dict().values())
         own: int = sum(tensor.nbytes for tensor in held)
         return MAX_COPIES * own + MAX_HEADER
+
+    def train(self) -> None:
+        """Put the network in training mode, but for what keeps its statistics."""
+        self.network.train()
+        for module in self.still:
+            module.eval()
 
     def judge(self, epoch: int, correct: int) -> None:
         """Remember the weights after `epoch`, unless earlier ones were better on validation."""
@@ -192,14 +201,25 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
-def optimizer_of(parameters: Sequence[nn.Parameter], training: Training) -> Optimizer:
-    """The optimizer; only matrices and kernels decay, unless `decay_all`."""
-    decayed = [p for p in parameters if training.decay_all or p.dim() > 1]
-    others = [p for p in parameters if not (training.decay_all or p.dim() > 1)]
-    groups = [
-        {"params": decayed, "weight_decay": training.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+def optimizer_of(
+    parameters: Sequence[nn.Parameter], training: Training, own: Mapping[nn.Parameter, float] | None = None
+) -> Optimizer:
+    """The optimizer; only matrices and kernels decay, unless `decay_all`.
+
+    Args:
+        parameters: what is trained.
+        training: the settings.
+        own: the peak learning rates of parameters that have one of their own; they come after the others.
+    """
+    by_rate: dict[float, list[nn.Parameter]] = {training.peak_rate: []}
+    for parameter in parameters:
+        by_rate.setdefault((own or {}).get(parameter, training.peak_rate), []).append(parameter)
+    groups = []
+    for rate, members in by_rate.items():
+        decayed = [p for p in members if training.decay_all or p.dim() > 1]
+        others = [p for p in members if not (training.decay_all or p.dim() > 1)]
+        groups.append({"params": decayed, "lr": rate, "weight_decay": training.weight_decay})
+        groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
     if training.optimizer == "adamw":
         return AdamW(groups, lr=training.peak_rate)
@@ -208,7 +228,7 @@ def optimizer_of(parameters: Sequence[nn.Parameter], training: Training) -> Opti
 
 
 def schedule_of(optimizer: Any, training: Training, steps: int) -> lr_scheduler.LRScheduler:
-    """The learning rate of every step."""
+    """The learning rate of every step; all groups rise and fall alike."""
     warmup = min(training.warmup_epochs, training.epochs - 1) * steps
     total = training.epochs * steps - warmup
     main: lr_scheduler.LRScheduler
@@ -216,7 +236,8 @@ def schedule_of(optimizer: Any, training: Training, steps: int) -> lr_scheduler.
         case "cosine":
             main = lr_scheduler.CosineAnnealingLR(optimizer, total)
         case "one_cycle":
-            main = lr_scheduler.OneCycleLR(optimizer, training.peak_rate, total_steps=total + 1, cycle_momentum=False)
+            peaks = [group["lr"] for group in optimizer.param_groups]
+            main = lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=total + 1, cycle_momentum=False)
         case "multi_step":
             main = lr_scheduler.MultiStepLR(optimizer, [m * steps - warmup for m in training.milestones])
         case "constant":
