@@ -1,8 +1,10 @@
 """Which images, at what size, split and augmented how: what a pipeline says of its data."""
 
 import os
+from collections.abc import Iterator
+from operator import not_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -16,15 +18,52 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Part = Annotated[float, Field(gt=0, le=1)]
+
+
+class RandAugment(Spec):
+    """Operations drawn for each image from 14 on shape, light and color, all at one strength (Cubuk et al. 2020)."""
+
+    operations: int = Field(2, ge=1, le=10)
+    """How many, one after the other."""
+    magnitude: int = Field(9, ge=0, le=30)
+    """Their strength."""
 
 
 class Augment(Spec):
-    """Random changes to training images."""
+    """Random changes to training images, drawn anew for every view of every image.
+
+    What is off and can be told from its absence is left out of files and fingerprints, so that earlier ones stay valid.
+    """
 
     crop: int = Field(0, ge=0, le=MAX_SIDE)
     """Pad with this many black pixels on each side, then crop at random back to the original size."""
     flip: bool = False
     """Mirror half of the images."""
+    resized_crop: tuple[Part, Part] | None = Field(None, exclude_if=not_)
+    """Cut out a part of this range of areas, 3/4 to 4/3 as wide as high, and enlarge it (Szegedy et al. 2015)."""
+    randaugment: RandAugment | None = Field(None, exclude_if=not_)
+    """Operations drawn at random (RandAugment)."""
+    color: float = Field(0.0, ge=0, le=1, exclude_if=not_)
+    """Change brightness, contrast and saturation by up to this share, hue by a quarter of it; gray has no last two."""
+    erase: float = Field(0.0, ge=0, le=1, exclude_if=not_)
+    """The probability that a rectangle of an image gets the mean color (Zhong et al. 2020)."""
+    mixup: float = Field(0.0, ge=0, le=100, exclude_if=not_)
+    """Mix each image and its label with another one's, at a share drawn from Beta(this, this) (Zhang et al. 2018)."""
+    cutmix: float = Field(0.0, ge=0, le=100, exclude_if=not_)
+    """Paste a part of another image, whose area is drawn likewise (Yun et al. 2019); with mixup, each has even odds."""
+
+    @model_validator(mode="after")
+    def _one_way_to_crop(self) -> Self:
+        if self.resized_crop is not None and self.crop:
+            raise ValueError("crop and resized_crop both cut a part out; leave one of the two out")
+        if self.resized_crop is not None and self.resized_crop[0] > self.resized_crop[1]:
+            raise ValueError(f"resized_crop {list(self.resized_crop)} is no range; put the smaller area first")
+        return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        written = self.model_dump()
+        return ((name, value) for name, value in super().__repr_args__() if name in written)
 
 
 class Store(Spec):

@@ -2,6 +2,7 @@ from .loop import autocast as autocast
 from .loop import evaluate as evaluate
 from .loop import fit as fit
 from .loop import layout_of as layout_of
+from .loop import shown as shown
 from .loop import training_views as training_views
 from .objectives import Batch as Batch
 from .objectives import CrossEntropy as CrossEntropy

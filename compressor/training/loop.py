@@ -229,7 +229,14 @@ def training_views(context: "Context", views: int, layout: torch.memory_format) 
     for number in range(views):
         view = _view(context, number)
         chunks = torch.arange(len(train)).split(context.data.preprocess.max_batch)
-        yield (_inputs(context, view, chunk, layout) for chunk in chunks)
+        yield (_inputs(context, view, chunk, layout)[0] for chunk in chunks)
+
+
+def shown(context: "Context", images: int, views: int) -> Tensor:
+    """What training shows of the first training images, before normalisation: uint8 `[images, views, C, H, W]`."""
+    indices = torch.arange(min(images, len(context.data.train)))
+    pixels = [_view(context, number).batch(indices, torch.device("cpu"))[0] for number in range(views)]
+    return torch.stack(pixels, 1).round().to(torch.uint8)
 
 
 def _batches(
@@ -240,16 +247,15 @@ def _batches(
     view = _view(context, number)
     generator = torch.Generator().manual_seed(context.seed_for(f"order of epoch {epoch}"))
     for indices in torch.randperm(len(train), generator=generator).tensor_split(steps):
-        inputs = _inputs(context, view, indices, layout)
-        yield Batch(inputs, train.labels[indices].to(context.device), indices, number)
+        inputs, labels = _inputs(context, view, indices, layout)
+        yield Batch(inputs, labels, indices, number)
 
 
 def _view(context: "Context", number: int) -> View:
-    return View.draw(context.data.augment, len(context.data.train), context.seed_for(f"view {number}"))
+    return View.draw(context.data, context.seed_for(f"view {number}"))
 
 
-def _inputs(context: "Context", view: View, indices: Tensor, layout: torch.memory_format) -> Tensor:
-    """That view of the training images at `indices`, normalised, on the context's device."""
-    data = context.data
-    pixels = view.of(data.train.batch(indices).to(context.device), indices, data.augment.crop)
-    return data.preprocess.normalise(pixels).contiguous(memory_format=layout)
+def _inputs(context: "Context", view: View, indices: Tensor, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+    """That view of the training images at `indices`, normalised, and its labels, on the context's device."""
+    pixels, labels = view.batch(indices, context.device)
+    return context.data.preprocess.normalise(pixels).contiguous(memory_format=layout), labels

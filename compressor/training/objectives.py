@@ -22,7 +22,7 @@ class Batch:
     """One step's images, augmented and normalised `[B, C, H, W]`, and where they come from."""
 
     inputs: Tensor
-    labels: Tensor  # [B]
+    labels: Tensor  # classes int64 [B]; of mixed images the share of each class, float32 [B, classes]
     indices: Tensor  # [B], into the training images
     view: int  # which augmented view of them
 

@@ -32,7 +32,7 @@ def distillation_loss(
     Args:
         student_logits: z_s, `[N, classes]`.
         teacher_logits: z_t, `[N, classes]`.
-        labels: y, int64 `[N]`.
+        labels: y, int64 `[N]`, or the share of each class, float32 `[N, classes]`.
         temperature: T, above 0.
         alpha: the teacher's share, 0 to 1.
     """
