@@ -1,18 +1,22 @@
 """Augmentation: each change is what it says, and a function of the seed, the view and the image alone."""
 
+import base64
+import io
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
 from compressor import Augment, Context, Data, Dataset
 from compressor.data import InMemory, Preprocess, Split, View
 from compressor.data.views import Shift
 from compressor.distillation.losses.hinton import distillation_loss
-from compressor.training import Batch, CrossEntropy, Watched
+from compressor.report import contact_sheet
+from compressor.training import Batch, CrossEntropy, Watched, shown
 from stages import Cache, Distill, Train
 from tests.conftest import TINY
 
@@ -191,6 +195,21 @@ def test_what_was_written_before_there_were_more_augmentations_stays_valid() -> 
         augment = Augment.model_validate(settings)
         assert Augment.model_validate(augment.model_dump(mode="json")) == augment
         assert all(name in repr(augment) for name in settings)
+
+
+def test_the_contact_sheet_holds_what_training_shows() -> None:
+    images = noise(20, channels=1)
+    context = Context(data=dataset(images, [0] * 20, crop=3, flip=True))
+    sheet = contact_sheet(shown(context, 4, 2).numpy())
+    assert sheet == contact_sheet(shown(context, 4, 2).numpy())
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet))))
+    assert pixels.shape == (4 * 12 + 3 * 2, 2 * 16 + 2)
+    for row, index in enumerate((0, 6, 12, 19)):
+        for column in range(2):
+            view, _ = View.draw(context.data, context.seed_for(f"view {column}")).batch(torch.tensor([index]), CPU)
+            assert np.array_equal(pixels[14 * row :][:12, 18 * column :][:, :16], view[0, 0])
+    large = Image.open(io.BytesIO(base64.b64decode(contact_sheet(np.zeros((8, 6, 3, 300, 200), np.uint8)))))
+    assert large.size == (6 * 64 + 5 * 2, 8 * 96 + 7 * 2)
 
 
 @pytest.mark.parametrize(

@@ -114,13 +114,13 @@ class View:
         """Every image mixed with its partner's view, and their labels."""
         assert self.mix is not None
         partners = self.partners[indices]
-        pairs = torch.stack([pixels, self._alone(partners, pixels.device)], 1).float()  # [B, 2, C, H, W]
-        classes = torch.stack([labels, self.images.labels[partners]], 1)  # [B, 2]
+        pairs = zip(pixels, self._alone(partners, pixels.device), strict=True)
+        classes = torch.stack([labels, self.images.labels[partners]], 1).to(pixels.device)  # [B, 2]
         images, shares = [], []
         with torch.random.fork_rng(devices=[]):
             for pair, both, index in zip(pairs, classes, indices.tolist(), strict=True):
                 self._seed("mix", index)
-                mixed, share = self.mix(pair, both.to(pair.device))
+                mixed, share = self.mix(torch.stack(pair).float(), both)  # [2, C, H, W], [2]
                 images.append(mixed[0])  # torchvision mixes the second with the first, too
                 shares.append(share[0])
         return torch.stack(images), torch.stack(shares)

@@ -112,7 +112,10 @@ class OverSeeds(Figures):
 
 
 class Report(Figures):
-    """A run: its rows and how they were measured. `spec` is the pipeline as YAML, `license` that of the weights."""
+    """A run: its rows and how they were measured. `spec` is the pipeline as YAML, `license` that of the weights.
+
+    `shown` is a picture of some training images, each in a row of its views: a PNG in base64, "" if nothing trains.
+    """
 
     schema_: Literal[1] = Field(1, alias="schema")
     pipeline: Id
@@ -130,6 +133,7 @@ class Report(Figures):
     rows: tuple[Row, ...]
     over_seeds: tuple[OverSeeds, ...] = ()
     regressions: Regressions = Field(alias="harm")
+    shown: str = ""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Report":

@@ -233,8 +233,9 @@ def training_views(context: "Context", views: int, layout: torch.memory_format) 
 
 
 def shown(context: "Context", images: int, views: int) -> Tensor:
-    """What training shows of the first training images, before normalisation: uint8 `[images, views, C, H, W]`."""
-    indices = torch.arange(min(images, len(context.data.train)))
+    """What training shows a network of some training images, not normalised: uint8 `[images, views, C, H, W]`."""
+    count = len(context.data.train)
+    indices = torch.linspace(0, count - 1, min(images, count)).long()
     pixels = [_view(context, number).batch(indices, torch.device("cpu"))[0] for number in range(views)]
     return torch.stack(pixels, 1).round().to(torch.uint8)
 
