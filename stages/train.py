@@ -39,7 +39,7 @@ class Train(Start, Training, Stage):
         network = start.copy_network()
         if self.weights is not None:
             models.load_weights(network, models.read_weights(self.weights), source=str(self.weights))
-        objective = training.CrossEntropy(self.label_smoothing)
+        objective = training.CrossEntropy(self.label_smoothing, training.class_weights(self, context.data))
         details = training.fit(
             network, objective, self, context, label=self.id, masked=start.masked, frozen=start.frozen
         )

@@ -16,6 +16,7 @@ from compressor.data.views import View
 from compressor.environment import has_fast_bf16
 from compressor.errors import ArchitectureError, ArtifactError, StageError, first_line, pass_on_out_of_memory
 from compressor.storage import tensors
+from compressor.training.balance import epoch_order
 from compressor.training.objectives import Batch, Objective, Watched
 from compressor.training.settings import Precision, Training
 from compressor.training.state import TrainingState, weights_of
@@ -41,7 +42,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train `network` in place on the training images; returns its `curve`, one entry per epoch, and the `kept_epoch`.
 
-    Every epoch uses a new random view of every image; with `views`, epochs cycle through that many. Zeros of the
+    Every epoch uses a new random view of the images; with `views`, epochs cycle through that many. Zeros of the
     `masked` parameters stay zero; `frozen` parameters stay as they are. With `keep: best` the initial network counts as
     epoch 0, and ties go to the later epoch. If the run keeps checkpoints, an interrupted training resumes from its
     last one, with the same bits.
@@ -70,7 +71,7 @@ def fit(
         for epoch in range(len(state.curve), training.epochs):
             started = time.monotonic()
             rate, before = state.rate, weights_of(network)
-            batches = _batches(context, steps, epoch, views, layout)
+            batches = _batches(context, training, steps, epoch, views, layout)
             with watched.watching(objective.layers):
                 mean = _train_epoch(state, watched, batches, context, epoch, progress) / len(data.train)
             if not math.isfinite(mean):
@@ -241,13 +242,12 @@ def shown(context: "Context", images: int, views: int) -> Tensor:
 
 
 def _batches(
-    context: "Context", steps: int, epoch: int, views: int | None, layout: torch.memory_format
+    context: "Context", training: Training, steps: int, epoch: int, views: int | None, layout: torch.memory_format
 ) -> Iterator[Batch]:
-    train = context.data.train
     number = epoch if views is None else epoch % views
     view = _view(context, number)
     generator = torch.Generator().manual_seed(context.seed_for(f"order of epoch {epoch}"))
-    for indices in torch.randperm(len(train), generator=generator).tensor_split(steps):
+    for indices in epoch_order(context.data.train.labels, training, generator).tensor_split(steps):
         inputs, labels = _inputs(context, view, indices, layout)
         yield Batch(inputs, labels, indices, number)
 

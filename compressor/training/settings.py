@@ -38,6 +38,8 @@ class Training(Spec):
     """The decay of an exponential moving average of the weights, which training then returns; off by default."""
     keep: Literal["last", "best"] = "last"
     """Keep the last epoch, or the one that is best on validation (the initial network counts as epoch 0)."""
+    balance: Literal["sampler", "weights"] | None = Field(None, exclude_if=lambda balance: balance is None)
+    """For classes of different sizes: draw each equally often, or weigh its loss on labels by 1 / its frequency."""
     precision: Precision = "auto"
     """`auto` is bf16 autocast where the processor has it, else fp32."""
 
