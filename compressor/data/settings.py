@@ -1,6 +1,7 @@
 """Which images, at what size, split and augmented how: what a pipeline says of its data."""
 
 import os
+import re
 from collections.abc import Iterator
 from operator import not_
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 Part = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -80,13 +83,30 @@ class Store(Spec):
         return self.folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compressor" / "images"
 
 
+class Columns(Spec):
+    """The names of the columns that are used."""
+
+    image: str | None = None
+    """The images; by default the only column of type Image."""
+    label: str | None = None
+    """The classes; by default the only column of type ClassLabel."""
+
+
 class Data(Spec):
     """Which images, at what size, split how."""
 
-    name: Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "emnist", "glyphs", "image_folder"]
+    name: Literal[
+        "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "emnist", "glyphs", "image_folder", "hugging_face"
+    ]
     """A data set; `image_folder` reads `root/<class>/*`, or `root/train/<class>/*` beside `root/test` or `root/val`."""
     root: Path = Path("data")
-    """The folder of the files, or the one that torchvision downloads to."""
+    """The folder of the files, or the one that is downloaded to."""
+    hub: str | None = Field(None, exclude_if=not_)
+    """With `name: hugging_face`, the data set on their hub, as `owner/name`; by default `root` holds it."""
+    revision: str | None = Field(None, exclude_if=not_)
+    """The commit of `hub`, 40 hexadecimal digits: a branch would be other images tomorrow."""
+    columns: Columns | None = Field(None, exclude_if=not_)
+    """Which columns hold the images and the classes, where a `hugging_face` data set has several of a kind."""
     size: tuple[Side, Side] | None = None
     """`[height, width]` that every image is resized to; by default the data set's own (224 x 224 for a folder)."""
     resize: Side | None = None
@@ -120,6 +140,22 @@ class Data(Spec):
             self.preprocess()
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        return self
+
+    @model_validator(mode="after")
+    def _hub_is_pinned(self) -> Self:
+        if self.name != "hugging_face" and (self.hub or self.revision or self.columns):
+            raise ValueError("hub, revision and columns need name: hugging_face; use that, or leave them out")
+        if self.hub is None:
+            if self.revision is not None:
+                raise ValueError("revision is of a data set on the hub; name it with `hub:`, or leave revision out")
+        elif HUB_NAME.fullmatch(self.hub) is None:
+            raise ValueError(f"hub {self.hub!r} names no data set; expected `owner/name`, as in `uoft-cs/cifar10`")
+        elif self.revision is None or COMMIT.fullmatch(self.revision) is None:
+            raise ValueError(
+                f"hub needs `revision:`, the 40 hexadecimal digits of a commit, so that the images stay the same; copy "
+                f"one from https://huggingface.co/datasets/{self.hub}/commits/main"
+            )
         return self
 
     @property
