@@ -2,19 +2,22 @@
 
 import base64
 import io
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from pydantic import ValidationError
 
 from compressor import Augment, Context, Data, Dataset
-from compressor.data import InMemory, Preprocess, Split, View
+from compressor.data import InMemory, Preprocess, Split, View, decoding
 from compressor.data.views import Shift
 from compressor.distillation.losses.hinton import distillation_loss
+from compressor.errors import DataError
 from compressor.report import contact_sheet
 from compressor.training import Batch, CrossEntropy, Watched, shown
 from stages import Cache, Distill, Train
@@ -104,6 +107,59 @@ def test_a_resized_crop_has_an_area_in_the_range() -> None:
     areas, ratios = heights * widths, widths * 128 / (heights * 96)
     assert (areas.min(), areas.max()) == pytest.approx((0.3, 0.5), abs=0.05)
     assert (ratios.min(), ratios.max()) == pytest.approx((3 / 4, 4 / 3), abs=0.12)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_resized_crop_is_cut_out_of_the_whole_file(
+    tmp_path: Path, in_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photographs three times as wide as high: the centre is all that the other splits are given of them."""
+    if not in_memory:
+        monkeypatch.setattr(decoding, "IN_MEMORY_BYTES", 0)
+    columns = np.broadcast_to(np.arange(0, 240, 2, np.uint8), (40, 120))
+    for name, green in (("cat", 50), ("dog", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            ramp = np.stack([columns, np.full_like(columns, green), np.full_like(columns, number)], 2)
+            Image.fromarray(ramp).save(tmp_path / "photos" / name / f"{number:02}.png")
+    (tmp_path / "photos" / "cat" / "05.png").write_bytes(b"no image")
+    settings = {
+        "name": "image_folder",
+        "root": tmp_path / "photos",
+        "size": (20, 20),
+        "resize": 20,
+        "unreadable": "skip",
+        "store": {"folder": tmp_path / "store"},
+    }
+    plain = Data.model_validate(settings).load(0)
+    data = Data.model_validate({**settings, "augment": {"resized_crop": [0.1, 0.3], "flip": True}}).load(0)
+    for name in ("train", "validation", "calibration", "test"):
+        assert torch.equal(getattr(plain, name).images, getattr(data, name).images)
+    assert plain.train.images[:, 0].min() >= 80
+    assert plain.train.images[:, 0].max() <= 160
+    pixels, labels = everything(data)
+    assert np.array_equal(np.where(labels == 0, 50, 200), pixels[:, 1].mean((1, 2)))
+    assert np.array_equal(plain.train.images[:, 2, 0, 0], pixels[:, 2].mean((1, 2)))  # each its own file
+    assert pixels[:, 0].min() < 20
+    assert pixels[:, 0].max() > 220
+    rising = pixels[:, 0, 0, -1] > pixels[:, 0, 0, 0]
+    assert 0.2 < rising.mean() < 0.8  # mirrored by halves
+    few = torch.tensor([9, 2])
+    assert np.array_equal(View.draw(data, 5).batch(few, CPU)[0].numpy(), pixels[few.numpy()])
+    shutil.rmtree(tmp_path / "photos")
+    with pytest.raises(DataError, match=r"\.png is not a usable image: .*No such file"):
+        View.draw(data, 5).batch(few, CPU)
+
+
+def test_a_large_jpeg_is_decoded_small_but_upright() -> None:
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # lies on its side
+    Image.new("RGB", (1600, 1200), (200, 100, 0)).save(file, "JPEG", exif=exif)
+    preprocess = Preprocess(size=(100, 120), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    whole = preprocess.whole(Image.open(file))
+    assert whole.shape == (3, 400, 300)
+    assert np.allclose(whole.mean((1, 2)), (200, 100, 0), atol=2)
 
 
 def test_color_changes_brightness_and_hue_within_bounds() -> None:

@@ -4,20 +4,61 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from compressor.console import Console
 from compressor.data.preprocess import Preprocess
 from compressor.data.reading import Request, Undecoded, in_memory
-from compressor.data.split import InMemory, Source
+from compressor.data.split import Source
 from compressor.data.store import Decode, Pixels, stored
 from compressor.errors import DataError
 
 ENLARGED = 4
 IN_MEMORY_BYTES = 2**28  # of a split; larger ones are kept on disk
+DECODED_AT_ONCE = 16  # whole images in memory
 MAX_NAMED = 5  # files in one message
+
+
+@dataclass(frozen=True, eq=False)
+class Redecoded(Source):
+    """Images that are decoded again, whole, whenever a part is cut out: as large as they are, they are kept nowhere.
+
+    Attributes:
+        labels: their classes, int64 `[N]`.
+        kept: the images cut to one size.
+        rows: the position of each among all that were to be decoded, int64 `[N]`.
+        images: these.
+        preprocess: how they are converted.
+    """
+
+    labels: Tensor
+    kept: Source
+    rows: Tensor
+    images: Undecoded
+    preprocess: Preprocess
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.kept.batch(indices)
+
+    def fingerprint(self, indices: Tensor) -> str:
+        return self.kept.fingerprint(indices)
+
+    def whole(self, indices: Tensor) -> Iterator[Tensor]:
+        def decode(row: int) -> Tensor:
+            with self.images.opened(row) as image:
+                return torch.from_numpy(self.preprocess.whole(image).copy())
+
+        with ThreadPoolExecutor() as pool:
+            for few in self.rows[indices].split(DECODED_AT_ONCE):  # they may be large
+                yield from pool.map(decode, few.tolist())
 
 
 def decoded(splits: Mapping[str, Undecoded], request: Request, console: Console) -> tuple[dict[str, Source], list[str]]:
@@ -52,18 +93,20 @@ def _decoded(
             return preprocess.pixels(image), list(_notes(image, preprocess))
 
     if len(images.names) * math.prod(preprocess.input_shape(1)) <= IN_MEMORY_BYTES:
-        return _in_memory(images, decode, preprocess, notes, unreadable, advance)
-    found = stored(
-        images,
-        preprocess,
-        decode,
-        home=request.store.home,
-        limit_bytes=int(request.store.gigabytes * 1e9),
-        advance=advance,
-    )
-    notes.update(found.notes)
-    unreadable.extend(found.unreadable)
-    return found.source
+        source, rows = _in_memory(images, decode, preprocess, notes, unreadable, advance)
+    else:
+        found = stored(
+            images,
+            preprocess,
+            decode,
+            home=request.store.home,
+            limit_bytes=int(request.store.gigabytes * 1e9),
+            advance=advance,
+        )
+        notes.update(found.notes)
+        unreadable.extend(found.unreadable)
+        source, rows = found.source, found.source.rows
+    return Redecoded(source.labels, source, rows, images, preprocess) if request.whole else source
 
 
 def _in_memory(
@@ -73,7 +116,8 @@ def _in_memory(
     notes: Counter[str],
     unreadable: list[str],
     advance: Callable[[int], None],
-) -> InMemory:
+) -> tuple[Source, Tensor]:
+    """Those that can be decoded, and the position of each."""
     images = np.empty((len(undecoded.names), *preprocess.input_shape(1)[1:]), np.uint8)
     kept = np.ones(len(images), bool)
 
@@ -92,7 +136,8 @@ def _in_memory(
             else:
                 notes.update(outcome)
             advance(1)
-    return in_memory(images if kept.all() else images[kept], np.asarray(undecoded.classes)[kept])
+    source = in_memory(images if kept.all() else images[kept], np.asarray(undecoded.classes)[kept])
+    return source, torch.from_numpy(np.flatnonzero(kept))
 
 
 def _notes(image: Image.Image, preprocess: Preprocess) -> Iterator[str]:

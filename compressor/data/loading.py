@@ -84,6 +84,7 @@ def _request(data: Data, seed: int) -> Request:
         hub=data.hub,
         revision=data.revision,
         columns=data.columns or Columns(),
+        whole=data.augment is not None and data.augment.resized_crop is not None,
     )
 
 

@@ -30,6 +30,7 @@ class Request:
         hub: the name on Hugging Face's hub, if they do not lie in `root`.
         revision: the commit there.
         columns: which hold images and classes.
+        whole: whether training cuts parts out of whole images.
     """
 
     root: Path
@@ -40,6 +41,7 @@ class Request:
     hub: str | None = None
     revision: str | None = None
     columns: Columns = field(default_factory=Columns)
+    whole: bool = False
 
 
 class Read(NamedTuple):

@@ -65,7 +65,8 @@ class View:
         images: the training images.
         seed: of this view.
         shift: how they are cropped and mirrored.
-        change: what else is done to an image alone, uint8 `[C, H, W]` to the same; None if nothing is.
+        whole: whether a part is cut out of all of an image, not of what the other splits are given of theirs.
+        change: what is done to an image alone before, uint8 `[C, h, w]` to `[C, H, W]`; None if nothing is.
         mix: mixes two images `[2, C, H, W]` and their classes `[2]`; None if none are mixed.
         partners: what each image is mixed with, int64 `[N]`.
     """
@@ -73,6 +74,7 @@ class View:
     images: Split
     seed: int
     shift: Shift
+    whole: bool
     change: Callable[[Tensor], Tensor] | None
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
     partners: Tensor
@@ -84,7 +86,7 @@ class View:
         shift = Shift.draw(data.augment, len(data.train), generator)
         partners = torch.randperm(len(data.train), generator=generator)
         change, mix = _change(data.augment, data.preprocess), _mix(data.augment, len(data.labels))
-        return cls(data.train, seed, shift, change, mix, partners)
+        return cls(data.train, seed, shift, data.augment.resized_crop is not None, change, mix, partners)
 
     def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """The view of the training images at `indices` (int64 `[B]`).
@@ -100,15 +102,15 @@ class View:
 
     def _alone(self, indices: Tensor, device: torch.device) -> Tensor:
         """Every image before it is mixed, uint8 `[B, C, H, W]`."""
-        images = self.images.batch(indices)
         if self.change is None:
-            return self.shift.of(images.to(device), indices)
+            return self.shift.of(self.images.batch(indices).to(device), indices)
         changed = []
+        images = self.images.whole(indices) if self.whole else self.images.batch(indices)
         with torch.random.fork_rng(devices=[]):
-            for image, index in zip(self.shift.of(images, indices), indices.tolist(), strict=True):
+            for image, index in zip(images, indices.tolist(), strict=True):
                 self._seed("change", index)
                 changed.append(self.change(image))
-        return torch.stack(changed)
+        return self.shift.of(torch.stack(changed).to(device), indices)
 
     def _mixed(self, indices: Tensor, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Every image mixed with its partner's view, and their labels."""
@@ -132,7 +134,7 @@ class View:
 
 
 def _change(augment: Augment, preprocess: Preprocess) -> Callable[[Tensor], Tensor] | None:
-    """What is done to each image alone, besides `Shift`; Pillow does most of it faster than torch."""
+    """What is done to each image alone, before `Shift`; Pillow does most of it faster than torch."""
     if not (augment.resized_crop or augment.randaugment or augment.color or augment.erase):
         return None
     from torchvision.transforms import v2  # takes a second to import
