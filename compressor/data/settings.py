@@ -36,7 +36,7 @@ class RandAugment(Spec):
 class Augment(Spec):
     """Random changes to training images, drawn anew for every view of every image.
 
-    What is off and can be told from its absence is left out of files and fingerprints, so that earlier ones stay valid.
+    What came after `crop` and `flip` is written, and part of fingerprints, only where on: earlier ones stay valid.
     """
 
     crop: int = Field(0, ge=0, le=MAX_SIDE)
