@@ -4,7 +4,12 @@ import os
 
 import lazy_loader
 
-for _switch in ("ORT_DISABLE_TELEMETRY", "MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
-    os.environ.setdefault(_switch, "1")  # each library reads its own when it is imported
+for _switch, _value in (
+    ("ORT_DISABLE_TELEMETRY", "1"),
+    ("MLFLOW_DISABLE_TELEMETRY", "1"),
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ("HF_UPDATE_DOWNLOAD_COUNTS", "0"),
+):
+    os.environ.setdefault(_switch, _value)  # each library reads its own when it is imported
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

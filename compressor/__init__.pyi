@@ -2,6 +2,7 @@ from .data.dataset import Dataset as Dataset
 from .data.preprocess import Preprocess as Preprocess
 from .data.settings import Augment as Augment
 from .data.settings import Data as Data
+from .data.settings import RandAugment as RandAugment
 from .data.split import Source as Source
 from .data.split import Split as Split
 from .distillation.settings import Cache as Cache

@@ -55,8 +55,10 @@ class Quantize(Distillation, Stage):
     def _settings_have_an_effect(self) -> "Quantize":
         if self.mode == "qat" and self.epochs == 0:
             raise ValueError("mode qat trains, so it needs epochs; to calibrate only, use mode: ptq")
-        if self.mode == "ptq" and (self.epochs or self.teacher_ids):
-            raise ValueError("mode ptq does not train, so it takes no epochs and no teacher; to train, use mode: qat")
+        if self.mode == "ptq" and (self.epochs or self.teacher_ids or self.balance):
+            raise ValueError(
+                "mode ptq does not train, so it takes no epochs, no teacher and no balance; to train, use mode: qat"
+            )
         if self.mode == "ptq" and (self.freeze or self.learning_rates):
             raise ValueError("mode ptq does not train, so it takes no freeze and no learning_rates; leave them out")
         if self.features:
@@ -81,7 +83,10 @@ class Quantize(Distillation, Stage):
         )
         images = self._batches("calibrating", context, quantization.CALIBRATION_BATCH)
         quantization.calibrate(network, images, self.observer, self.percentile)
-        objective, weights = self.objective(network, context) if self.teacher_ids else (training.CrossEntropy(), [])
+        if self.teacher_ids:
+            objective, weights = self.objective(network, context)
+        else:
+            objective, weights = training.CrossEntropy(class_weights=training.class_weights(self, context.data)), []
         details = training.fit(
             network,
             objective,

@@ -85,7 +85,7 @@ class Train(Start, Training, Stage):
         start = self.start(model, context)
         network = start.copy_network()
         origin = self._load_weights(network, start)
-        objective = training.CrossEntropy(self.label_smoothing)
+        objective = training.CrossEntropy(self.label_smoothing, training.class_weights(self, context.data))
         details = training.fit(network, objective, self, context, label=self.id, start=start)
         return start.with_network(network, details={**details, **origin})
 

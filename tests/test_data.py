@@ -19,11 +19,10 @@ from rich.console import Console as RichConsole
 from sklearn.datasets import load_digits
 from torchvision import transforms
 
-from compressor import Augment, Data, Dataset
+from compressor import Data, Dataset
 from compressor.console import Console
 from compressor.data.preprocess import Preprocess
 from compressor.data.sources import glyph_images
-from compressor.data.views import View
 from compressor.errors import DataError
 from compressor_command import main
 
@@ -285,36 +284,6 @@ def test_training_images_are_drawn_by_the_seed() -> None:
         Data(name="digits", train=5000).load(0)
     with pytest.raises(DataError, match=r"data\.train: 9 images cannot hold one of each of 10 classes"):
         Data(name="digits", train=9).load(0)
-
-
-def test_a_view_is_the_crop_and_mirror_it_says() -> None:
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 5, 7), dtype=np.uint8))
-    augment = Augment(crop=2, flip=True)
-    view = View.draw(augment, 6, seed=3)
-    indices = torch.tensor([4, 1, 5])
-    got = view.of(images[indices], indices, augment.crop).numpy()
-    for position, index in enumerate(indices.tolist()):
-        image = images[index].numpy()
-        image = image[:, :, ::-1] if view.flips[index] else image
-        padded = np.pad(image, ((0, 0), (2, 2), (2, 2)))
-        row, column = view.offsets[index].tolist()
-        assert np.array_equal(got[position], padded[:, row : row + 5, column : column + 7])
-    assert view.offsets.min() >= 0
-    assert view.offsets.max() <= 4
-    assert View.draw(augment, 1000, seed=0).flips.float().mean().item() == pytest.approx(0.5, abs=0.05)
-
-
-def test_views_differ_by_seed_and_only_by_seed() -> None:
-    augment = Augment(crop=4, flip=True)
-    one, two, other = (View.draw(augment, 50, seed) for seed in (1, 1, 2))
-    assert torch.equal(one.offsets, two.offsets)
-    assert not torch.equal(one.offsets, other.offsets)
-
-
-def test_no_augmentation_leaves_images_alone(digits: Dataset) -> None:
-    indices = torch.arange(len(digits.train))
-    view = View.draw(Augment(), len(indices), seed=0)
-    assert torch.equal(view.of(digits.train.images, indices, 0), digits.train.images)
 
 
 def folder(root: Path, **settings: Any) -> Data:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compressor import Data, Measure, Pipeline, Stage
+from compressor import Augment, Data, Measure, Pipeline, Stage
 from compressor.pipeline.stage import discover
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +48,7 @@ def test_every_pipeline_is_in_the_readme(path: Path) -> None:
     assert yaml.safe_load(path.read_text())["name"].replace("-", "_") == path.stem
 
 
-@pytest.mark.parametrize("kind", [*OURS, Pipeline, Data, Measure], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*OURS, Pipeline, Data, Augment, Measure], ids=lambda kind: kind.__name__)
 def test_every_setting_is_described(kind: type[Stage]) -> None:
     text = (ROOT / "docs" / "stages.md").read_text()
     missing = [name for name in kind.model_fields if f"`{name}`" not in text and f"`{name}:" not in text]

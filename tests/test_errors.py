@@ -289,6 +289,8 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
     "image of another format": another_format,
     "pipe among the images": a_pipe,
     "16-bit image": deep_image,
+    "no data set of Hugging Face's": lambda _: with_settings("data={name: hugging_face, root: images}"),
+    "hub without a commit": lambda _: with_settings("data={name: hugging_face, hub: some/one, revision: main}"),
     "classes do not fit the network": lambda _: with_settings("stages.teacher.model=tests.networks:WrongHead", OWN),
     "channels do not fit the network": lambda _: with_settings("stages.teacher.model=tests.networks:Colour", OWN),
     "auxiliary outputs": lambda _: with_settings("stages.teacher.model=tests.networks:TwoOutputs", OWN),

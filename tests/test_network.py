@@ -35,7 +35,7 @@ def watched(program: str, folder: Path) -> list[str]:
     """What a Python process and all that it starts send to other machines, its home being `folder`."""
     log = folder / "system_calls"
     strace = ["strace", "-f", "--seccomp-bpf", "-e", "trace=network", "-o", str(log)]
-    private = {name for name in os.environ if name.startswith(("ORT_", "MLFLOW_", "CI", "TF_BUILD", "JENKINS"))}
+    private = {name for name in os.environ if name.startswith(("ORT_", "MLFLOW_", "HF_", "CI", "TF_BUILD", "JENKINS"))}
     environment = {name: value for name, value in os.environ.items() if name not in private}
     done = subprocess.run(
         [*strace, sys.executable, "-c", program],
@@ -64,6 +64,18 @@ def test_a_run_sends_nothing_and_keeps_no_record_of_use(tmp_path: Path) -> None:
     recorded = {path.name for path in tmp_path.iterdir()} - {"p.yaml", "runs", "system_calls", ".cache", ".config"}
     assert recorded == set()
     assert {path.name for path in (tmp_path / ".cache").iterdir()} <= {"matplotlib", "torch"}
+
+
+def test_a_data_set_of_hugging_faces_on_disk_is_read_in_silence(tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path\n"
+        "from compressor import Data\n"
+        "from tests.test_hugging_face import rows\n"
+        "rows(30).to_parquet('data/train.parquet')\n"
+        "Data(name='hugging_face', size=(6, 8), root=Path('data')).load(0)\n"
+    )
+    (tmp_path / "data").mkdir()
+    assert watched(program, tmp_path) == []
 
 
 def test_it_would_be_seen(tmp_path: Path) -> None:

@@ -63,6 +63,9 @@ def test_the_page_in_a_browser(finished: Path, browser: Browser, width: int, sch
     assert page.locator("section").first.locator("tbody tr").count() == len(IDS)
     plots = page.locator("svg[role=img]")
     assert plots.count() == 3 + 1 + 1 + 4  # overview, widths, int8 error, trainings
+    assert (
+        page.locator("img.shown").evaluate("image => image.naturalWidth") == 8
+    )  # digits, whose only view is themselves
     for index in range(plots.count()):
         box = plots.nth(index).bounding_box()
         assert box is not None

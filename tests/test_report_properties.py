@@ -88,6 +88,7 @@ def small() -> Report:
     accuracy = Accuracy.of(5, 10, split="test, corrupted")
     agreement = {"images": 50, "same_top1": 49, "mean_logit_difference": 0.1, "largest_logit_difference": 1.0}
     return Report(
+        shown=PIXEL,
         pipeline="small",
         license="",
         spec="name: small\n",

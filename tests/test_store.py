@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from compressor import Data, Measure, Pipeline, run
+from compressor.data import decoding
 from compressor.data.sources import image_folder
 from compressor.data.store import ABOUT, DECODED_AT_ONCE, IMAGES, INDEX, Stored
 from compressor.errors import DataError
@@ -46,7 +47,7 @@ def settings(root: Path, **more: Any) -> Data:
 
 @pytest.fixture
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folder, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(decoding, "IN_MEMORY_BYTES", 0)
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def stores(root: Path) -> list[Path]:
 def test_what_is_read_from_the_store_is_what_memory_holds(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_memory = settings(photographs).load(0)
     assert stores(photographs) == []
-    monkeypatch.setattr(image_folder, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(decoding, "IN_MEMORY_BYTES", 0)
     stored = settings(photographs).load(0)
     assert isinstance(stored.train.source, Stored)
     for name in ("train", "validation", "calibration", "test"):

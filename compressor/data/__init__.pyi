@@ -6,6 +6,7 @@ from .preprocess import MAX_SIDE as MAX_SIDE
 from .preprocess import Preprocess as Preprocess
 from .settings import Augment as Augment
 from .settings import Data as Data
+from .settings import RandAugment as RandAugment
 from .settings import Store as Store
 from .split import InMemory as InMemory
 from .split import Source as Source

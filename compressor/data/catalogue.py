@@ -30,5 +30,6 @@ CATALOGUE = {
     "emnist": DataSet("mnist", (28, 28), 1, (0.1307,), (0.3081,), crop=2),
     "cifar10": DataSet("cifar", (32, 32), 3, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), crop=4, flip=True),
     "cifar100": DataSet("cifar", (32, 32), 3, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), crop=4, flip=True),
+    "hugging_face": DataSet("hugging_face", (224, 224), 3, IMAGENET_MEAN, IMAGENET_STD),
     "image_folder": DataSet("image_folder", (224, 224), 3, IMAGENET_MEAN, IMAGENET_STD),
 }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from compressor.console import Console
 from compressor.data.dataset import Dataset
 from compressor.data.reading import Reader, Request
-from compressor.data.settings import Augment, Data
+from compressor.data.settings import Augment, Columns, Data
 from compressor.data.split import Split
 from compressor.errors import DataError
 
@@ -24,12 +24,16 @@ def labels_of(data: Data) -> tuple[str, ...]:
     Raises:
         DataError: they are missing, or a split that the data has is asked for once more.
     """
+    return _labels(data, _request(data, 0))
+
+
+def _labels(data: Data, request: Request) -> tuple[str, ...]:
     reader = _reader(data)
-    own = reader.own_splits(data.root)
+    own = reader.own_splits(request)
     for split in ("test", "validation"):
         if getattr(data, split) is not None and split in own:
             raise DataError(f"data.{split}: the data has a {split} split of its own; leave `{split}` out")
-    return tuple(reader.labels(data.root))
+    return tuple(reader.labels(request))
 
 
 def load(data: Data, seed: int, console: Console | None = None) -> Dataset:
@@ -38,9 +42,8 @@ def load(data: Data, seed: int, console: Console | None = None) -> Dataset:
     Raises:
         DataError: they are missing or unreadable, or there are too few for the split.
     """
-    labels_of(data)
-    known = data.data_set
-    request = Request(data.root, data.preprocess(), seed, skip_unreadable=data.unreadable == "skip", store=data.store)
+    known, request = data.data_set, _request(data, seed)
+    _labels(data, request)
     read = _reader(data).read(request, console or Console())
     train = Split.of(read.train)
     if read.test is not None:
@@ -68,6 +71,20 @@ def load(data: Data, seed: int, console: Console | None = None) -> Dataset:
             *_missing("validation", validation, read.labels),
             *_missing("test", test, read.labels),
         ),
+    )
+
+
+def _request(data: Data, seed: int) -> Request:
+    return Request(
+        data.root,
+        data.preprocess(),
+        seed,
+        skip_unreadable=data.unreadable == "skip",
+        store=data.store,
+        hub=data.hub,
+        revision=data.revision,
+        columns=data.columns or Columns(),
+        whole=data.augment is not None and data.augment.resized_crop is not None,
     )
 
 

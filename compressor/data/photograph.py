@@ -1,5 +1,6 @@
 """Image files, which may hold anything, whatever they are called."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,16 +16,19 @@ SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png",
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """The image in a file, to be decoded within the block.
+def opened(path: Path | str, content: bytes | None = None) -> Iterator[Image.Image]:
+    """The image in a file, or in `content`, which `path` then names; to be decoded within the block.
 
     Raises:
         DataError: it is no plain file, of none of the formats, or cannot be decoded.
     """
     Image.init()
     try:
-        files.check_plain(path)
-        with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
+        if content is None:
+            files.check_plain(Path(path))
+        with Image.open(
+            path if content is None else io.BytesIO(content), formats=[each for each in FORMATS if each in Image.OPEN]
+        ) as image:
             yield image
     except UnidentifiedImageError as error:
         raise DataError(f"{path} is not a usable image: it holds none of {', '.join(FORMATS)}") from error

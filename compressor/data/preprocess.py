@@ -15,6 +15,7 @@ MAX_SIDE = 4096
 FORWARD_BYTES = 2**28  # that a forward pass without gradients may take
 ACTIVATION_FACTOR = 20  # what it holds at its widest, over the images in float32: measured on MobileNetV2 at 224
 MAX_BATCH = 1000
+DETAIL = 2  # of a part of an image that is half as wide, `size` has every pixel
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -72,20 +73,41 @@ class Preprocess(BaseModel):
         Raises:
             ValueError: the image has more than 8 bits a channel.
         """
-        import numpy as np
-        from PIL import Image, ImageOps
+        from PIL import Image
+
+        image = self._upright(image)
+        height, width = self.size
+        box = self._box(image.width, image.height)
+        if image.size != (width, height) or box != (0, 0, width, height):
+            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()], box)
+        return self._array(image)
+
+    def whole(self, image: "Image.Image") -> "NDArray[np.uint8]":
+        """The pixels of all of the image, `[C, h, w]`; a JPEG may be decoded at a fraction of its size.
+
+        Raises:
+            ValueError: the image has more than 8 bits a channel.
+        """
+        least = DETAIL * max(self.size)
+        image.draft(None, (least, least))
+        return self._array(self._upright(image))
+
+    def _upright(self, image: "Image.Image") -> "Image.Image":
+        """The image turned and converted, all of it."""
+        from PIL import ImageOps
 
         if image.mode.startswith(("I", "F")):
             raise ValueError(
                 f"it has more than 8 bits a channel (Pillow's mode {image.mode}), which would be cut off at 255; "
                 "save it with 8 bits"
             )
-        image = ImageOps.exif_transpose(image).convert("L" if self.channels == 1 else "RGB")
-        height, width = self.size
-        box = self._box(image.width, image.height)
-        if image.size != (width, height) or box != (0, 0, width, height):
-            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()], box)
-        return np.asarray(image, np.uint8).reshape(height, width, self.channels).transpose(2, 0, 1)
+        return ImageOps.exif_transpose(image).convert("L" if self.channels == 1 else "RGB")
+
+    def _array(self, image: "Image.Image") -> "NDArray[np.uint8]":
+        """Its pixels, `[C, h, w]`."""
+        import numpy as np
+
+        return np.asarray(image, np.uint8).reshape(image.height, image.width, self.channels).transpose(2, 0, 1)
 
     def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of an image that is resized to `size`: left, top, right, bottom.

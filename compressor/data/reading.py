@@ -1,6 +1,7 @@
 """What a data set's module offers: a reader, which lists classes and reads images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -12,7 +13,7 @@ from PIL import Image
 
 from compressor.console import Console
 from compressor.data.preprocess import Preprocess
-from compressor.data.settings import Store
+from compressor.data.settings import Columns, Store
 from compressor.data.split import InMemory, Source
 
 
@@ -26,6 +27,10 @@ class Request:
         seed: of what is rendered.
         skip_unreadable: whether files that cannot be decoded are left out.
         store: where images are kept that memory cannot hold.
+        hub: the name on Hugging Face's hub, if they do not lie in `root`.
+        revision: the commit there.
+        columns: which hold images and classes.
+        whole: whether training cuts parts out of whole images.
     """
 
     root: Path
@@ -33,6 +38,10 @@ class Request:
     seed: int
     skip_unreadable: bool = False
     store: Store = field(default_factory=Store)
+    hub: str | None = None
+    revision: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    whole: bool = False
 
 
 class Read(NamedTuple):
@@ -48,14 +57,14 @@ class Read(NamedTuple):
 class Reader(Protocol):
     """Reads one data set."""
 
-    def labels(self, root: Path) -> Sequence[str]:
+    def labels(self, request: Request) -> Sequence[str]:
         """The names of the classes, without reading an image.
 
         Raises:
             DataError: the files that name them are missing.
         """
 
-    def own_splits(self, root: Path) -> frozenset[str]:
+    def own_splits(self, request: Request) -> frozenset[str]:
         """Which of `test` and `validation` the data has itself."""
 
     def read(self, request: Request, console: Console) -> Read:
@@ -64,6 +73,25 @@ class Reader(Protocol):
         Raises:
             DataError: they are missing, damaged or unreadable.
         """
+
+
+@dataclass(frozen=True)
+class Undecoded:
+    """The images of a split, not yet decoded.
+
+    Attributes:
+        names: what each is called where something is wrong with it.
+        classes: the class of each.
+        opened: each image by its position, to be decoded within a block.
+        files: the files that hold them, whose names, sizes and times of change tell them from others.
+        version: what else does.
+    """
+
+    names: Sequence[str]
+    classes: Sequence[int]
+    opened: Callable[[int], AbstractContextManager[Image.Image]]
+    files: Sequence[str]
+    version: str
 
 
 def in_memory(images: NDArray[np.uint8], labels: NDArray[np.integer]) -> InMemory:

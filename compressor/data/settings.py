@@ -1,7 +1,9 @@
 """Which images, at what size, split and augmented how: what a pipeline says of its data."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from operator import not_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -17,15 +19,54 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+Part = Annotated[float, Field(gt=0, le=1)]
+
+
+class RandAugment(Spec):
+    """Operations drawn for each image from 14 on shape, light and color, all at one strength (Cubuk et al. 2020)."""
+
+    operations: int = Field(2, ge=1, le=10)
+    """How many, one after the other."""
+    magnitude: int = Field(9, ge=0, le=30)
+    """Their strength."""
 
 
 class Augment(Spec):
-    """Random changes to training images."""
+    """Random changes to training images, drawn anew for every view of every image.
+
+    What came after `crop` and `flip` is written, and part of fingerprints, only where on: earlier ones stay valid.
+    """
 
     crop: int = Field(0, ge=0, le=MAX_SIDE)
     """Pad with this many black pixels on each side, then crop at random back to the original size."""
     flip: bool = False
     """Mirror half of the images."""
+    resized_crop: tuple[Part, Part] | None = Field(None, exclude_if=not_)
+    """Cut out a part of this range of areas, 3/4 to 4/3 as wide as high, and enlarge it (Szegedy et al. 2015)."""
+    randaugment: RandAugment | None = Field(None, exclude_if=not_)
+    """Operations drawn at random (RandAugment)."""
+    color: float = Field(0.0, ge=0, le=1, exclude_if=not_)
+    """Change brightness, contrast and saturation by up to this share, hue by a quarter of it; gray has no last two."""
+    erase: float = Field(0.0, ge=0, le=1, exclude_if=not_)
+    """The probability that a rectangle of an image gets the mean color (Zhong et al. 2020)."""
+    mixup: float = Field(0.0, ge=0, le=100, exclude_if=not_)
+    """Mix each image and its label with another one's, at a share drawn from Beta(this, this) (Zhang et al. 2018)."""
+    cutmix: float = Field(0.0, ge=0, le=100, exclude_if=not_)
+    """Paste a part of another image, whose area is drawn likewise (Yun et al. 2019); with mixup, each has even odds."""
+
+    @model_validator(mode="after")
+    def _one_way_to_crop(self) -> Self:
+        if self.resized_crop is not None and self.crop:
+            raise ValueError("crop and resized_crop both cut a part out; leave one of the two out")
+        if self.resized_crop is not None and self.resized_crop[0] > self.resized_crop[1]:
+            raise ValueError(f"resized_crop {list(self.resized_crop)} is no range; put the smaller area first")
+        return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        written = self.model_dump()
+        return ((name, value) for name, value in super().__repr_args__() if name in written)
 
 
 class Store(Spec):
@@ -42,13 +83,30 @@ class Store(Spec):
         return self.folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compressor" / "images"
 
 
+class Columns(Spec):
+    """The names of the columns that are used."""
+
+    image: str | None = None
+    """The images; by default the only column of type Image."""
+    label: str | None = None
+    """The classes; by default the only column of type ClassLabel."""
+
+
 class Data(Spec):
     """Which images, at what size, split how."""
 
-    name: Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "emnist", "glyphs", "image_folder"]
+    name: Literal[
+        "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "emnist", "glyphs", "image_folder", "hugging_face"
+    ]
     """A data set; `image_folder` reads `root/<class>/*`, or `root/train/<class>/*` beside `root/test` or `root/val`."""
     root: Path = Path("data")
-    """The folder of the files, or the one that torchvision downloads to."""
+    """The folder of the files, or the one that is downloaded to."""
+    hub: str | None = Field(None, exclude_if=not_)
+    """With `name: hugging_face`, the data set on their hub, as `owner/name`; by default `root` holds it."""
+    revision: str | None = Field(None, exclude_if=not_)
+    """The commit of `hub`, 40 hexadecimal digits: a branch would be other images tomorrow."""
+    columns: Columns | None = Field(None, exclude_if=not_)
+    """Which columns hold the images and the classes, where a `hugging_face` data set has several of a kind."""
     size: tuple[Side, Side] | None = None
     """`[height, width]` that every image is resized to; by default the data set's own (224 x 224 for a folder)."""
     resize: Side | None = None
@@ -82,6 +140,22 @@ class Data(Spec):
             self.preprocess()
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        return self
+
+    @model_validator(mode="after")
+    def _hub_is_pinned(self) -> Self:
+        if self.name != "hugging_face" and (self.hub or self.revision or self.columns):
+            raise ValueError("hub, revision and columns need name: hugging_face; use that, or leave them out")
+        if self.hub is None:
+            if self.revision is not None:
+                raise ValueError("revision is of a data set on the hub; name it with `hub:`, or leave revision out")
+        elif HUB_NAME.fullmatch(self.hub) is None:
+            raise ValueError(f"hub {self.hub!r} names no data set; expected `owner/name`, as in `uoft-cs/cifar10`")
+        elif self.revision is None or COMMIT.fullmatch(self.revision) is None:
+            raise ValueError(
+                f"hub needs `revision:`, the 40 hexadecimal digits of a commit, so that the images stay the same; copy "
+                f"one from https://huggingface.co/datasets/{self.hub}/commits/main"
+            )
         return self
 
     @property

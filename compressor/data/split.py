@@ -26,6 +26,10 @@ class Source(ABC):
     def batch(self, indices: Tensor) -> Tensor:
         """The images at `indices` (int64 `[B]`), uint8 `[B, C, H, W]` on the CPU."""
 
+    def whole(self, indices: Tensor) -> Iterator[Tensor]:
+        """The images at `indices` before they are cut to one size, uint8 `[C, h, w]` each, where a source has more."""
+        return iter(self.batch(indices))
+
     def fingerprint(self, indices: Tensor) -> str:
         """SHA-256 over the shape, the pixels and the classes of the images at `indices`, in their order."""
         shape = (len(indices), *self.batch(torch.zeros(1, dtype=torch.int64)).shape[1:])
@@ -78,6 +82,10 @@ class Split:
     def batch(self, positions: Tensor) -> Tensor:
         """The images at `positions` (int64 `[B]`) of this split, uint8 `[B, C, H, W]`."""
         return self.source.batch(self.indices[positions])
+
+    def whole(self, positions: Tensor) -> Iterator[Tensor]:
+        """The images at `positions` of this split before they are cut to one size, uint8 `[C, h, w]` each."""
+        return self.source.whole(self.indices[positions])
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images in order, uint8 `[B, C, H, W]` with B at most `size`."""

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from compressor.data.preprocess import Preprocess
+from compressor.data.reading import Undecoded
 from compressor.data.split import Source
 from compressor.errors import ArtifactError, DataError, printable
 from compressor.storage import files, tensors
@@ -37,8 +38,8 @@ DECODED_AT_ONCE = 256  # images that wait in memory to be written
 DIGEST_BYTES = 32  # SHA-256
 
 Pixels = NDArray[np.uint8]
-Decode = Callable[[str], tuple[Pixels, Sequence[str]]]
-"""A file's pixels `[C, H, W]` and what was odd about it; raises `DataError` if it cannot be used."""
+Decode = Callable[[int], tuple[Pixels, Sequence[str]]]
+"""An image's pixels `[C, H, W]` and what was odd about it; raises `DataError` if it cannot be used."""
 
 
 class About(BaseModel):
@@ -67,7 +68,8 @@ class Stored(Source):
     Attributes:
         rows: where the image of each index lies in the file, int64 `[N]`.
         digests: SHA-256 of the pixels in each row of the file, uint8 `[rows, 32]`.
-        paths: the file that each row was decoded from.
+        names: of the image that each row was decoded from.
+        decode: that image by its row.
     """
 
     labels: Tensor
@@ -75,7 +77,7 @@ class Stored(Source):
     digests: Pixels
     shape: tuple[int, int, int]  # C, H, W
     file: Path
-    paths: Sequence[str]
+    names: Sequence[str]
     decode: Decode
     _descriptor: int = field(init=False)
     _checked: NDArray[np.bool_] = field(init=False)
@@ -113,9 +115,9 @@ class Stored(Source):
         Raises:
             DataError: its file cannot be read any more, or holds another image now.
         """
-        image[:] = self.decode(self.paths[row])[0]
+        image[:] = self.decode(row)[0]
         if not np.array_equal(_digest(image), self.digests[row]):
-            raise DataError(f"{self.paths[row]} is not the image that it was when the run began; start the run again")
+            raise DataError(f"{self.names[row]} is not the image that it was when the run began; start the run again")
         try:
             descriptor = os.open(self.file, os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError:  # another run has made room; what was decoded is right all the same
@@ -129,24 +131,20 @@ class Stored(Source):
 
 
 def stored(
-    paths: Sequence[str],
-    classes: Sequence[int],
+    images: Undecoded,
     preprocess: Preprocess,
     decode: Decode,
     *,
-    root: Path,
     home: Path,
     limit_bytes: int,
     advance: Callable[[int], None],
 ) -> Found:
-    """The images of these files, decoded now unless that was done before.
+    """These images, decoded now unless that was done before.
 
     Args:
-        paths: the files, whose names, sizes and times of change are what the store goes by.
-        classes: the class of each.
+        images: which ones.
         preprocess: the shape that `decode` gives.
-        decode: from a file to pixels.
-        root: the folder of the files.
+        decode: an image by its position.
         home: where stores are kept; other runs use them too.
         limit_bytes: what all of them may take; those that were not used for longest are removed.
         advance: told how many images are done.
@@ -155,35 +153,36 @@ def stored(
         DataError: there is not enough room.
     """
     shape = preprocess.input_shape(1)[1:]
-    target = home / _key(paths, preprocess, root)
+    count = len(images.names)
+    target = home / _key(images, preprocess)
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / f"{target.name}.lock"):
-        found = _index(target, len(paths), shape)
+        found = _index(target, count, shape)
         if found is None:
             with FileLock(home / ROOM):
                 files.sweep(home, target.name)
-                _make_room(home, len(paths) * math.prod(shape), limit_bytes)
+                _make_room(home, count * math.prod(shape), limit_bytes)
             with files.new_folder(target) as folder:
-                _decode_all(folder, paths, shape, decode, advance)
-            found = _index(target, len(paths), shape)
+                _decode_all(folder, count, shape, decode, advance)
+            found = _index(target, count, shape)
             assert found is not None
         else:
-            advance(len(paths))
+            advance(count)
         about, index = found
         os.utime(target / ABOUT, follow_symlinks=False)  # used last
         rows = index["kept"].nonzero()[:, 0]
-        labels = torch.tensor(classes, dtype=torch.int64)[rows]
+        labels = torch.tensor(images.classes, dtype=torch.int64)[rows]
         digests = index["digests"].numpy().copy()  # of its own, not of the file
-        source = Stored(labels, rows, digests, shape, target / IMAGES, paths, decode)
+        source = Stored(labels, rows, digests, shape, target / IMAGES, images.names, decode)
     return Found(source, Counter(about.notes), about.unreadable)
 
 
-def _key(paths: Sequence[str], preprocess: Preprocess, root: Path) -> str:
-    """A digest of what the files are, told without reading them, and of what is made of them."""
+def _key(images: Undecoded, preprocess: Preprocess) -> str:
+    """A digest of what the images are, told without reading them, and of what is made of them."""
     made = preprocess.model_dump_json(exclude={"mean", "std"})
     sha = hashlib.sha256(f"{made} {PIL.__version__} {code_digest(Preprocess.__module__)}".encode())
-    sha.update(os.fsencode(root.resolve()))
-    for path in paths:
+    sha.update(os.fsencode(images.version))
+    for path in images.files:
         sha.update(b"\0" + os.fsencode(path) + _state(path))
     return sha.hexdigest()
 
@@ -213,22 +212,22 @@ def _index(folder: Path, count: int, shape: tuple[int, int, int]) -> tuple[About
 
 
 def _decode_all(
-    folder: Path, paths: Sequence[str], shape: tuple[int, int, int], decode: Decode, advance: Callable[[int], None]
+    folder: Path, count: int, shape: tuple[int, int, int], decode: Decode, advance: Callable[[int], None]
 ) -> None:
-    """Write the images of all files, one after the other; blank where one cannot be read."""
-    kept, digests = np.ones(len(paths), bool), np.empty((len(paths), DIGEST_BYTES), np.uint8)
+    """Write all images, one after the other; blank where one cannot be read."""
+    kept, digests = np.ones(count, bool), np.empty((count, DIGEST_BYTES), np.uint8)
     notes: Counter[str] = Counter()
     unreadable: list[str] = []
 
-    def attempt(path: str) -> tuple[Pixels, Sequence[str]] | DataError:
+    def attempt(row: int) -> tuple[Pixels, Sequence[str]] | DataError:
         try:
-            return decode(path)
+            return decode(row)
         except DataError as error:
             return error
 
     with (folder / IMAGES).open("xb") as file, ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), DECODED_AT_ONCE):
-            outcomes = pool.map(attempt, paths[start : start + DECODED_AT_ONCE])
+        for start in range(0, count, DECODED_AT_ONCE):
+            outcomes = pool.map(attempt, range(start, min(start + DECODED_AT_ONCE, count)))
             for row, outcome in enumerate(outcomes, start):
                 if isinstance(outcome, DataError):
                     unreadable.append(printable(str(outcome)))

@@ -9,6 +9,7 @@ from compressor.distillation.losses.hinton import Hinton
 from compressor.distillation.losses.hints import Hint
 from compressor.distillation.settings import Distillation, Hints
 from compressor.distillation.teacher import Teacher
+from compressor.training.balance import class_weights
 from compressor.training.objectives import Objective, WeightedSum, layer_outputs
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ def objective_of(settings: Distillation, network: nn.Module, context: "Context")
         Teacher(context.teacher(stage_id), context, settings.views, watched if number == 0 else ())
         for number, stage_id in enumerate(settings.teacher_ids)
     ]
-    weights = _weights(settings, teachers, context)
+    weights, by_class = _weights(settings, teachers, context), class_weights(settings, context.data)
     terms: list[tuple[float, Objective]] = [
-        (weight, Hinton(teacher, temperature=settings.temperature, alpha=settings.alpha))
+        (weight, Hinton(teacher, temperature=settings.temperature, alpha=settings.alpha, class_weights=by_class))
         for weight, teacher in zip(weights, teachers, strict=True)
     ]
     if settings.features:

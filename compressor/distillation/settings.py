@@ -64,6 +64,8 @@ class Distillation(Training):
                 raise ValueError(f"{name} needs a teacher; name one with `teacher:`, or leave {name} out")
         if not self.teachers and self.weighting != default["weighting"].default:
             raise ValueError("weighting needs several teachers; name them with `teachers:`, or leave weighting out")
+        if self.teacher_ids and self.balance == "weights" and self.alpha == 1:
+            raise ValueError("balance: weights weighs the loss on labels, of which alpha 1 leaves none; lower alpha")
         if self.features and self.cache is not None:
             raise ValueError("features run the teacher at every step, so a cache would save nothing; leave one out")
         return self

@@ -23,6 +23,8 @@ from .latency import in_sessions as in_sessions
 from .prediction import predict as predict
 from .regressions import Corrupted as Corrupted
 from .regressions import Regressions as Regressions
+from .regressions import png as png
 from .regressions import regressions_of as regressions_of
+from .regressions import shrunk as shrunk
 from .setting import REFERENCE as REFERENCE
 from .setting import Setting as Setting

@@ -122,6 +122,12 @@ class Predictions:
         """The share of correct predictions."""
         return Accuracy.of(int(self.correct.sum()), len(self.correct), split=split)
 
+    def balanced_accuracy(self) -> float:
+        """The mean recall of the classes that have images."""
+        from sklearn.metrics import recall_score
+
+        return float(recall_score(self.labels, self.classes, labels=np.unique(self.labels), average="macro"))
+
     def against(self, baseline: "Predictions") -> Paired:
         """These predictions against the baseline's, on the same images."""
         lost, won = baseline.correct & ~self.correct, self.correct & ~baseline.correct

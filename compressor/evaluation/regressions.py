@@ -126,8 +126,18 @@ def _flips(which: NDArray[np.bool_], baseline: Predictions, shipped: Predictions
 
 def thumbnail(pixels: NDArray[np.uint8]) -> str:
     """`[H, W, C]` as a PNG of at most 96 pixels a side, in base64."""
+    return png(shrunk(pixels))
+
+
+def shrunk(pixels: NDArray[np.uint8]) -> Image.Image:
+    """`[H, W, C]` as an image of at most 96 pixels a side."""
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image
+
+
+def png(image: Image.Image) -> str:
+    """An image as PNG, in base64."""
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()

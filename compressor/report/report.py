@@ -27,8 +27,9 @@ Id = Annotated[str, Field(pattern=ID_PATTERN, max_length=MAX_ID_LENGTH)]
 class Scored(Figures):
     """One stage's artifact and its scores: the content of `row.json` in its folder.
 
-    `sha256` is that of its ONNX file, `calibration_error` the expected calibration error, 0 to 1. `details` come from
-    the stage (training curve, widths, agreement). `key` is the digest of everything that made the artifact, which
+    `sha256` is that of its ONNX file, `balanced_accuracy` the mean recall of the classes (none in rows of an earlier
+    version), `calibration_error` the expected calibration error, 0 to 1. `details` come from the stage (training curve,
+    widths, agreement). `key` is the digest of everything that made the artifact, which
     `made_from` lists; `scored_on` that of the test split, `scored_by` that of the code that scored it.
     """
 
@@ -37,6 +38,7 @@ class Scored(Figures):
     artifact: Annotated[str, Field(pattern=r"^[\w-]+/[\w-]+$")]
     seconds: float
     accuracy: Accuracy
+    balanced_accuracy: Share | None = None
     calibration_error: Share
     parameters: Count
     nonzero_parameters: Count
@@ -112,7 +114,10 @@ class OverSeeds(Figures):
 
 
 class Report(Figures):
-    """A run: its rows and how they were measured. `spec` is the pipeline as YAML, `license` that of the weights."""
+    """A run: its rows and how they were measured. `spec` is the pipeline as YAML, `license` that of the weights.
+
+    `shown` is a picture of some training images, each in a row of its views: a PNG in base64, "" if nothing trains.
+    """
 
     schema_: Literal[1] = Field(1, alias="schema")
     pipeline: Id
@@ -130,6 +135,7 @@ class Report(Figures):
     rows: tuple[Row, ...]
     over_seeds: tuple[OverSeeds, ...] = ()
     regressions: Regressions = Field(alias="harm")
+    shown: str = ""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Report":

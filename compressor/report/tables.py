@@ -7,6 +7,7 @@ from compressor.report import markdown
 from compressor.report.markdown import escaped
 from compressor.report.report import OverSeeds, Report, Row
 from compressor.report.wording import (
+    balanced,
     difference,
     headline,
     measured_on,
@@ -27,7 +28,7 @@ def to_table(report: Report) -> Table:
     rows = [
         [
             row.id,
-            percent(row.accuracy),
+            ", ".join(filter(None, (percent(row.accuracy), balanced(report, row)))),
             f"{row.parameters:,}",
             f"{row.macs / 1e6:.2f}",
             f"{row.size_bytes / 1e3:.1f}",
@@ -77,13 +78,14 @@ def spread(row: OverSeeds) -> list[str]:
 
 def _row_cells(row: Row, report: Report) -> list[str]:
     accuracy, paired = row.accuracy, row.versus_baseline
+    correct = f"{percent(accuracy)} ({accuracy.correct}/{accuracy.total})"
     parameters = f"{row.parameters:,}"
     if row.nonzero_parameters < row.parameters:
         parameters += f" ({row.nonzero_parameters:,} non-zero)"
     return [
         row.stage,
         row.id,
-        f"{percent(accuracy)} ({accuracy.correct}/{accuracy.total})",
+        ", ".join(filter(None, (correct, balanced(report, row)))),
         f"{100 * accuracy.low:.2f} to {100 * accuracy.high:.2f}",
         "—"
         if paired is None or row.id == report.baseline

@@ -13,6 +13,7 @@ from compressor.report.report import Report, Row
 
 MIN_CHANGE = 1.005  # a smaller factor counts as the same
 MIN_GAIN = 1.05  # times smaller
+ONE_SIZE = 1.1  # the largest class over the smallest, at most, where both accuracies say the same
 UNKNOWN = "?"
 
 
@@ -155,6 +156,14 @@ def machine(environment: Environment) -> str:
 def percent(accuracy: Accuracy) -> str:
     """The share of correct predictions."""
     return f"{100 * accuracy.value:.2f}%"
+
+
+def balanced(report: Report, row: Row) -> str:
+    """The mean recall of the classes, to be put after `percent`; nothing where classes are of about one size."""
+    images = [score.images for score in report.regressions.baseline_classes if score.images]
+    if row.balanced_accuracy is None or max(images) <= ONE_SIZE * min(images):
+        return ""
+    return f"balanced {100 * row.balanced_accuracy:.2f}%"
 
 
 def speedup(entry: Latency) -> str:

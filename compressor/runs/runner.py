@@ -10,6 +10,7 @@ import torch
 from compressor.config.spec import validated_copy
 from compressor.console import Console
 from compressor.data.dataset import Dataset
+from compressor.data.settings import Augment
 from compressor.environment import environment
 from compressor.errors import UserError
 from compressor.evaluation.regressions import regressions_of
@@ -18,6 +19,7 @@ from compressor.pipeline.completion import completed
 from compressor.pipeline.context import Context, Services
 from compressor.pipeline.pipeline import Pipeline
 from compressor.pipeline.stage import named
+from compressor.report.contact_sheet import SHEET_IMAGES, SHEET_VIEWS, contact_sheet
 from compressor.report.report import DataFacts, Report, Row
 from compressor.report.writing import WRITTEN, write
 from compressor.runs.dry_run import try_stages
@@ -42,6 +44,8 @@ from compressor.runs.trackers import following
 from compressor.storage import files
 from compressor.storage.checkpoints import Checkpoints
 from compressor.tracking import Tracker
+from compressor.training.loop import shown
+from compressor.training.settings import Training
 
 
 def run(
@@ -134,15 +138,24 @@ def _run_once(pipeline: Pipeline, folder: Path, device: torch.device, services: 
     context = Context(
         data=data.without_test(), seed=pipeline.seed, device=device, pipeline=pipeline.digest, services=services
     )
+    sheet = _contact_sheet(pipeline, context)
     finished = _run_stages(pipeline, data, context, folder)
-    result = _measured(pipeline, finished, data, _earlier(folder), services.console)
+    result = _measured(pipeline, finished, data, sheet, _earlier(folder), services.console)
     files.write_bytes(folder / ONNX, finished[-1].onnx.read_bytes())
     write(result, folder)
     return result
 
 
+def _contact_sheet(pipeline: Pipeline, context: Context) -> str:
+    """The picture of what networks are shown in training; "" if none is trained."""
+    if not any(isinstance(stage, Training) and stage.epochs for stage in pipeline.stages):
+        return ""
+    views = 1 if context.data.augment == Augment() else SHEET_VIEWS
+    return contact_sheet(shown(context, SHEET_IMAGES, views).numpy())
+
+
 def _measured(
-    pipeline: Pipeline, finished: list[Finished], data: Dataset, known: Report | None, console: Console
+    pipeline: Pipeline, finished: list[Finished], data: Dataset, sheet: str, known: Report | None, console: Console
 ) -> Report:
     """Measurements that need all stages: latency and predictions, both against the baseline's."""
     baseline = next(done for done in finished if done.row.id == pipeline.baseline_id)
@@ -181,6 +194,7 @@ def _measured(
         environment=environment(),
         rows=tuple(Row.of(done.row, timed, pair) for done, timed, pair in zip(finished, timings, paired, strict=True)),
         regressions=regressions,
+        shown=sheet,
     )
 
 

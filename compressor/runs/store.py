@@ -182,8 +182,8 @@ def _stands(done: Finished, context: Context, data: Dataset) -> bool:
         and row.model_dump(include=set(Counts.model_fields)) == done.artifact.counts.model_dump()
         and np.array_equal(predictions.labels, data.test.labels.numpy())
         and int(predictions.classes.max()) < len(data.labels)
-        and (row.accuracy, row.calibration_error)
-        == (predictions.accuracy(split="test"), predictions.calibration_error())
+        and (row.accuracy, row.balanced_accuracy, row.calibration_error)
+        == (predictions.accuracy(split="test"), predictions.balanced_accuracy(), predictions.calibration_error())
     )
 
 
@@ -212,6 +212,7 @@ def _scored(shipped: OnnxModel, folder: Path, data: Dataset) -> dict[str, Any]:
         "sha256": files.digest(shipped.content),
         **shipped.counts.model_dump(),
         "accuracy": predictions.accuracy(split="test"),
+        "balanced_accuracy": predictions.balanced_accuracy(),
         "calibration_error": predictions.calibration_error(),
         "scored_on": data.test.fingerprint,
         "scored_by": _scoring(),

@@ -1,13 +1,16 @@
+from .balance import class_weights as class_weights
 from .loop import autocast as autocast
 from .loop import evaluate as evaluate
 from .loop import fit as fit
 from .loop import layout_of as layout_of
+from .loop import shown as shown
 from .loop import training_views as training_views
 from .objectives import Batch as Batch
 from .objectives import CrossEntropy as CrossEntropy
 from .objectives import Objective as Objective
 from .objectives import Watched as Watched
 from .objectives import WeightedSum as WeightedSum
+from .objectives import cross_entropy as cross_entropy
 from .objectives import layer_of as layer_of
 from .objectives import layer_outputs as layer_outputs
 from .settings import Training as Training

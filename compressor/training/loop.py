@@ -16,6 +16,7 @@ from compressor.data.views import View
 from compressor.environment import has_fast_bf16
 from compressor.errors import ArchitectureError, ArtifactError, StageError, first_line, pass_on_out_of_memory
 from compressor.storage import tensors
+from compressor.training.balance import epoch_order
 from compressor.training.fine_tuning import frozen_by, rates_by, still_norms
 from compressor.training.objectives import Batch, Objective, Watched
 from compressor.training.settings import Precision, Training
@@ -42,7 +43,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train `network` in place on the training images; returns its `curve`, one entry per epoch, and the `kept_epoch`.
 
-    Every epoch uses a new random view of every image; with `views`, epochs cycle through that many. What is masked or
+    Every epoch uses a new random view of the images; with `views`, epochs cycle through that many. What is masked or
     frozen in the artifact that training starts from, `start`, stays so. With `keep: best` the initial network counts as
     epoch 0, and ties go to the later epoch. If the run keeps checkpoints, an interrupted training resumes from its
     last one, with the same bits.
@@ -80,7 +81,7 @@ def fit(
         for epoch in range(len(state.curve), training.epochs):
             started = time.monotonic()
             rate, before = state.rate, weights_of(network)
-            batches = _batches(context, steps, epoch, views, layout)
+            batches = _batches(context, training, steps, epoch, views, layout)
             with watched.watching(objective.layers):
                 mean = _train_epoch(state, watched, batches, context, epoch, progress) / len(data.train)
             if not math.isfinite(mean):
@@ -239,27 +240,33 @@ def training_views(context: "Context", views: int, layout: torch.memory_format) 
     for number in range(views):
         view = _view(context, number)
         chunks = torch.arange(len(train)).split(context.data.preprocess.max_batch)
-        yield (_inputs(context, view, chunk, layout) for chunk in chunks)
+        yield (_inputs(context, view, chunk, layout)[0] for chunk in chunks)
+
+
+def shown(context: "Context", images: int, views: int) -> Tensor:
+    """What training shows a network of some training images, not normalised: uint8 `[images, views, C, H, W]`."""
+    count = len(context.data.train)
+    indices = torch.linspace(0, count - 1, min(images, count)).long()
+    pixels = [_view(context, number).batch(indices, torch.device("cpu"))[0] for number in range(views)]
+    return torch.stack(pixels, 1).round().to(torch.uint8)
 
 
 def _batches(
-    context: "Context", steps: int, epoch: int, views: int | None, layout: torch.memory_format
+    context: "Context", training: Training, steps: int, epoch: int, views: int | None, layout: torch.memory_format
 ) -> Iterator[Batch]:
-    train = context.data.train
     number = epoch if views is None else epoch % views
     view = _view(context, number)
     generator = torch.Generator().manual_seed(context.seed_for(f"order of epoch {epoch}"))
-    for indices in torch.randperm(len(train), generator=generator).tensor_split(steps):
-        inputs = _inputs(context, view, indices, layout)
-        yield Batch(inputs, train.labels[indices].to(context.device), indices, number)
+    for indices in epoch_order(context.data.train.labels, training, generator).tensor_split(steps):
+        inputs, labels = _inputs(context, view, indices, layout)
+        yield Batch(inputs, labels, indices, number)
 
 
 def _view(context: "Context", number: int) -> View:
-    return View.draw(context.data.augment, len(context.data.train), context.seed_for(f"view {number}"))
+    return View.draw(context.data, context.seed_for(f"view {number}"))
 
 
-def _inputs(context: "Context", view: View, indices: Tensor, layout: torch.memory_format) -> Tensor:
-    """That view of the training images at `indices`, normalised, on the context's device."""
-    data = context.data
-    pixels = view.of(data.train.batch(indices).to(context.device), indices, data.augment.crop)
-    return data.preprocess.normalise(pixels).contiguous(memory_format=layout)
+def _inputs(context: "Context", view: View, indices: Tensor, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+    """That view of the training images at `indices`, normalised, and its labels, on the context's device."""
+    pixels, labels = view.batch(indices, context.device)
+    return context.data.preprocess.normalise(pixels).contiguous(memory_format=layout), labels

@@ -22,7 +22,7 @@ class Batch:
     """One step's images, augmented and normalised `[B, C, H, W]`, and where they come from."""
 
     inputs: Tensor
-    labels: Tensor  # [B]
+    labels: Tensor  # classes int64 [B]; of mixed images the share of each class, float32 [B, classes]
     indices: Tensor  # [B], into the training images
     view: int  # which augmented view of them
 
@@ -133,14 +133,36 @@ class Objective(nn.Module):
 
 
 class CrossEntropy(Objective):
-    """Cross-entropy on the labels, with label smoothing (Szegedy et al. 2016)."""
+    """Cross-entropy on the labels, with label smoothing (Szegedy et al. 2016); `class_weights` are `[classes]`."""
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    class_weights: Tensor | None
+
+    def __init__(self, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, network: Watched, batch: Batch) -> Tensor:
-        return F.cross_entropy(network.logits(batch), batch.labels, label_smoothing=self.label_smoothing)
+        return cross_entropy(network.logits(batch), batch.labels, self.class_weights, self.label_smoothing)
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """−Σ_c w_c · y_c · log softmax(z)_c, averaged over the batch.
+
+    Torch would divide by the weights in the batch, so that what an image weighs would depend on the others.
+
+    Args:
+        logits: z, `[N, classes]`.
+        labels: y, the classes int64 `[N]`, or the share of each class, float32 `[N, classes]`.
+        class_weights: w, `[classes]`; 1 by default.
+        label_smoothing: the share of y that is spread over all classes.
+    """
+    if class_weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    total = F.cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing, reduction="sum")
+    return total / len(labels)
 
 
 class WeightedSum(Objective):

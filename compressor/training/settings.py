@@ -1,5 +1,6 @@
 """The training settings that stages share."""
 
+from operator import not_
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -46,6 +47,8 @@ class Training(Spec):
     """The decay of an exponential moving average of the weights, which training then returns; off by default."""
     keep: Literal["last", "best"] = "last"
     """Keep the last epoch, or the one that is best on validation (the initial network counts as epoch 0)."""
+    balance: Literal["sampler", "weights"] | None = Field(None, exclude_if=not_)
+    """For classes of different sizes: draw each equally often, or weigh its loss on labels by 1 / its frequency."""
     precision: Precision = "auto"
     """`auto` is bf16 autocast where the processor has it, else fp32."""
 

@@ -29,10 +29,10 @@ class Cifar:
     known_labels: Sequence[str]
     labels_file: str | None = None  # its names come with the download
 
-    def labels(self, root: Path) -> Sequence[str]:
+    def labels(self, request: Request) -> Sequence[str]:
         return self.known_labels
 
-    def own_splits(self, root: Path) -> frozenset[str]:
+    def own_splits(self, request: Request) -> frozenset[str]:
         return frozenset({"test"})
 
     def read(self, request: Request, console: Console) -> Read:

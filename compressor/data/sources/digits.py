@@ -1,7 +1,5 @@
 """Scikit-learn's 1,797 scans of handwritten digits (8 x 8, 0..16), which ship with it."""
 
-from pathlib import Path
-
 import numpy as np
 
 from compressor.console import Console
@@ -13,10 +11,10 @@ LABELS = tuple(str(digit) for digit in range(10))
 class Digits:
     """The scans, which have no test split of their own."""
 
-    def labels(self, root: Path) -> tuple[str, ...]:
+    def labels(self, request: Request) -> tuple[str, ...]:
         return LABELS
 
-    def own_splits(self, root: Path) -> frozenset[str]:
+    def own_splits(self, request: Request) -> frozenset[str]:
         return frozenset()
 
     def read(self, request: Request, console: Console) -> Read:

@@ -1,7 +1,5 @@
 """Characters rendered here, which takes seconds, and kept."""
 
-from pathlib import Path
-
 import safetensors.numpy
 from filelock import FileLock
 from safetensors import SafetensorError
@@ -18,10 +16,10 @@ TRAIN, TEST = 20_000, 4_000
 class Glyphs:
     """62 classes, without a network."""
 
-    def labels(self, root: Path) -> tuple[str, ...]:
+    def labels(self, request: Request) -> tuple[str, ...]:
         return tuple(glyph_images.CHARACTERS)
 
-    def own_splits(self, root: Path) -> frozenset[str]:
+    def own_splits(self, request: Request) -> frozenset[str]:
         return frozenset()
 
     def read(self, request: Request, console: Console) -> Read:
@@ -38,7 +36,7 @@ class Glyphs:
             source = in_memory(resized(arrays["pixels"], request.preprocess), arrays["labels"])
         except (SafetensorError, KeyError) as error:
             raise DataError(f"{kept} is damaged ({first_line(error)}); delete it and run again") from error
-        return Read(source, None, self.labels(request.root))
+        return Read(source, None, self.labels(request))
 
 
 READERS = {"glyphs": Glyphs()}

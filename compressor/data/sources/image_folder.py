@@ -1,28 +1,19 @@
 """Photographs in folders: `root/train/<class>/*` and `root/test/<class>/*`, or `root/<class>/*` alone."""
 
-import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from compressor.console import Console
+from compressor.data.decoding import MAX_NAMED, decoded
 from compressor.data.photograph import SUFFIXES, opened
-from compressor.data.preprocess import Preprocess
-from compressor.data.reading import Read, Request, in_memory
-from compressor.data.split import InMemory, Source
-from compressor.data.store import Decode, stored
+from compressor.data.reading import Read, Request, Undecoded
 from compressor.errors import DataError
-
-ENLARGED = 4
-IN_MEMORY_BYTES = 2**28  # of a split; larger ones are kept on disk
-MAX_NAMED = 5  # files in one message
 
 
 @dataclass(frozen=True)
@@ -37,11 +28,11 @@ class Folder:
 class ImageFolder:
     """One folder for each class, whose images may lie in folders of their own below it."""
 
-    def labels(self, root: Path) -> Sequence[str]:
-        return _labels(_split_folders(root)["train"])
+    def labels(self, request: Request) -> Sequence[str]:
+        return _labels(_split_folders(request.root)["train"])
 
-    def own_splits(self, root: Path) -> frozenset[str]:
-        return frozenset(_split_folders(root)) - {"train"}
+    def own_splits(self, request: Request) -> frozenset[str]:
+        return frozenset(_split_folders(request.root)) - {"train"}
 
     def read(self, request: Request, console: Console) -> Read:
         folders = _split_folders(request.root)
@@ -54,18 +45,7 @@ class ImageFolder:
                     f"not in both: {', '.join(odd[:MAX_NAMED])}"
                 )
         listed = {name: _listed(folder, labels) for name, folder in folders.items()}
-        notes: Counter[str] = Counter()
-        unreadable: list[str] = []
-        with console.progress("decoding images", sum(len(each.paths) for each in listed.values())) as advance:
-            read = {name: _decoded(each, request, notes, unreadable, advance) for name, each in listed.items()}
-        if unreadable and not request.skip_unreadable:
-            raise DataError(f"{_several(unreadable)}; repair or remove them, or set `unreadable: skip`")
-        for name, source in read.items():
-            if not len(source):
-                raise DataError(f"{folders[name]} holds no image that can be read: {_several(unreadable)}")
-        remarks = [f"{count} images are {note}" for note, count in sorted(notes.items())]
-        if unreadable:
-            remarks.append(f"unreadable files left out ({len(unreadable)}): {_several(unreadable)}")
+        read, remarks = decoded({name: _undecoded(each, request) for name, each in listed.items()}, request, console)
         if left_out := sum((each.left_out for each in listed.values()), Counter()):
             kinds = ", ".join(f"{suffix} x {count}" for suffix, count in left_out.most_common(MAX_NAMED))
             remarks.append(f"files of other kinds left out ({left_out.total()}): {kinds}")
@@ -138,75 +118,11 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _decoded(
-    folder: Folder, request: Request, notes: Counter[str], unreadable: list[str], advance: Callable[[int], None]
-) -> Source:
-    """The images of a split; what was done to unusual ones is counted in `notes`, what is `unreadable` is named."""
-    preprocess = request.preprocess
+def _undecoded(folder: Folder, request: Request) -> Undecoded:
+    def open_image(index: int) -> AbstractContextManager[Image.Image]:
+        return opened(Path(folder.paths[index]))
 
-    def decode(path: str) -> tuple[NDArray[np.uint8], list[str]]:
-        with opened(Path(path)) as image:
-            return preprocess.pixels(image), list(_notes(image, preprocess))
-
-    if len(folder.paths) * math.prod(preprocess.input_shape(1)) <= IN_MEMORY_BYTES:
-        return _in_memory(folder, decode, preprocess, notes, unreadable, advance)
-    found = stored(
-        folder.paths,
-        folder.classes,
-        preprocess,
-        decode,
-        root=request.root,
-        home=request.store.home,
-        limit_bytes=int(request.store.gigabytes * 1e9),
-        advance=advance,
-    )
-    notes.update(found.notes)
-    unreadable.extend(found.unreadable)
-    return found.source
-
-
-def _in_memory(
-    folder: Folder,
-    decode: Decode,
-    preprocess: Preprocess,
-    notes: Counter[str],
-    unreadable: list[str],
-    advance: Callable[[int], None],
-) -> InMemory:
-    images = np.empty((len(folder.paths), *preprocess.input_shape(1)[1:]), np.uint8)
-    kept = np.ones(len(images), bool)
-
-    def attempt(index: int) -> Sequence[str] | DataError:
-        try:
-            images[index], odd = decode(folder.paths[index])
-        except DataError as error:
-            return error
-        return odd
-
-    with ThreadPoolExecutor() as pool:
-        for index, outcome in enumerate(pool.map(attempt, range(len(images)))):
-            if isinstance(outcome, DataError):
-                unreadable.append(str(outcome))
-                kept[index] = False
-            else:
-                notes.update(outcome)
-            advance(1)
-    return in_memory(images if kept.all() else images[kept], np.asarray(folder.classes)[kept])
-
-
-def _notes(image: Image.Image, preprocess: Preprocess) -> Iterator[str]:
-    height, width = preprocess.size
-    if "A" in image.getbands() or "transparency" in image.info:
-        yield "transparent; transparency was dropped"
-    if preprocess.channels == 3 and image.mode in {"1", "L", "LA"}:
-        yield "gray; they were made RGB; with data.channels: 1 all stay or become gray"
-    if image.width * ENLARGED < width or image.height * ENLARGED < height:
-        yield f"enlarged more than {ENLARGED} times to {height} x {width}"
-
-
-def _several(unreadable: Sequence[str]) -> str:
-    more = f" (and {len(unreadable) - MAX_NAMED} more)" if len(unreadable) > MAX_NAMED else ""
-    return "; ".join(unreadable[:MAX_NAMED]) + more
+    return Undecoded(folder.paths, folder.classes, open_image, folder.paths, str(request.root.resolve()))
 
 
 READERS = {"image_folder": ImageFolder()}

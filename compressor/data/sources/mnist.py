@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from compressor.console import Console
@@ -20,12 +19,12 @@ class Mnist:
     axes: tuple[int, int, int] = (0, 1, 2)  # of its files: image, row, column
     split: str | None = None
 
-    def labels(self, root: Path) -> Sequence[str]:
+    def labels(self, request: Request) -> Sequence[str]:
         from torchvision import datasets
 
         return [label.replace("/", " or ") for label in getattr(datasets, self.name).classes]
 
-    def own_splits(self, root: Path) -> frozenset[str]:
+    def own_splits(self, request: Request) -> frozenset[str]:
         return frozenset({"test"})
 
     def read(self, request: Request, console: Console) -> Read:
@@ -46,13 +45,13 @@ class Mnist:
                 f"{self.name} is missing or damaged in {request.root / self.name / 'raw'}, and cannot be downloaded "
                 f"({first_line(error)}); put {which} there"
             ) from error
-        return Read(train, test, self.labels(request.root))
+        return Read(train, test, self.labels(request))
 
 
 class Emnist(Mnist):
     """62 handwritten characters (Cohen et al. 2017). Its files hold every image transposed."""
 
-    def labels(self, root: Path) -> Sequence[str]:
+    def labels(self, request: Request) -> Sequence[str]:
         return tuple(CHARACTERS)
 
 
