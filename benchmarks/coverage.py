@@ -69,8 +69,7 @@ def images_of(count: int, first: int, size: int) -> Split:
 
 def measured(name: str, seconds: dict[str, float]) -> dict[str, Any]:
     """The row of a network; `seconds` are noted as stages end."""
-    kind, _, own = name.partition(":")
-    parameters = sum(p.numel() for p in _meta(kind, own).parameters())
+    own, parameters = name.partition(":")[2], parameters_of(name)
     size = SIZES.get(own, 64 if parameters > LARGE else 224)
     preprocess = Preprocess(size=(size, size), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     train, held_out = images_of(IMAGES, 0, size), images_of(HELD_OUT, IMAGES, size)
@@ -102,15 +101,15 @@ def measured(name: str, seconds: dict[str, float]) -> dict[str, Any]:
                   "sessions": [round(each, 3) for each in latency.sessions]}  # fmt: skip
 
 
-def _meta(kind: str, own: str) -> torch.nn.Module:
-    with torch.device("meta"):
-        if kind == "timm":
-            import timm
+def parameters_of(name: str) -> int:
+    """As the network is published, for 1,000 classes."""
+    kind, _, own = name.partition(":")
+    if kind == "torchvision":
+        count: int = next(iter(torchvision.models.get_model_weights(own))).meta["num_params"]
+        return count
+    import timm
 
-            return timm.create_model(own)
-        return torchvision.models.get_model(
-            own, weights=None, **({"init_weights": False} if "init_weights" in ARGUMENTS.get(own, {}) else {})
-        )
+    return sum(parameter.numel() for parameter in timm.create_model(own).parameters())
 
 
 def timed(candidate: bytes, baseline: bytes, preprocess: Preprocess) -> Any:
@@ -170,8 +169,8 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
         "learned lie close together. *Faster* compares the int8 file with the network's float file: one image, one",
         "thread, median of three sessions, with other programs running beside it. *s* is the time that all of it takes.",
         "",
-        f"`benchmarks/coverage.py`, {versions.cpu}, {versions.cores} cores, torch {versions.torch}, ONNX Runtime",
-        f"{versions.onnxruntime}.",
+        f"`benchmarks/coverage.py`, {versions.cpu}, {versions.cores} cores, torch {versions.torch},",
+        f"ONNX Runtime {versions.onnxruntime}.",
         "",
         "| network | pixels | parameters, M | MACs kept | float | same class | int8, ms | faster | s | |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
@@ -193,7 +192,7 @@ def main() -> None:
         return one(sys.argv[2])
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else {}
     known = [f"torchvision:{name}" for name in torchvision.models.list_models(module=torchvision.models)]
-    known += [f"timm:{name}" for name in TIMM]
+    known = [*sorted(known, key=parameters_of), *(f"timm:{name}" for name in TIMM)]
     again = [name for name in known if name.partition(":")[2] in sys.argv[1:] or name in sys.argv[1:]]
     for name in again or [name for name in known if name not in rows]:
         rows[name] = in_process(name)
