@@ -167,7 +167,7 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
         "`quantize` (`mode: ptq`) and `export`, with random weights and drawn images. *Float* is the share of the MACs",
         "that stays in float. *Same class* is of 32 images in torch and ONNX Runtime; logits of weights that never",
         "learned lie close together. *Faster* compares the int8 file with the network's float file: one image, one",
-        "thread, median of three sessions, with other programs running beside it. *s* is the time that all of it takes.",
+        "thread, median of three sessions, other programs running beside it. *s* is the time that all of it takes.",
         "",
         f"`benchmarks/coverage.py`, {versions.cpu}, {versions.cores} cores, torch {versions.torch},",
         f"ONNX Runtime {versions.onnxruntime}.",
