@@ -16,7 +16,7 @@ from compressor.quantization.settings import Observer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
+    from torch import Tensor, memory_format
 
     from compressor import Context, TorchModel
 
@@ -81,7 +81,9 @@ class Quantize(Distillation, Stage):
         network = quantization.quantize_network(
             model.copy_network(), shape, skip=self.skip, weight_bits=self.weight_bits
         )
-        images = self._batches("calibrating", context, quantization.CALIBRATION_BATCH)
+        layout = training.layout_of(network, context.data)
+        network.to(memory_format=layout)
+        images = self._batches("calibrating", context, layout, quantization.CALIBRATION_SHARE)
         quantization.calibrate(network, images, self.observer, self.percentile)
         if self.teacher_ids:
             objective, weights = self.objective(network, context)
@@ -97,8 +99,10 @@ class Quantize(Distillation, Stage):
             start=model,
         )
         change = models.Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
-        few = max(1, context.data.preprocess.max_batch // quantization.NOISE_SHARE)
-        images = self._batches("measuring rounding error", context, few, quantization.NOISE_IMAGES)
+        network.to(memory_format=layout)
+        images = self._batches(
+            "measuring rounding error", context, layout, quantization.NOISE_SHARE, quantization.NOISE_IMAGES
+        )
         noise = quantization.signal_to_noise(network, images)
         layers, batch_norms = quantization.float_layers(network, shape), quantization.float_batch_norms(network)
         if words := quantization.in_float(layers, batch_norms):
@@ -111,10 +115,16 @@ class Quantize(Distillation, Stage):
         }
         return model.with_network(network, change, details=details)
 
-    def _batches(self, label: str, context: "Context", size: int, images: int | None = None) -> "Iterator[Tensor]":
-        """The calibration images, or the first of them, normalised, in batches, with progress."""
+    def _batches(
+        self, label: str, context: "Context", layout: "memory_format", share: int, images: int | None = None
+    ) -> "Iterator[Tensor]":
+        """The calibration images, or the first of them, normalised, in batches, with progress.
+
+        A batch has one in `share` of the images that a forward pass takes at once.
+        """
         count = len(context.data.calibration)
+        size = min(quantization.CALIBRATION_BATCH, max(1, context.data.preprocess.max_batch // share))
         with context.services.console.progress(label, min(count, images or count)) as advance:
             for batch in context.data.calibration_batches(size, images):
-                yield batch
+                yield batch.contiguous(memory_format=layout)
                 advance(len(batch))

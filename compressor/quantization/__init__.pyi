@@ -1,4 +1,5 @@
 from .calibration import CALIBRATION_BATCH as CALIBRATION_BATCH
+from .calibration import CALIBRATION_SHARE as CALIBRATION_SHARE
 from .calibration import NOISE_IMAGES as NOISE_IMAGES
 from .calibration import NOISE_SHARE as NOISE_SHARE
 from .calibration import calibrate as calibrate
