@@ -36,9 +36,10 @@ def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
             lowered.set_submodule(node.target, constants)
             node.args = ()
         elif isinstance(module, ActivationQuantizer):
-            lowered.set_submodule(node.target, _QuantizeDequantize(module))
-            if node.args[0].target is aten.hardsigmoid.default:
+            source = node.args[0]
+            if source.target is aten.hardsigmoid.default and _is(network, source.args[0], ActivationQuantizer):
                 _hard_sigmoid_as_addition(lowered, node, module)
+            lowered.set_submodule(node.target, _QuantizeDequantize(module))
     _pool_globally(lowered)
     lowered.graph.eliminate_dead_code()
     lowered.delete_all_unused_submodules()
@@ -76,12 +77,13 @@ def _hard_sigmoid_as_addition(network: fx.GraphModule, rounded: fx.Node, quantiz
     """
     graph = network.graph
     (x,) = rounded.args[0].args  # type: ignore[union-attr]
-    three = f"{rounded.target}_three"
+    three, grid = f"{rounded.target}_three", f"{rounded.target}_of_sum"  # reshaped values share the quantizer itself
     network.add_submodule(three, _Three())
-    network.set_submodule(str(rounded.target), _QuantizeDequantize(quantizer, divisor=6))
+    network.add_submodule(grid, _QuantizeDequantize(quantizer, divisor=6))
     with graph.inserting_before(rounded):
         total = graph.call_function(aten.add.Tensor, (x, graph.call_module(three)))
-        rounded.args = (graph.call_function(aten.clamp.default, (total, 0, 6)),)
+        clamped = graph.call_function(aten.clamp.default, (total, 0, 6))
+        rounded.replace_all_uses_with(graph.call_module(grid, (clamped,)))
 
 
 def _pool_globally(network: fx.GraphModule) -> None:
@@ -102,6 +104,7 @@ class _QuantizeDequantize(nn.Module):
     """Rounds x / divisor to the grid of a quantizer."""
 
     scale: Tensor
+    given_scale: Tensor
     zero_point: Tensor
 
     def __init__(self, quantizer: ActivationQuantizer, divisor: int = 1) -> None:
@@ -121,6 +124,10 @@ class _QuantizeDequantize(nn.Module):
 
 class _Three(nn.Module):
     """The constant 3, on integers."""
+
+    integer: Tensor
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,12 +9,9 @@ and so does a BatchNorm that cannot be folded; `float_layers` names them.
 
 import copy
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from compressor.errors import ArchitectureError
 from compressor.quantization.network import (
@@ -23,24 +20,22 @@ from compressor.quantization.network import (
     ActivationQuantizer,
     ParameterQuantizer,
     QuantizedNetwork,
-    attribute,
-    set_attribute,
 )
 from compressor.quantization.operators import (
     ACTIVATIONS,
     ADDITIONS,
     BATCH_NORM,
-    CONVOLUTIONS,
     LAYERS,
     activation_inputs,
-    aten,
     is_between_layers,
     is_layer,
     parameters,
     shares_grid,
 )
+from compressor.quantization.rewriting import fold_batch_norm, take_apart
 from compressor.quantization.settings import Placement
 from compressor.tracing import layer_of, trace
+
 
 def quantize_network(
     network: nn.Module,
@@ -64,17 +59,16 @@ def quantize_network(
     """
     graph_module = _graph(network, input_shape)
     graph = graph_module.graph
-    _fold_batch_norm(graph_module)
+    fold_batch_norm(graph_module)
+    if placement == "wide":
+        take_apart(graph_module)
     for name in skip:
         if not any(node.target in LAYERS and _inside(layer_of(node), name) for node in graph.nodes):
             raise ArchitectureError(f"skip names {name!r}, but there is no convolution, linear layer or addition there")
     layers = [node for node in graph.nodes if is_layer(node) and not _skipped(node, skip)]
     if not layers:
         raise ArchitectureError("the network has no convolution, linear layer or addition left to quantize")
-    between: list[fx.Node] = []
-    if placement == "wide":
-        _take_apart(graph)
-        between = _between(layers, skip)
+    between = _between(layers, skip) if placement == "wide" else []
     grid_of = _place_activations(graph_module, _points([*layers, *between]))
     _place_parameters(graph_module, layers, grid_of, weight_bits)
     graph.lint()
@@ -98,68 +92,6 @@ def _graph(network: nn.Module, input_shape: tuple[int, int, int, int]) -> fx.Gra
     return fx.GraphModule(functional, functional.graph)
 
 
-def _fold_batch_norm(graph_module: fx.GraphModule) -> None:
-    """Fold every BatchNorm into the layer before it, if nothing else uses that layer and its parameters."""
-    graph = graph_module.graph
-    for norm in [node for node in graph.nodes if node.target is BATCH_NORM]:
-        layer, *statistics = norm.args[:5]
-        eps = norm.args[6]
-        if layer.target in ADDITIONS or not is_layer(layer) or len(layer.users) > 1:
-            continue
-        weight, bias = parameters(layer)
-        if len(weight.users) > 1 or (bias is not None and len(bias.users) > 1):
-            continue
-        old_bias = None if bias is None else attribute(graph_module, bias)
-        gamma, beta, mean, var = (None if node is None else attribute(graph_module, node) for node in statistics)
-        fuse: Callable[..., tuple[nn.Parameter, nn.Parameter]] = (
-            fuse_conv_bn_weights if layer.target in CONVOLUTIONS else fuse_linear_bn_weights
-        )
-        folded_weight, folded_bias = fuse(attribute(graph_module, weight), old_bias, mean, var, eps, gamma, beta)
-        bias_target = str(bias.target) if bias is not None else _new_bias(graph_module, str(weight.target))
-        set_attribute(graph_module, str(weight.target), folded_weight)
-        set_attribute(graph_module, bias_target, folded_bias)
-        with graph.inserting_before(layer):
-            bias = graph.get_attr(bias_target)
-        layer.args = (layer.args[0], weight, bias, *layer.args[3:])
-        for output in list(norm.users):
-            output.replace_all_uses_with(layer)
-    graph.eliminate_dead_code()
-
-
-def _take_apart(graph: fx.Graph) -> None:
-    """Write operators without an integer kernel as those that have one."""
-    for node in list(graph.nodes):
-        x = node.args[0] if node.args else None
-        with graph.inserting_before(node):
-            match node.target:
-                case aten.silu.default:
-                    new = _call(node, aten.mul.Tensor, x, _call(node, aten.sigmoid.default, x))
-                case aten.hardswish.default:
-                    new = _call(node, aten.mul.Tensor, x, _call(node, aten.hardsigmoid.default, x))
-                case aten.mean.dim if _is_spatial(node):
-                    new = _call(node, aten.adaptive_avg_pool2d.default, x, [1, 1])
-                    if not (len(node.args) > 2 and node.args[2]):  # keepdim
-                        new = _call(node, aten.squeeze.dims, new, [2, 3])
-                case _:
-                    continue
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-
-
-def _is_spatial(mean: fx.Node) -> bool:
-    """Whether a mean is over height and width."""
-    x, dims, *_ = mean.args
-    return x.meta["val"].dim() == 4 and sorted(dim % 4 for dim in dims or ()) == [2, 3]  # type: ignore[union-attr]
-
-
-def _call(origin: fx.Node, target: Callable[..., Tensor], *args: Any) -> fx.Node:
-    """A new operator in the layer of `origin`."""
-    node = origin.graph.call_function(target, args)
-    node.meta["nn_module_stack"] = origin.meta.get("nn_module_stack")
-    node.meta["val"] = target(*(arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args))
-    return node
-
-
 def _between(layers: Sequence[fx.Node], skip: Sequence[str]) -> list[fx.Node]:
     """The operators between layers all of whose inputs are on integers, in order.
 
@@ -179,14 +111,6 @@ def _between(layers: Sequence[fx.Node], skip: Sequence[str]) -> list[fx.Node]:
             if is_between or shares_grid(node) or node.target in ACTIVATIONS:
                 on_integers.add(node)
     return found
-
-
-def _new_bias(graph_module: fx.GraphModule, weight: str) -> str:
-    """A name for the bias that folding gives a layer without one: `conv1.bias` beside `conv1.weight`."""
-    owner, _, name = weight.rpartition(".")
-    taken = getattr(graph_module.get_submodule(owner), "bias", None) is not None
-    bias = "bias" if name == "weight" and not taken else f"{name}_bias"
-    return f"{owner}.{bias}" if owner else bias
 
 
 def _points(layers: Sequence[fx.Node]) -> list[fx.Node]:
