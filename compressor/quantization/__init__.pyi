@@ -14,6 +14,7 @@ from .network import attribute as attribute
 from .network import set_attribute as set_attribute
 from .operators import CONVOLUTIONS as CONVOLUTIONS
 from .operators import aten as aten
+from .placement import layer_names as layer_names
 from .placement import quantize_network as quantize_network
 from .settings import Observer as Observer
 from .settings import Placement as Placement

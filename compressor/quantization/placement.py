@@ -25,7 +25,9 @@ from compressor.quantization.operators import (
     ACTIVATIONS,
     ADDITIONS,
     BATCH_NORM,
+    CONVOLUTIONS,
     LAYERS,
+    LINEAR,
     activation_inputs,
     is_between_layers,
     is_layer,
@@ -84,6 +86,11 @@ def operation_of(node: fx.Node) -> str:
     if node.target is operator.getitem:
         return operation_of(node.all_input_nodes[0])
     return "batch_norm" if node.target is BATCH_NORM else node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+
+
+def layer_names(network: QuantizedNetwork) -> tuple[str, ...]:
+    """The names of all convolutions and linear layers, in the order of the graph, whether on integers or in float."""
+    return tuple(layer_of(node) for node in network.graph.nodes if node.target in CONVOLUTIONS | LINEAR)
 
 
 def _graph(network: nn.Module, input_shape: tuple[int, int, int, int]) -> fx.GraphModule:
