@@ -48,7 +48,7 @@ def main(names: tuple[str, ...]) -> None:
         rows[name] = {"seconds_to_choose": time.monotonic() - started, **fastest.details()}
         (layers, wide), chosen = fastest.tried[:2], fastest.chosen
         speeds = ", ".join(f"{kind} {shown(each.latency)}" for kind, each in (("layers", layers), ("wide", wide)))
-        print(f"{name}: {speeds}, measured {shown(chosen.latency)} ({chosen.placement}, {len(chosen.skip)} in float)")
+        print(f"{name}: {speeds}, measured {shown(chosen.latency)} ({chosen.in_words()})")
         header = {"environment": environment().model_dump(mode="json"), "method": __doc__}
         files.write_json(RESULT, {**header, "rows": rows})
 
@@ -66,8 +66,7 @@ def network_of(name: str, images: Tensor) -> nn.Module:
     return network.eval()
 
 
-def shown(latency: Latency | None) -> str:
-    assert latency is not None
+def shown(latency: Latency) -> str:
     return f"{latency.speedup:.2f}x ({latency.speedup_low:.2f} to {latency.speedup_high:.2f})"
 
 

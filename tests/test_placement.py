@@ -1,16 +1,26 @@
 """The wide placement: what lies between layers on integers, too."""
 
+import io
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from rich.console import Console as RichConsole
 from torch import nn
 
-from compressor import Context, TorchModel, load
-from compressor.export.onnx_file import export_onnx, logits_of, session
+from compressor import Context, Services, TorchModel, load
+from compressor.console import Console
+from compressor.evaluation import Latency, placement
+from compressor.export import export_onnx, layer_times, session
+from compressor.export.onnx_file import logits_of
 from compressor.models.changes import Int8
-from compressor.quantization import calibrate, quantize_network
+from compressor.quantization import QuantizedNetwork, calibrate, quantize_network
+from stages import Quantize
 from tests import networks
 from tests.conftest import executed
 from tests.test_quantize import model_of, switch_rounding_off
@@ -22,7 +32,7 @@ def wide(model: TorchModel, context: Context, observer: str = "min_max") -> Torc
     return model.with_network(quantized, Int8(activations=quantized.ranges(), placement="wide"), details={})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def gated(context: Context) -> TorchModel:
     torch.manual_seed(0)
     return context.new_model("tests.networks:Gated", {})
@@ -112,3 +122,113 @@ def test_manifests_from_before_have_the_layers_placement() -> None:
     assert old.placement == "layers"
     points = quantize_network(networks.Gated(10, 1), (2, 1, 8, 8)).points
     assert not any("sigmoid" in point or "cat" in point for point in points)
+
+
+IN_FLOAT = ("stem", "squeeze", "excite", "project", "last", "fc")  # the layers of Gated, in order
+WIDE = ("stem", "squeeze", "excite", "project", "norm", "last", "fc")
+
+EXPORTED: dict[tuple[str, ...], bytes] = {}  # files of Gated, by the points that are rounded; exporting takes seconds
+
+
+def latency_of(speedup: float) -> Latency:
+    setting = {"engine": "onnxruntime", "device": "cpu", "threads": 1, "batch": 1}
+    counts = {"runs": 40, "warmup_runs": 20, "steady": True, "other_load": 0.0}
+    speed = dict.fromkeys(("speedup", "speedup_low", "speedup_high"), speedup)
+    return Latency.model_validate({**setting, **counts, **speed, "median_ms": 1.0, "p95_ms": 1.0})
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Say how fast each pair of candidates is, and how many seconds layers take on integers; in float they take one."""
+
+    def export_once(network: QuantizedNetwork, *rest: Any) -> bytes:
+        if network.points not in EXPORTED:
+            EXPORTED[network.points] = export_onnx(network, *rest)
+        return EXPORTED[network.points]
+
+    def pretend(speedups: list[tuple[float, float]], **seconds: float) -> None:
+        pairs = iter(speedups)
+        monkeypatch.setattr(placement, "in_sessions", lambda _: [latency_of(speedup) for speedup in next(pairs)])
+
+        def layer_times(content: bytes, inputs: object) -> list[float | None]:
+            graph = onnx.load_from_string(content).graph
+            names = WIDE if sum(node.op_type in {"Conv", "Gemm"} for node in graph.node) == len(WIDE) else IN_FLOAT
+            on_integers = any(node.op_type == "QuantizeLinear" for node in graph.node)
+            return [seconds.get(name, 0.5) if on_integers else 1.0 for name in names]
+
+        monkeypatch.setattr(placement, "layer_times", layer_times)
+        monkeypatch.setattr(placement, "export_onnx", export_once)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("speedups", "seconds", "chosen"),
+    [
+        ([(0.8, 1.2)], {}, ("wide", ())),
+        ([(1.2, 1.21)], {}, ("layers", ())),  # no more than chance
+        ([(0.8, 1.2), (1.2, 1.3)], {"stem": 1.5}, ("wide", ("stem",))),
+        ([(0.8, 1.2), (1.2, 1.1)], {"stem": 1.5}, ("wide", ())),
+        ([(0.8, 1.2), (1.2, 1.3), (1.3, 1.4)], {"stem": 1.5, "fc": 1.01}, ("wide", ("fc", "stem"))),
+        ([(0.8, 1.2), (1.2, 1.3), (1.3, 1.2)], {"stem": 1.5, "fc": 1.01}, ("wide", ("stem",))),
+        ([(0.8, 0.9), (0.9, 0.85)], {"stem": 1.5, "norm": 9.0}, ("wide", ())),  # in float, the norm is no layer
+    ],
+)
+def test_the_fastest_by_more_than_chance_is_chosen(
+    speedups: list[tuple[float, float]],
+    seconds: dict[str, float],
+    chosen: tuple[str, tuple[str, ...]],
+    gated: TorchModel,
+    context: Context,
+    pretend: Callable[..., None],
+) -> None:
+    pretend(speedups, **seconds)
+    images = next(context.data.calibration_batches(8))
+    fastest = placement.fastest_placement(gated, images)
+    assert (fastest.chosen.candidate.placement, fastest.chosen.candidate.skip) == chosen
+    assert len(fastest.tried) == len(speedups) + 1
+
+
+def test_what_was_measured_is_saved_and_said(
+    gated: TorchModel, context: Context, pretend: Callable[..., None], tmp_path: Path
+) -> None:
+    shown = io.StringIO()
+    telling = replace(context, services=Services(Console(RichConsole(file=shown))))
+    pretend([(0.8, 1.2), (1.2, 1.3)], stem=1.5)
+    quantized = Quantize(mode="ptq", placement="measured").run(gated, telling)
+    change = quantized.changes[-1]
+    assert isinstance(change, Int8)
+    assert (change.placement, change.skip) == ("wide", ("stem",))
+    assert "fastest against the float file is wide with 1 layer in float 1.30x (layers 0.80x, wide 1.20x)" in (
+        shown.getvalue()
+    )
+    details = quantized.details["placement"]
+    assert (details["placement"], details["skip"], details["latency"]["speedup"]) == ("wide", ("stem",), 1.3)
+    assert [each["latency"]["speedup"] for each in details["tried"]] == [0.8, 1.2, 1.3]
+    quantized.save(tmp_path)
+    loaded = load(tmp_path, factories=frozenset({gated.architecture.model}))
+    assert isinstance(loaded, TorchModel)
+    inputs = context.data.preprocess.normalise(context.data.validation.images)
+    assert torch.equal(loaded.predict(inputs), quantized.predict(inputs))
+
+
+def test_where_integers_pay_nowhere_it_is_said(
+    gated: TorchModel, context: Context, pretend: Callable[..., None]
+) -> None:
+    pretend([(0.8, 0.9)])
+    words = placement.fastest_placement(gated, next(context.data.calibration_batches(8))).in_words()
+    assert words == "integers are nowhere faster than the float file; the fastest is wide 0.90x (layers 0.80x)"
+
+
+def test_the_dry_run_does_not_measure() -> None:
+    assert Quantize(mode="ptq", placement="measured").for_dry_run().placement == "wide"
+    assert Quantize(mode="ptq").for_dry_run().placement == "layers"
+
+
+@pytest.mark.parametrize("kind", ["float", "layers", "wide"])
+def test_the_time_of_every_layer_is_found(kind: str, gated: TorchModel) -> None:
+    """Also behind a residual addition, a fused activation, and in the layout that ONNX Runtime gives convolutions."""
+    network = gated.network if kind == "float" else quantize_network(gated.network, (2, 1, 8, 8), placement=kind)  # type: ignore[arg-type]
+    times = layer_times(export_onnx(network, gated.preprocess, {}), np.zeros((1, 1, 8, 8), dtype=np.float32))
+    assert len(times) == len(WIDE if kind == "wide" else IN_FLOAT)
+    assert None not in times
