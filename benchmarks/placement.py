@@ -1,8 +1,8 @@
 """Where integers pay: float, the two placements and the measured one, in ONNX Runtime, 1 thread, batch 1, 224 pixels.
 
 Untrained networks on drawn images, BatchNorm statistics set to those of the images. The figures are those by which
-`placement: measured` chooses: every file in alternation with the float file, in three sessions. The file of an earlier
-network is kept, so that networks can be measured one by one: `benchmarks/placement.py torchvision:efficientnet_b0 ...`.
+`placement: measured` chooses: every file in alternation with the float file, in three sessions. Other programs run on
+the machine meanwhile. Rows of earlier calls are kept, so networks can be measured one by one, by name.
 """
 
 import json

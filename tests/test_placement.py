@@ -189,6 +189,16 @@ def test_the_fastest_by_more_than_chance_is_chosen(
     assert len(fastest.tried) == len(speedups) + 1
 
 
+def test_what_is_skipped_already_or_all_there_is_is_not_tried(
+    gated: TorchModel, context: Context, pretend: Callable[..., None]
+) -> None:
+    images = next(context.data.calibration_batches(8))
+    pretend([(0.8, 1.2)], stem=1.5)
+    assert placement.fastest_placement(gated, images, skip=("stem",)).chosen.candidate.skip == ("stem",)
+    pretend([(1.2, 0.8)], **dict.fromkeys(IN_FLOAT, 1.5))
+    assert placement.fastest_placement(gated, images).chosen.candidate.skip == ()
+
+
 def test_what_was_measured_is_saved_and_said(
     gated: TorchModel, context: Context, pretend: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from compressor.evaluation.latency import Latency, compare, in_sessions
 from compressor.evaluation.setting import REFERENCE, Setting
 from compressor.export import export_onnx, layer_times
 from compressor.models.artifact import TorchModel
-from compressor.quantization import Placement, calibrate, layer_names, quantize_network
+from compressor.quantization import Placement, calibrate, inside, layer_names, quantize_network
 
 SETTING = Setting(engine=REFERENCE, device="cpu", threads=1, batch=1)
 GAIN = 1.02  # a placement has to be this much faster than another, or chance decides
@@ -120,13 +120,13 @@ class _Trial:
         """
         on_integers = self._layer_times(self._file(best), self.layers[best.placement])
         in_float = self._layer_times(self.float_file, self.layers["layers"])
-        losses = {name: on_integers[name] - in_float[name] for name in on_integers.keys() & in_float.keys()}
+        left = {name for name in on_integers if not any(inside(name, skipped) for skipped in best.skip)}
+        losses = {name: on_integers[name] - in_float[name] for name in left & in_float.keys()}
         losing = sorted(name for name in losses if losses[name] > 0)
         large = [name for name in losing if losses[name] > LARGE * sum(on_integers.values())]
-        if large:
-            yield Candidate(best.placement, (*best.skip, *large))
-        if len(large) < len(losing) < len(on_integers):  # a network without a layer on integers is refused
-            yield Candidate(best.placement, (*best.skip, *losing))
+        for names in (large, losing) if large != losing else (losing,):
+            if 0 < len(names) < len(left):  # a network without a layer on integers is refused
+                yield Candidate(best.placement, (*best.skip, *names))
 
     def _layer_times(self, file: Path, names: Sequence[str]) -> dict[str, float]:
         """The seconds of every layer; empty if the file has other layers than the network."""

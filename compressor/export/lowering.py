@@ -14,7 +14,7 @@ from compressor.quantization.network import (
     attribute,
     set_attribute,
 )
-from compressor.quantization.operators import CONVOLUTIONS, aten
+from compressor.quantization.operators import CONVOLUTIONS, aten, pools_globally
 
 IN_MULTIPLE, MIN_OUT = 4, 16  # channels that ONNX Runtime's direct int8 convolution takes (MlasConvSym)
 
@@ -23,6 +23,7 @@ def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
     """A copy whose quantizers are ONNX operators and integer constants; it can be exported but not run."""
     lowered = copy.deepcopy(network)
     _pad_image(lowered)
+    _pool_globally(lowered)
     for node in [node for node in lowered.graph.nodes if node.op == "call_module"]:
         module = lowered.get_submodule(node.target)
         if isinstance(module, ParameterQuantizer):
@@ -40,7 +41,6 @@ def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
             if source.target is aten.hardsigmoid.default and _is(network, source.args[0], ActivationQuantizer):
                 _hard_sigmoid_as_addition(lowered, node, module)
             lowered.set_submodule(node.target, _QuantizeDequantize(module))
-    _pool_globally(lowered)
     lowered.graph.eliminate_dead_code()
     lowered.delete_all_unused_submodules()
     lowered.recompile()
@@ -89,7 +89,7 @@ def _hard_sigmoid_as_addition(network: fx.GraphModule, rounded: fx.Node, quantiz
 def _pool_globally(network: fx.GraphModule) -> None:
     """Write means over height and width as GlobalAveragePool; as ReduceMean, they have no integer kernel."""
     for node in list(network.graph.nodes):
-        if node.target is aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
+        if pools_globally(node):
             pool = f"pool_of_{node.name}"
             network.add_submodule(pool, _GlobalAveragePool())
             with network.graph.inserting_before(node):

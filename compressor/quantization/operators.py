@@ -50,9 +50,16 @@ def is_layer(node: fx.Node) -> bool:
 
 def is_between_layers(node: fx.Node) -> bool:
     """Whether `node` is an operator without parameters that has an integer kernel."""
-    if node.target is aten.adaptive_avg_pool2d.default and list(node.args[1]) != [1, 1]:  # type: ignore[arg-type]
+    if node.target is aten.adaptive_avg_pool2d.default and not pools_globally(node):
         return False
     return node.target in BETWEEN_LAYERS and all(is_float(given) for given in activation_inputs(node))
+
+
+def pools_globally(node: fx.Node) -> bool:
+    """Whether `node` is the mean over height and width of `[N, C, H, W]`."""
+    if node.target is not aten.adaptive_avg_pool2d.default:
+        return False
+    return list(node.args[1]) == [1, 1] and node.args[0].meta["val"].dim() == 4  # type: ignore[arg-type,union-attr]
 
 
 def shares_grid(node: fx.Node) -> bool:

@@ -65,7 +65,7 @@ def quantize_network(
     if placement == "wide":
         take_apart(graph_module)
     for name in skip:
-        if not any(node.target in LAYERS and _inside(layer_of(node), name) for node in graph.nodes):
+        if not any(node.target in LAYERS and inside(layer_of(node), name) for node in graph.nodes):
             raise ArchitectureError(f"skip names {name!r}, but there is no convolution, linear layer or addition there")
     layers = [node for node in graph.nodes if is_layer(node) and not _skipped(node, skip)]
     if not layers:
@@ -201,8 +201,9 @@ def _names(graph_module: fx.GraphModule) -> tuple[str, ...]:
 
 
 def _skipped(node: fx.Node, skip: Sequence[str]) -> bool:
-    return any(_inside(layer_of(node), name) for name in skip)
+    return any(inside(layer_of(node), name) for name in skip)
 
 
-def _inside(path: str, name: str) -> bool:
+def inside(path: str, name: str) -> bool:
+    """Whether a layer is the module of that name, or in it."""
     return path == name or path.startswith(f"{name}.")

@@ -77,9 +77,9 @@ def _as_depthwise(graph_module: fx.GraphModule, norm: Any) -> None:
         parameters_of = (graph.get_attr(f"{owner}.{name}") for name in ("weight", "bias"))
         args = (x, *parameters_of, [1, 1], [0, 0], [1, 1], len(mean))
         convolution = graph.call_function(aten.conv2d.default, args)
-    (output,) = norm.users
-    convolution.meta = output.meta
-    output.replace_all_uses_with(convolution)
+    for output in list(norm.users):
+        convolution.meta = output.meta
+        output.replace_all_uses_with(convolution)
     graph.eliminate_dead_code()
 
 
