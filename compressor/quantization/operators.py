@@ -59,7 +59,7 @@ def pools_globally(node: fx.Node) -> bool:
     """Whether `node` is the mean over height and width of `[N, C, H, W]`."""
     if node.target is not aten.adaptive_avg_pool2d.default:
         return False
-    return list(node.args[1]) == [1, 1] and node.args[0].meta["val"].dim() == 4  # type: ignore[arg-type,union-attr]
+    return list(node.args[1]) == [1, 1] and node.meta["val"].dim() == 4  # type: ignore[arg-type]
 
 
 def shares_grid(node: fx.Node) -> bool:
