@@ -3,11 +3,12 @@
 PTQ is QAT with zero steps: one placement of quantizers, one save, one export; calibration only chooses ranges.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from compressor import models, quantization, training
+from compressor import evaluation, models, quantization, training
+from compressor.config.spec import validated_copy
 from compressor.distillation.settings import Distillation
 from compressor.errors import ArchitectureError
 from compressor.pipeline.stage import Stage
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, memory_format
 
     from compressor import Context, TorchModel
+
+PLACEMENT_IMAGES = 8  # for rough ranges, which hardly change the speed
 
 
 class Quantize(Distillation, Stage):
@@ -40,6 +43,8 @@ class Quantize(Distillation, Stage):
     """Layers that stay in float, by name, as in `layer1.0.conv1`, or modules that hold them."""
     weight_bits: Literal[7, 8] = 8
     """7 for x86 processors without VNNI, whose 8-bit products saturate."""
+    placement: Literal["layers", "wide", "measured"] = "layers"
+    """What is rounded: `layers` and additions, `wide` also what lies between them, or what is fastest as `measured`."""
     epochs: int = Field(0, ge=0, le=100_000)
     """Passes over the training images, in mode qat."""
     optimizer: Literal["sgd", "adamw"] = "adamw"  # its steps do not depend on the scale of folded weights
@@ -78,8 +83,9 @@ class Quantize(Distillation, Stage):
         if model.quantized:
             raise ArchitectureError("the network is quantized already; one quantize stage is enough")
         shape = context.data.preprocess.input_shape(2)
+        placement, skip, measured = self._placement(model, context)
         network = quantization.quantize_network(
-            model.copy_network(), shape, skip=self.skip, weight_bits=self.weight_bits
+            model.copy_network(), shape, skip=skip, weight_bits=self.weight_bits, placement=placement
         )
         layout = training.layout_of(network, context.data)
         network.to(memory_format=layout)
@@ -98,7 +104,7 @@ class Quantize(Distillation, Stage):
             views=self.views,
             start=model,
         )
-        change = models.Int8(activations=network.ranges(), skip=self.skip, weight_bits=self.weight_bits)
+        change = models.Int8(activations=network.ranges(), skip=skip, weight_bits=self.weight_bits, placement=placement)
         network.to(memory_format=layout)
         images = self._batches(
             "measuring rounding error", context, layout, quantization.NOISE_SHARE, quantization.NOISE_IMAGES
@@ -113,7 +119,27 @@ class Quantize(Distillation, Stage):
             "float_layers": layers,
             "float_batch_norms": batch_norms,
         }
+        if measured is not None:
+            details["placement"] = measured.details()
         return model.with_network(network, change, details=details)
+
+    def for_dry_run(self) -> Self:
+        """The wide placement, which takes every step, in place of measuring, which takes minutes."""
+        stage = super().for_dry_run()
+        return validated_copy(stage, placement="wide") if self.placement == "measured" else stage
+
+    def _placement(
+        self, model: "TorchModel", context: "Context"
+    ) -> "tuple[quantization.Placement, tuple[str, ...], evaluation.Fastest | None]":
+        """The placement, what is skipped, and how both were found if they were measured."""
+        if self.placement != "measured":
+            return self.placement, self.skip, None
+        say = context.services.console.say
+        say(f"  {self.id}: timing placements of integers in ONNX Runtime; this takes a minute or two")
+        images = next(context.data.calibration_batches(PLACEMENT_IMAGES, PLACEMENT_IMAGES))
+        measured = evaluation.fastest_placement(model, images, skip=self.skip, weight_bits=self.weight_bits)
+        say(f"  {self.id}: {measured.in_words()}")
+        return measured.chosen.candidate.placement, measured.chosen.candidate.skip, measured
 
     def _batches(
         self, label: str, context: "Context", layout: "memory_format", share: int, images: int | None = None

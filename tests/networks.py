@@ -541,3 +541,51 @@ class Cut(nn.Module):
         n, channels, height, width = x.shape
         x = x.view(n, channels // 4, 4, height, width).transpose(1, 2).reshape(n, channels, height, width)
         return self.fc(x.mean((2, 3)))
+
+
+class Gated(nn.Module):
+    """Hard-swish, squeeze-excitation, SiLU, branches that are concatenated, and a BatchNorm behind them."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.squeeze, self.excite = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 1)
+        self.project = nn.Conv2d(16, 16, 1)
+        self.norm = nn.BatchNorm2d(32)
+        self.last = nn.Conv2d(32, 16, 1)
+        self.fc = nn.Linear(16, num_classes)
+        _used(self)
+        nn.init.normal_(self.stem.weight, std=2)  # hard-swish ends on both sides
+        nn.init.normal_(self.excite.weight, std=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.bn(self.stem(x)))
+        x = x * F.hardsigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        x = torch.cat([x, F.silu(self.project(x))], 1)
+        x = F.avg_pool2d(self.last(F.relu(self.norm(x))), 2)
+        return self.fc(x.mean((2, 3)))
+
+
+class GatedInFloat(nn.Module):
+    """A gate on what stays in float."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 16, 3, padding=1)
+        self.up = nn.ConvTranspose2d(16, 16, 2, stride=2)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.silu(self.up(F.relu(self.conv(x)))).mean((2, 3)))
+
+
+class Scaled(nn.Module):
+    """A convolution and a scale of its channels, as in ConvNeXt."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(16, num_classes)
+        self.scale = nn.Parameter(torch.rand(1, 16, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc((self.conv(x) * self.scale).mean((2, 3)))

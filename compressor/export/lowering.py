@@ -14,7 +14,7 @@ from compressor.quantization.network import (
     attribute,
     set_attribute,
 )
-from compressor.quantization.placement import CONVOLUTIONS, aten
+from compressor.quantization.operators import CONVOLUTIONS, aten, pools_globally
 
 IN_MULTIPLE, MIN_OUT = 4, 16  # channels that ONNX Runtime's direct int8 convolution takes (MlasConvSym)
 
@@ -23,6 +23,7 @@ def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
     """A copy whose quantizers are ONNX operators and integer constants; it can be exported but not run."""
     lowered = copy.deepcopy(network)
     _pad_image(lowered)
+    _pool_globally(lowered)
     for node in [node for node in lowered.graph.nodes if node.op == "call_module"]:
         module = lowered.get_submodule(node.target)
         if isinstance(module, ParameterQuantizer):
@@ -36,6 +37,9 @@ def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
             lowered.set_submodule(node.target, constants)
             node.args = ()
         elif isinstance(module, ActivationQuantizer):
+            source = node.args[0]
+            if source.target is aten.hardsigmoid.default and _is(network, source.args[0], ActivationQuantizer):
+                _hard_sigmoid_as_addition(lowered, node, module)
             lowered.set_submodule(node.target, _QuantizeDequantize(module))
     lowered.graph.eliminate_dead_code()
     lowered.delete_all_unused_submodules()
@@ -66,23 +70,80 @@ def _pad_image(network: QuantizedNetwork) -> None:
                 layer.args = (graph.call_module(quantizer.target, (padded,)), *layer.args[1:])
 
 
+def _hard_sigmoid_as_addition(network: fx.GraphModule, rounded: fx.Node, quantizer: ActivationQuantizer) -> None:
+    """Write hardsigmoid(x) = clamp(x + 3, 0, 6) / 6 without the operator, for which there is no integer kernel.
+
+    The sum is rounded on a grid six times as coarse as that on which it is read, and clamped where that grid ends.
+    """
+    graph = network.graph
+    (x,) = rounded.args[0].args  # type: ignore[union-attr]
+    three, grid = f"{rounded.target}_three", f"{rounded.target}_of_sum"  # reshaped values share the quantizer itself
+    network.add_submodule(three, _Three())
+    network.add_submodule(grid, _QuantizeDequantize(quantizer, divisor=6))
+    with graph.inserting_before(rounded):
+        total = graph.call_function(aten.add.Tensor, (x, graph.call_module(three)))
+        clamped = graph.call_function(aten.clamp.default, (total, 0, 6))
+        rounded.replace_all_uses_with(graph.call_module(grid, (clamped,)))
+
+
+def _pool_globally(network: fx.GraphModule) -> None:
+    """Write means over height and width as GlobalAveragePool; as ReduceMean, they have no integer kernel."""
+    for node in list(network.graph.nodes):
+        if pools_globally(node):
+            pool = f"pool_of_{node.name}"
+            network.add_submodule(pool, _GlobalAveragePool())
+            with network.graph.inserting_before(node):
+                node.replace_all_uses_with(network.graph.call_module(pool, node.args[:1]))
+
+
 def _is(network: fx.GraphModule, node: fx.Node, kind: type[nn.Module]) -> bool:
     return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), kind)
 
 
 class _QuantizeDequantize(nn.Module):
+    """Rounds x / divisor to the grid of a quantizer."""
+
     scale: Tensor
+    given_scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
+    def __init__(self, quantizer: ActivationQuantizer, divisor: int = 1) -> None:
         super().__init__()
         self.register_buffer("scale", quantizer.scale.clone())
+        self.register_buffer("given_scale", quantizer.scale * divisor)
         self.register_buffer("zero_point", quantizer.zero_point.to(torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
-        grid = (self.scale, self.zero_point)
-        q = torch.onnx.ops.symbolic("QuantizeLinear", (x, *grid), dtype=torch.uint8, shape=x.shape)
-        return torch.onnx.ops.symbolic("DequantizeLinear", (q, *grid), dtype=torch.float32, shape=x.shape)
+        q = torch.onnx.ops.symbolic(
+            "QuantizeLinear", (x, self.given_scale, self.zero_point), dtype=torch.uint8, shape=x.shape
+        )
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear", (q, self.scale, self.zero_point), dtype=torch.float32, shape=x.shape
+        )
+
+
+class _Three(nn.Module):
+    """The constant 3, on integers."""
+
+    integer: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("integer", torch.tensor(255, dtype=torch.uint8))
+        self.register_buffer("scale", torch.tensor(3 / 255))
+        self.register_buffer("zero_point", torch.tensor(0, dtype=torch.uint8))
+
+    def forward(self) -> Tensor:
+        grid = (self.integer, self.scale, self.zero_point)
+        return torch.onnx.ops.symbolic("DequantizeLinear", grid, dtype=torch.float32, shape=())
+
+
+class _GlobalAveragePool(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:2], 1, 1)
+        return torch.onnx.ops.symbolic("GlobalAveragePool", (x,), dtype=torch.float32, shape=shape)
 
 
 class _IntegerParameters(nn.Module):

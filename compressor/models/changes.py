@@ -10,6 +10,7 @@ from torch import nn
 from compressor.errors import ArtifactError
 from compressor.quantization.network import UINT8_MAX
 from compressor.quantization.placement import quantize_network
+from compressor.quantization.settings import Placement
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -150,10 +151,13 @@ class Int8(BaseModel):
     activations: dict[Name, tuple[Scale, ZeroPoint]]  # point -> (scale, zero point) of its uint8 grid
     skip: Names = ()
     weight_bits: Literal[7, 8] = 8
+    placement: Placement = "layers"
 
     def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
         """A quantized network that fakes integers in float, with the ranges of `activations`."""
-        quantized = quantize_network(network, input_shape, skip=self.skip, weight_bits=self.weight_bits)
+        quantized = quantize_network(
+            network, input_shape, skip=self.skip, weight_bits=self.weight_bits, placement=self.placement
+        )
         quantized.set_ranges(self.activations)
         return quantized
 

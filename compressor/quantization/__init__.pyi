@@ -13,7 +13,11 @@ from .network import ParameterQuantizer as ParameterQuantizer
 from .network import QuantizedNetwork as QuantizedNetwork
 from .network import attribute as attribute
 from .network import set_attribute as set_attribute
-from .placement import CONVOLUTIONS as CONVOLUTIONS
-from .placement import aten as aten
+from .operators import CONVOLUTIONS as CONVOLUTIONS
+from .operators import aten as aten
+from .operators import pools_globally as pools_globally
+from .placement import inside as inside
+from .placement import layer_names as layer_names
 from .placement import quantize_network as quantize_network
 from .settings import Observer as Observer
+from .settings import Placement as Placement

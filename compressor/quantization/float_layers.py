@@ -8,7 +8,8 @@ from torch import fx
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from compressor.quantization.network import ParameterQuantizer, QuantizedNetwork
-from compressor.quantization.placement import BATCH_NORM, operation_of
+from compressor.quantization.operators import BATCH_NORM
+from compressor.quantization.placement import operation_of
 from compressor.tracing import layer_of
 
 NAMED = 5  # layers; the others are only counted

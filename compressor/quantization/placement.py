@@ -9,11 +9,9 @@ and so does a BatchNorm that cannot be folded; `float_layers` names them.
 
 import copy
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from compressor.errors import ArchitectureError
 from compressor.quantization.network import (
@@ -22,33 +20,23 @@ from compressor.quantization.network import (
     ActivationQuantizer,
     ParameterQuantizer,
     QuantizedNetwork,
-    attribute,
-    set_attribute,
 )
+from compressor.quantization.operators import (
+    ACTIVATIONS,
+    ADDITIONS,
+    BATCH_NORM,
+    CONVOLUTIONS,
+    LAYERS,
+    LINEAR,
+    activation_inputs,
+    is_between_layers,
+    is_layer,
+    parameters,
+    shares_grid,
+)
+from compressor.quantization.rewriting import fold_batch_norm, take_apart
+from compressor.quantization.settings import Placement
 from compressor.tracing import layer_of, trace
-
-aten = torch.ops.aten
-
-CONVOLUTIONS = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding}
-LINEAR = {aten.linear.default}
-ADDITIONS = {aten.add.Tensor}
-ACTIVATIONS = {aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default}
-SAME_GRID = {  # their outputs are values of their input
-    aten.view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.permute.default,
-    aten.squeeze.dims,
-    aten.unsqueeze.default,
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.max_pool2d.default,
-    aten.max_pool2d_with_indices.default,
-    aten.clone.default,
-    aten.dropout.default,
-}
-BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
 def quantize_network(
@@ -57,6 +45,7 @@ def quantize_network(
     *,
     skip: Sequence[str] = (),
     weight_bits: int = 8,
+    placement: Placement = "layers",
 ) -> QuantizedNetwork:
     """Fold BatchNorm and place quantizers; `network` is not changed.
 
@@ -65,23 +54,24 @@ def quantize_network(
         input_shape: shape of an example batch of at least 2.
         skip: names of layers (or of modules that hold them) that stay in float.
         weight_bits: 8, or 7 for processors whose 8-bit products saturate (x86 without VNNI).
+        placement: `layers` rounds around layers and additions; `wide` also around what lies between them.
 
     Raises:
         ArchitectureError: the network cannot be traced, `skip` names no layer, or nothing is left to quantize.
     """
     graph_module = _graph(network, input_shape)
     graph = graph_module.graph
-    _fold_batch_norm(graph_module)
+    fold_batch_norm(graph_module)
+    if placement == "wide":
+        take_apart(graph_module)
     for name in skip:
-        kinds = CONVOLUTIONS | LINEAR | ADDITIONS
-        if not any(node.target in kinds and _inside(layer_of(node), name) for node in graph.nodes):
+        if not any(node.target in LAYERS and inside(layer_of(node), name) for node in graph.nodes):
             raise ArchitectureError(f"skip names {name!r}, but there is no convolution, linear layer or addition there")
-    layers = [
-        node for node in graph.nodes if _is_layer(node) and not any(_inside(layer_of(node), name) for name in skip)
-    ]
+    layers = [node for node in graph.nodes if is_layer(node) and not _skipped(node, skip)]
     if not layers:
         raise ArchitectureError("the network has no convolution, linear layer or addition left to quantize")
-    grid_of = _place_activations(graph_module, _points(layers))
+    between = _between(layers, skip) if placement == "wide" else []
+    grid_of = _place_activations(graph_module, _points([*layers, *between]))
     _place_parameters(graph_module, layers, grid_of, weight_bits)
     graph.lint()
     names = _names(graph_module)
@@ -98,46 +88,36 @@ def operation_of(node: fx.Node) -> str:
     return "batch_norm" if node.target is BATCH_NORM else node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
 
 
+def layer_names(network: QuantizedNetwork) -> tuple[str, ...]:
+    """The names of all convolutions and linear layers, in the order of the graph, whether on integers or in float."""
+    return tuple(layer_of(node) for node in network.graph.nodes if node.target in CONVOLUTIONS | LINEAR)
+
+
 def _graph(network: nn.Module, input_shape: tuple[int, int, int, int]) -> fx.GraphModule:
     program = trace(copy.deepcopy(network).cpu().eval(), input_shape)
     functional = program.run_decompositions({}).module(check_guards=False)
     return fx.GraphModule(functional, functional.graph)
 
 
-def _fold_batch_norm(graph_module: fx.GraphModule) -> None:
-    """Fold every BatchNorm into the layer before it, if nothing else uses that layer and its parameters."""
-    graph = graph_module.graph
-    for norm in [node for node in graph.nodes if node.target is BATCH_NORM]:
-        layer, *statistics = norm.args[:5]
-        eps = norm.args[6]
-        if layer.target in ADDITIONS or not _is_layer(layer) or len(layer.users) > 1:
-            continue
-        weight, bias = _parameters(layer)
-        if len(weight.users) > 1 or (bias is not None and len(bias.users) > 1):
-            continue
-        old_bias = None if bias is None else attribute(graph_module, bias)
-        gamma, beta, mean, var = (None if node is None else attribute(graph_module, node) for node in statistics)
-        fuse: Callable[..., tuple[nn.Parameter, nn.Parameter]] = (
-            fuse_conv_bn_weights if layer.target in CONVOLUTIONS else fuse_linear_bn_weights
-        )
-        folded_weight, folded_bias = fuse(attribute(graph_module, weight), old_bias, mean, var, eps, gamma, beta)
-        bias_target = str(bias.target) if bias is not None else _new_bias(graph_module, str(weight.target))
-        set_attribute(graph_module, str(weight.target), folded_weight)
-        set_attribute(graph_module, bias_target, folded_bias)
-        with graph.inserting_before(layer):
-            bias = graph.get_attr(bias_target)
-        layer.args = (layer.args[0], weight, bias, *layer.args[3:])
-        for output in list(norm.users):
-            output.replace_all_uses_with(layer)
-    graph.eliminate_dead_code()
+def _between(layers: Sequence[fx.Node], skip: Sequence[str]) -> list[fx.Node]:
+    """The operators between layers all of whose inputs are on integers, in order.
 
-
-def _new_bias(graph_module: fx.GraphModule, weight: str) -> str:
-    """A name for the bias that folding gives a layer without one: `conv1.bias` beside `conv1.weight`."""
-    owner, _, name = weight.rpartition(".")
-    taken = getattr(graph_module.get_submodule(owner), "bias", None) is not None
-    bias = "bias" if name == "weight" and not taken else f"{name}_bias"
-    return f"{owner}.{bias}" if owner else bias
+    Where an input is in float, another kernel in float costs less than rounding for an integer one.
+    """
+    on_integers: set[fx.Node] = set(layers)
+    constants: set[fx.Node] = set()
+    found: list[fx.Node] = []
+    for node in layers[0].graph.nodes:
+        is_between = is_between_layers(node) and not _skipped(node, skip)
+        inputs = set(activation_inputs(node) if is_between else node.all_input_nodes[:1])
+        if node.op == "get_attr" or (shares_grid(node) and inputs <= constants):
+            constants.add(node)
+        elif inputs <= on_integers | constants and not on_integers.isdisjoint(inputs):
+            if is_between:
+                found.append(node)
+            if is_between or shares_grid(node) or node.target in ACTIVATIONS:
+                on_integers.add(node)
+    return found
 
 
 def _points(layers: Sequence[fx.Node]) -> list[fx.Node]:
@@ -146,11 +126,11 @@ def _points(layers: Sequence[fx.Node]) -> list[fx.Node]:
 
     def add(node: fx.Node) -> None:
         points.add(node)
-        if _shares_grid(node):
+        if shares_grid(node):
             add(node.all_input_nodes[0])
 
     for layer in layers:
-        for node in _activation_inputs(layer):
+        for node in activation_inputs(layer):
             add(node)
         (user, *others) = layer.users
         end = user if not others and user.target in ACTIVATIONS else layer
@@ -166,7 +146,7 @@ def _place_activations(graph_module: fx.GraphModule, points: Sequence[fx.Node]) 
     graph_module.add_module(ACTIVATIONS_AT, quantizers)
     grid_of: dict[fx.Node, str] = {}
     for point in points:
-        if _shares_grid(point):
+        if shares_grid(point):
             if not isinstance(point.meta.get("val"), Tensor):
                 grid_of[point] = grid_of[point.all_input_nodes[0]]
                 continue  # several tensors (a split); each is rounded where it is taken
@@ -191,10 +171,10 @@ def _place_parameters(
     for layer in layers:
         if layer.target in ADDITIONS:
             continue
-        weight, bias = _parameters(layer)
+        weight, bias = parameters(layer)
         quantizers.append(ParameterQuantizer(weight_bits))
         with graph.inserting_before(layer):
-            (given,) = _activation_inputs(layer)
+            (given,) = activation_inputs(layer)
             input_scale = graph.get_attr(f"{grid_of[given]}.scale")
             pair = graph.call_module(f"{PARAMETERS_AT}.{len(quantizers) - 1}", (weight, bias, input_scale))
             rounded_weight = graph.call_function(operator.getitem, (pair, 0))
@@ -220,33 +200,10 @@ def _names(graph_module: fx.GraphModule) -> tuple[str, ...]:
     return tuple(names[f"{ACTIVATIONS_AT}.{index}"] for index in range(len(names)))
 
 
-def _shares_grid(node: fx.Node) -> bool:
-    """Whether the values of `node` are values of its input."""
-    if node.target is operator.getitem:
-        return _shares_grid(node.all_input_nodes[0])
-    return node.target in SAME_GRID
+def _skipped(node: fx.Node, skip: Sequence[str]) -> bool:
+    return any(inside(layer_of(node), name) for name in skip)
 
 
-def _is_layer(node: fx.Node) -> bool:
-    if node.target in ADDITIONS:
-        return all(isinstance(a, fx.Node) and _is_float(a) for a in node.args[:2])
-    return node.target in CONVOLUTIONS | LINEAR and all(
-        given is None or given.op == "get_attr" for given in _parameters(node)
-    )
-
-
-def _is_float(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
-
-
-def _activation_inputs(layer: fx.Node) -> Sequence[fx.Node]:
-    return layer.args[:2] if layer.target in ADDITIONS else layer.args[:1]  # type: ignore[return-value]
-
-
-def _parameters(layer: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-    return layer.args[1], layer.args[2] if len(layer.args) > 2 else None  # type: ignore[return-value]
-
-
-def _inside(path: str, name: str) -> bool:
+def inside(path: str, name: str) -> bool:
+    """Whether a layer is the module of that name, or in it."""
     return path == name or path.startswith(f"{name}.")

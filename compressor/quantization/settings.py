@@ -1,5 +1,6 @@
-"""How calibration chooses a range."""
+"""How calibration chooses a range, and what is rounded."""
 
 from typing import Literal
 
 Observer = Literal["min_max", "moving_average", "histogram", "percentile"]
+Placement = Literal["layers", "wide"]

@@ -1,0 +1,165 @@
+"""Where integers pay: placements of the quantizers, timed in ONNX Runtime against the float file."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from compressor.evaluation.engines.base import Session, Subject, engine_of
+from compressor.evaluation.latency import Latency, compare, in_sessions
+from compressor.evaluation.setting import REFERENCE, Setting
+from compressor.export import export_onnx, layer_times
+from compressor.models.artifact import TorchModel
+from compressor.quantization import Placement, calibrate, inside, layer_names, quantize_network
+
+SETTING = Setting(engine=REFERENCE, device="cpu", threads=1, batch=1)
+GAIN = 1.02  # a placement has to be this much faster than another, or chance decides
+LARGE = 0.01  # of the time of all layers: losses that are tried by themselves
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A placement, and the names of layers that it leaves in float."""
+
+    placement: Placement
+    skip: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A candidate, and how long its file takes against the float file."""
+
+    candidate: Candidate
+    latency: Latency
+
+    def in_words(self) -> str:
+        """As `wide with 5 layers in float 1.20x`."""
+        skip = self.candidate.skip
+        left = f" with {len(skip)} layer{'s' * (len(skip) > 1)} in float" if skip else ""
+        return f"{self.candidate.placement}{left} {self.latency.speedup:.2f}x"
+
+    def details(self) -> dict[str, Any]:
+        """As a stage reports it."""
+        return {**asdict(self.candidate), "latency": self.latency.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class Fastest:
+    """The fastest of the candidates that were tried."""
+
+    chosen: Timed
+    tried: tuple[Timed, ...]
+
+    def in_words(self) -> str:
+        """What was chosen, and how fast the others were, against the float file."""
+        others = ", ".join(each.in_words() for each in self.tried if each.candidate != self.chosen.candidate)
+        if self.chosen.latency.speedup > 1:
+            return f"fastest against the float file is {self.chosen.in_words()} ({others})"
+        return f"integers are nowhere faster than the float file; the fastest is {self.chosen.in_words()} ({others})"
+
+    def details(self) -> dict[str, Any]:
+        """As a stage reports it."""
+        return {**self.chosen.details(), "tried": [each.details() for each in self.tried]}
+
+
+def fastest_placement(model: TorchModel, images: Tensor, *, skip: Sequence[str] = (), weight_bits: int = 8) -> Fastest:
+    """Time both placements against the float file, then the faster one without the layers that lose time.
+
+    At most five files are exported. Ranges hardly change the speed, so a few images calibrate all candidates.
+
+    Args:
+        model: a float network.
+        images: normalised, `[N, C, H, W]`.
+        skip: names of layers that stay in float in any case.
+        weight_bits: 8 or 7.
+
+    Raises:
+        ArchitectureError: the network cannot be traced, or has no layer that `skip` names.
+    """
+    with TemporaryDirectory() as folder:
+        trial = _Trial(model, images, weight_bits, Path(folder))
+        tried = trial.timed(Candidate("layers", tuple(skip)), Candidate("wide", tuple(skip)))
+        best = _faster(*tried)
+        for candidate in trial.without_losses(best.candidate):
+            again, new = trial.timed(best.candidate, candidate)
+            tried.append(new)
+            best = _faster(again, new)
+    return Fastest(best, tuple(tried))
+
+
+def _faster(first: Timed, second: Timed) -> Timed:
+    """The second only if it is faster beyond doubt."""
+    return second if second.latency.speedup > GAIN * first.latency.speedup else first
+
+
+class _Trial:
+    """Exports candidates and times them."""
+
+    def __init__(self, model: TorchModel, images: Tensor, weight_bits: int, folder: Path) -> None:
+        self.model, self.images, self.weight_bits, self.folder = model, images, weight_bits, folder
+        self.float_file = self._written("float", model.to_onnx("").content)
+        self.files: dict[Candidate, Path] = {}
+        self.layers: dict[Placement, tuple[str, ...]] = {}  # in the order of the file
+
+    def timed(self, *candidates: Candidate) -> list[Timed]:
+        """How long the candidates take, in alternation with the float file and session by session with one another."""
+        baseline = self._open(self.float_file)
+        sessions = [self._open(self._file(candidate)) for candidate in candidates]
+        times = in_sessions([partial(compare, each.seconds, baseline.seconds, SETTING) for each in sessions])
+        return [Timed(candidate, latency) for candidate, latency in zip(candidates, times, strict=True)]
+
+    def without_losses(self, best: Candidate) -> Iterator[Candidate]:
+        """`best` without the layers that take longer on integers than in float: those that lose most, then all.
+
+        The layers alone are compared, without what rounding between float and integers costs: trying tells.
+        """
+        on_integers = self._layer_times(self._file(best), self.layers[best.placement])
+        in_float = self._layer_times(self.float_file, self.layers["layers"])
+        left = {name for name in on_integers if not any(inside(name, skipped) for skipped in best.skip)}
+        losses = {name: on_integers[name] - in_float[name] for name in left & in_float.keys()}
+        losing = sorted(name for name in losses if losses[name] > 0)
+        large = [name for name in losing if losses[name] > LARGE * sum(on_integers.values())]
+        for names in (large, losing) if large != losing else (losing,):
+            if 0 < len(names) < len(left):  # a network without a layer on integers is refused
+                yield Candidate(best.placement, (*best.skip, *names))
+
+    def _layer_times(self, file: Path, names: Sequence[str]) -> dict[str, float]:
+        """The seconds of every layer; empty if the file has other layers than the network."""
+        shape = self.model.preprocess.input_shape(1)
+        times = layer_times(file.read_bytes(), np.zeros(shape, dtype=np.float32))
+        if len(times) != len(names):
+            return {}
+        found: dict[str, float] = {}
+        for name, seconds in zip(names, times, strict=True):
+            if name and seconds is not None:
+                found[name] = found.get(name, 0.0) + seconds
+        return found
+
+    def _file(self, candidate: Candidate) -> Path:
+        if candidate not in self.files:
+            network = quantize_network(
+                self.model.copy_network(),
+                self.model.preprocess.input_shape(2),
+                skip=candidate.skip,
+                weight_bits=self.weight_bits,
+                placement=candidate.placement,
+            )
+            self.layers.setdefault(candidate.placement, layer_names(network))
+            calibrate(network, [self.images], "min_max", 1.0)
+            content = export_onnx(network, self.model.preprocess, {})
+            self.files[candidate] = self._written(str(len(self.files)), content)
+        return self.files[candidate]
+
+    def _written(self, name: str, content: bytes) -> Path:
+        path = self.folder / f"{name}.onnx"
+        path.write_bytes(content)
+        return path
+
+    @staticmethod
+    def _open(file: Path) -> Session:
+        return engine_of(SETTING.engine).open(Subject(file), SETTING)
