@@ -44,6 +44,13 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "vit_l_32": {"image_size": 64},
 }
 LIMIT_SECONDS = 900
+ABOUT = """\
+Of torchvision's {known} classification networks {own} have been tried so far, the smallest first, and {whole} of them
+go through the whole chain, as do {others} of {timm} of timm: `prune` (at most 0.7 of the MACs, `round_to: 8`), `train`
+(one epoch on 16 images), `quantize` (`mode: ptq`) and `export`, with random weights and drawn images. *Float* is the
+share of the MACs that stays in float. *Same class* is of 32 images in torch and ONNX Runtime; logits of new weights lie
+close together. *Faster* compares the int8 file with the network's float file: one image, one thread, median of three
+sessions, other programs running beside it. *s* is the time that all of it takes."""
 TIMM = (
     "resnet50d", "resnetv2_50", "resnest14d", "seresnet50", "skresnet18", "res2net50_26w_4s", "ecaresnet26t",
     "repvgg_a0", "cspresnet50", "darknet53", "dla34", "hrnet_w18_small", "dpn68", "vovnet39a", "xception41",
@@ -160,14 +167,10 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
     versions = environment()
     own = [name for name in rows if name.startswith("torchvision:")]
     whole = [name for name in own if "faster" in rows[name]]
+    known = len(torchvision.models.list_models(module=torchvision.models))
     others = sum("faster" in rows[name] for name in rows if name not in own)
     lines += [
-        f"{len(whole)} of torchvision's {len(own)} classification networks, and {others} of {len(rows) - len(own)} of",
-        "timm, go through `prune` (at most 0.7 of the MACs, `round_to: 8`), `train` (one epoch on 16 images),",
-        "`quantize` (`mode: ptq`) and `export`, with random weights and drawn images. *Float* is the share of the MACs",
-        "that stays in float. *Same class* is of 32 images in torch and ONNX Runtime; logits of weights that never",
-        "learned lie close together. *Faster* compares the int8 file with the network's float file: one image, one",
-        "thread, median of three sessions, other programs running beside it. *s* is the time that all of it takes.",
+        ABOUT.format(known=known, own=len(own), whole=len(whole), others=others, timm=len(rows) - len(own)),
         "",
         f"`benchmarks/coverage.py`, {versions.cpu}, {versions.cores} cores, torch {versions.torch},",
         f"ONNX Runtime {versions.onnxruntime}.",

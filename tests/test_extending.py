@@ -42,7 +42,7 @@ def test_a_criterion_scores_the_channels_of_a_group(
     """The first channels are the most important ones: each layer keeps its first half."""
 
     def first(criterion: str, network: nn.Module, data: Dataset) -> Importance:
-        return lambda group: torch.arange(len(group[0].idxs), 0, -1.0)
+        return lambda group: torch.arange(len(group), 0, -1.0)
 
     monkeypatch.setattr("compressor.pruning.channels.importance", first)
     pruned = Prune(target=Target(ratio=0.5), round_to=1).run(tiny, context)
