@@ -43,6 +43,16 @@ def trace(network: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:
             raise ArchitectureError(f"{where} cannot be traced by torch.export: {reason}") from error
 
 
+def functional_graph(network: nn.Module, input_shape: Sequence[int]) -> fx.GraphModule:
+    """`trace`, in operators none of which writes to its input; parameters and buffers keep their names.
+
+    Raises:
+        ArchitectureError: as `trace`.
+    """
+    graph_module: fx.GraphModule = trace(network, input_shape).run_decompositions({}).module(check_guards=False)
+    return graph_module
+
+
 @contextmanager
 def running_layers(network: nn.Module) -> Iterator[list[str]]:
     """The names of the layers whose forward is running, outermost first; after an exception, those it arose in."""
@@ -85,6 +95,11 @@ def layer_of(node: fx.Node) -> str:
     """The layer whose forward a graph's node comes from, as `layer1.0.conv1`; empty for the network itself."""
     stack = node.meta.get("nn_module_stack") or {}
     return list(stack.values())[-1][0] if stack else ""
+
+
+def inside(path: str, name: str) -> bool:
+    """Whether a layer or tensor is the one of that name, or in the module of that name."""
+    return path == name or path.startswith(f"{name}.")
 
 
 @contextmanager

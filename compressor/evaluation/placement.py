@@ -15,7 +15,8 @@ from compressor.evaluation.latency import Latency, compare, in_sessions
 from compressor.evaluation.setting import REFERENCE, Setting
 from compressor.export import export_onnx, layer_times
 from compressor.models.artifact import TorchModel
-from compressor.quantization import Placement, calibrate, inside, layer_names, quantize_network
+from compressor.quantization import Placement, calibrate, layer_names, quantize_network
+from compressor.tracing import inside
 
 SETTING = Setting(engine=REFERENCE, device="cpu", threads=1, batch=1)
 GAIN = 1.02  # a placement has to be this much faster than another, or chance decides

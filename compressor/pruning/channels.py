@@ -76,10 +76,7 @@ class Ranking:
         return {layer: each for layer, each in scores.items() if each is not None and len(each) > 1}
 
     def _removal(self, left: Removal) -> Removal:
-        return {
-            layer: torch.arange(len(group))[~torch.isin(torch.arange(len(group)), left[layer])]
-            for layer, group in self.groups.by_layer.items()
-        }
+        return {layer: group.without(left[layer]) for layer, group in self.groups.by_layer.items()}
 
 
 def outputs_of(before: nn.Module, after: nn.Module) -> dict[str, list[int]]:

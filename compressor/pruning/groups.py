@@ -13,6 +13,7 @@ from compressor.models.changes import Widths
 from compressor.pruning.naming import name_channels
 from compressor.pruning.slices import FIXED, Kept, Place, Slices
 from compressor.storage.tensors import load_into
+from compressor.tracing import inside
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
@@ -37,6 +38,11 @@ class Group:
     def parts(self) -> int:
         """How many outputs of `layer` each channel is."""
         return self.members[self._outputs].shape[1]
+
+    def without(self, channels: Tensor) -> Tensor:
+        """The channels that are not among these, int64."""
+        everything = torch.arange(len(self))
+        return everything[~torch.isin(everything, channels)]
 
     @property
     def _outputs(self) -> Place:
@@ -85,8 +91,7 @@ class Groups:
         """The groups as they lie in the network without some channels."""
         kept = self.kept(removal)
         for layer, group in self.by_layer.items():
-            channels = torch.arange(len(group))
-            channels = channels[~torch.isin(channels, removal.get(layer, channels[:0]))]
+            channels = group.without(removal.get(layer, torch.arange(0)))
             members = {place: indices[channels] for place, indices in group.members.items()}
             yield Group(layer, {p: torch.searchsorted(kept[p], i) if p in kept else i for p, i in members.items()})
 
@@ -103,9 +108,7 @@ class Groups:
     def _named_by(self, name: str) -> set[str]:
         """The layers of the groups that a name in `skip` is about."""
         found = {
-            layer
-            for layer, group in self.by_layer.items()
-            if any(f"{tensor}.".startswith(f"{name}.") for tensor, _ in group.members)
+            layer for layer, group in self.by_layer.items() if any(inside(tensor, name) for tensor, _ in group.members)
         }
         if not name or not found:
             raise ArchitectureError(f"skip names {name!r}, but no layer there has channels to remove")

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from compressor.pruning.slices import FIXED, Kept, Names, Shapes, Slices
-from compressor.tracing import trace
+from compressor.tracing import functional_graph
 
 aten = torch.ops.aten
 
@@ -51,10 +51,9 @@ def name_channels(
     Raises:
         ArchitectureError: the network cannot be traced.
     """
-    graph_module = trace(network, input_shape).run_decompositions({}).module(check_guards=False)
     slices = Slices(shapes, kept)
     with torch.no_grad():
-        _Naming(graph_module, slices, shapes).run(torch.zeros(input_shape))
+        _Naming(functional_graph(network, input_shape), slices, shapes).run(torch.zeros(input_shape))
     return slices
 
 
@@ -160,9 +159,7 @@ class _Naming(fx.Interpreter):
         """BatchNorm and PReLU."""
         x, *others = given.values()
         x = self._one(x)
-        for each in others:
-            if isinstance(each, Names | Tensor) and each.shape != (1,):
-                self.slices.join(x, self._one(each).view(-1, *(1 for _ in x.shape[2:])))
+        self._join_channels(x, *(each for each in others if isinstance(each, Names | Tensor) and each.shape != (1,)))
         named = Names((x,))
         return (named, None, None) if isinstance(node.meta["val"], tuple | list) else named
 
@@ -179,9 +176,7 @@ class _Naming(fx.Interpreter):
         x = self._one(given["input"])
         by_group = x.unflatten(1, (given["num_groups"], -1))
         self.slices.join(by_group, by_group[:, :1])  # groups stay equal
-        for each in (given["weight"], given["bias"]):
-            if each is not None:
-                self.slices.join(x, self._one(each).view(-1, *(1 for _ in x.shape[2:])))
+        self._join_channels(x, *(each for each in (given["weight"], given["bias"]) if each is not None))
         return Names((x,))
 
     def _attention(self, node: fx.Node, given: Mapping[str, Any]) -> Names:
@@ -352,6 +347,11 @@ class _Naming(fx.Interpreter):
         weight = node.args[1]
         own = isinstance(weight, fx.Node) and weight.op == "get_attr" and weight.target in self.shapes
         return str(weight.target) if own else None  # type: ignore[union-attr]
+
+    def _join_channels(self, x: Tensor, *by_channel: Any) -> None:
+        """Tensors `[C]` meet the channels of `[N, C, ...]`."""
+        for each in by_channel:
+            self.slices.join(x, self._one(each).view(-1, *(1 for _ in x.shape[2:])))
 
     def _join_bias(self, bias: Any, rows: Tensor) -> None:
         if bias is not None:

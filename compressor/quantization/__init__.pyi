@@ -16,7 +16,6 @@ from .network import set_attribute as set_attribute
 from .operators import CONVOLUTIONS as CONVOLUTIONS
 from .operators import aten as aten
 from .operators import pools_globally as pools_globally
-from .placement import inside as inside
 from .placement import layer_names as layer_names
 from .placement import quantize_network as quantize_network
 from .settings import Observer as Observer

@@ -36,7 +36,7 @@ from compressor.quantization.operators import (
 )
 from compressor.quantization.rewriting import fold_batch_norm, take_apart
 from compressor.quantization.settings import Placement
-from compressor.tracing import layer_of, trace
+from compressor.tracing import functional_graph, inside, layer_of
 
 
 def quantize_network(
@@ -94,8 +94,7 @@ def layer_names(network: QuantizedNetwork) -> tuple[str, ...]:
 
 
 def _graph(network: nn.Module, input_shape: tuple[int, int, int, int]) -> fx.GraphModule:
-    program = trace(copy.deepcopy(network).cpu().eval(), input_shape)
-    functional = program.run_decompositions({}).module(check_guards=False)
+    functional = functional_graph(copy.deepcopy(network).cpu().eval(), input_shape)
     return fx.GraphModule(functional, functional.graph)
 
 
@@ -202,8 +201,3 @@ def _names(graph_module: fx.GraphModule) -> tuple[str, ...]:
 
 def _skipped(node: fx.Node, skip: Sequence[str]) -> bool:
     return any(inside(layer_of(node), name) for name in skip)
-
-
-def inside(path: str, name: str) -> bool:
-    """Whether a layer is the module of that name, or in it."""
-    return path == name or path.startswith(f"{name}.")

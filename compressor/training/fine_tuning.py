@@ -12,6 +12,7 @@ from torch import nn
 
 from compressor.config.spec import did_you_mean
 from compressor.errors import ArchitectureError
+from compressor.tracing import inside
 from compressor.training.settings import BODY, Training
 
 if TYPE_CHECKING:
@@ -80,13 +81,9 @@ def _named(name: str, setting: str, members: Iterable[str], network: nn.Module, 
                 f"{setting} names the {BODY}, but which layer is the classifier cannot be told, because the network's "
                 "factory takes no num_classes; name modules instead"
             )
-        return {each for each in members if not any(_inside(each, layer) for layer in classifier)}
-    chosen = {each for each in members if _inside(each, name)}
+        return {each for each in members if not any(inside(each, layer) for layer in classifier)}
+    chosen = {each for each in members if inside(each, name)}
     if not chosen:
         known = {path for each in members for path in accumulate(each.split("."), "{}.{}".format)} | {BODY}
         raise ArchitectureError(f"{setting} names {name!r}, which holds no parameter{did_you_mean(name, known)}")
     return chosen
-
-
-def _inside(path: str, name: str) -> bool:
-    return path == name or path.startswith(f"{name}.")
