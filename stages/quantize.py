@@ -89,7 +89,7 @@ class Quantize(Distillation, Stage):
         )
         layout = training.layout_of(network, context.data)
         network.to(memory_format=layout)
-        images = self._batches("calibrating", context, layout, quantization.CALIBRATION_SHARE)
+        images = self._batches("calibrating", context, layout)
         quantization.calibrate(network, images, self.observer, self.percentile)
         if self.teacher_ids:
             objective, weights = self.objective(network, context)
@@ -106,9 +106,7 @@ class Quantize(Distillation, Stage):
         )
         change = models.Int8(activations=network.ranges(), skip=skip, weight_bits=self.weight_bits, placement=placement)
         network.to(memory_format=layout)
-        images = self._batches(
-            "measuring rounding error", context, layout, quantization.NOISE_SHARE, quantization.NOISE_IMAGES
-        )
+        images = self._batches("measuring rounding error", context, layout, quantization.NOISE_IMAGES)
         noise = quantization.signal_to_noise(network, images)
         layers, batch_norms = quantization.float_layers(network, shape), quantization.float_batch_norms(network)
         if words := quantization.in_float(layers, batch_norms):
@@ -142,14 +140,12 @@ class Quantize(Distillation, Stage):
         return measured.chosen.candidate.placement, measured.chosen.candidate.skip, measured
 
     def _batches(
-        self, label: str, context: "Context", layout: "memory_format", share: int, images: int | None = None
+        self, label: str, context: "Context", layout: "memory_format", images: int | None = None
     ) -> "Iterator[Tensor]":
-        """The calibration images, or the first of them, normalised, in batches, with progress.
-
-        A batch has one in `share` of the images that a forward pass takes at once.
-        """
+        """The calibration images, or the first of them, normalised, in small batches, with progress."""
         count = len(context.data.calibration)
-        size = min(quantization.CALIBRATION_BATCH, max(1, context.data.preprocess.max_batch // share))
+        largest = context.data.preprocess.max_batch // quantization.CALIBRATION_SHARE
+        size = min(quantization.CALIBRATION_BATCH, max(1, largest))
         with context.services.console.progress(label, min(count, images or count)) as advance:
             for batch in context.data.calibration_batches(size, images):
                 yield batch.contiguous(memory_format=layout)

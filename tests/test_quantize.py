@@ -22,10 +22,12 @@ from compressor.errors import ArchitectureError, ArtifactError, StageError
 from compressor.export import lowering
 from compressor.models.architectures import Architecture
 from compressor.models.changes import Int8
+from compressor.quantization import calibration
 from compressor.quantization.calibration import Observer, calibrate, signal_to_noise
 from compressor.quantization.float_layers import in_float
 from compressor.quantization.network import ActivationQuantizer, ParameterQuantizer, QuantizedNetwork
 from compressor.quantization.placement import quantize_network
+from compressor.tracing import functional_graph
 from compressor_command import main
 from stages import Prune, Quantize, Target
 from tests import networks
@@ -40,7 +42,43 @@ def test_activations_are_rounded_as_numpy_rounds() -> None:
     quantizer.zero_point.fill_(30)
     x = np.linspace(-5, 30, 101, dtype=np.float32)
     expected = (np.clip(np.round(x / 0.0937) + 30, 0, 255) - 30) * 0.0937
-    assert np.allclose(quantizer(torch.from_numpy(x)).numpy(), expected, atol=1e-5)
+    rounded = quantizer(torch.from_numpy(x))
+    assert np.allclose(rounded.numpy(), expected, atol=1e-5)
+    with torch.no_grad():  # another, faster way
+        assert torch.equal(quantizer(torch.from_numpy(x)), rounded)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.0937, 3.0])
+def test_rounding_is_the_same_to_the_bit_with_gradients_and_without(scale: float) -> None:
+    """Halfway between two values of the grid, outside of it, infinite."""
+    quantizer = ActivationQuantizer()
+    quantizer.scale.fill_(scale)
+    quantizer.zero_point.fill_(77)
+    x = torch.cat([(torch.arange(-400, 400) / 2) * scale, torch.tensor([float("inf"), -float("inf"), 1e30])])
+    with torch.no_grad():
+        assert torch.equal(quantizer(x), torch.fake_quantize_per_tensor_affine(x, scale, 77, 0, 255))
+
+
+class WritesToItsInput(nn.Module):
+    """Activations that write where they read: the first convolution's output is used again, the second's is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        read = self.first(x)
+        view = read[:, :2]
+        nn.functional.relu6(view, inplace=True)
+        return nn.functional.relu_(self.second(read + 1)).mean((2, 3)) + read.mean((2, 3))
+
+
+def test_what_is_written_in_place_is_seen_where_it_is_read_again() -> None:
+    network, x = WritesToItsInput().eval(), torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    graph = functional_graph(network, (2, 1, 8, 8))
+    with torch.no_grad():
+        assert torch.allclose(graph(x), network(x), atol=1e-6)
+    assert not any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in graph.graph.nodes)
 
 
 @pytest.mark.parametrize("bits", [7, 8])
@@ -352,6 +390,19 @@ def test_the_histograms_range_has_the_least_error(tiny: TorchModel, context: Con
     scale, _ = ranges_of(tiny, context, "histogram")["relu:relu"]
     least = min(error(float(x.max()) / 255 * factor) for factor in np.linspace(0.3, 1.0, 141))
     assert error(scale) == pytest.approx(least, rel=0.03)  # the histogram knows values to a bin's width
+
+
+def test_a_histogram_of_a_sample_has_nearly_the_least_error(
+    tiny: TorchModel, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none of all values, of which it always has the least and the greatest: a range never ends outside."""
+    whole = ranges_of(tiny, context, "histogram")
+    monkeypatch.setattr(calibration, "OBSERVED", 64)  # of 1,024 values of an image
+    sampled = ranges_of(tiny, context, "histogram")
+    assert sampled != whole
+    assert sampled["relu:relu"][0] == pytest.approx(whole["relu:relu"][0], rel=0.05)
+    wide = ranges_of(tiny, context, "percentile", 1.0)["relu:relu"][0]
+    assert wide * 255 == pytest.approx(stem_activations(tiny, context).max(), rel=1e-3)
 
 
 def test_ptq_costs_little(int8: TorchModel, tiny: TorchModel, context: Context) -> None:

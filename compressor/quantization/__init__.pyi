@@ -1,7 +1,6 @@
 from .calibration import CALIBRATION_BATCH as CALIBRATION_BATCH
 from .calibration import CALIBRATION_SHARE as CALIBRATION_SHARE
 from .calibration import NOISE_IMAGES as NOISE_IMAGES
-from .calibration import NOISE_SHARE as NOISE_SHARE
 from .calibration import calibrate as calibrate
 from .calibration import signal_to_noise as signal_to_noise
 from .float_layers import float_batch_norms as float_batch_norms

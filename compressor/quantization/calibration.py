@@ -14,16 +14,18 @@ from compressor.quantization.network import QuantizedNetwork
 from compressor.quantization.settings import Observer
 
 CALIBRATION_BATCH = 64
-CALIBRATION_SHARE = 4  # of the images that a forward pass takes at once: activations then stay in the cache
-NOISE_IMAGES = 32  # of which the rounding error is measured
-NOISE_SHARE = 8  # as above; every activation is kept, twice
+CALIBRATION_SHARE = 16  # of the images that a forward pass takes at once: activations then stay in the cache
+HISTOGRAMS = ("histogram", "percentile")  # observers that look at more than the ends of the values
+OBSERVED = 2**14  # values of an image at a point of which histograms are made, drawn at random
+NOISE_IMAGES = 16  # of which the rounding error is measured: millions of values
 
 
 @torch.no_grad()
 def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Observer, percentile: float) -> None:
     """Set the ranges of `network`, in place, from its float activations on batches of inputs.
 
-    Images pass in small batches and observers keep a few numbers each, so memory does not grow with their number.
+    Observers keep a few numbers each, so memory does not grow with the number of images. Histograms are of a sample of
+    the largest activations, always with the least and the greatest value.
 
     Raises:
         StageError: an activation is not finite.
@@ -33,7 +35,8 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Ob
     )
 
     observers = {point: observer_of(observer, percentile) for point in network.points}
-    with _watched(network, {point: partial(_observe, point, observers[point]) for point in network.points}):
+    sample = torch.Generator().manual_seed(0) if observer in HISTOGRAMS else None
+    with _watched(network, {point: partial(_observe, point, observers[point], sample) for point in network.points}):
         for inputs in batches:
             network(inputs)
     for point, quantizer in network.activation_quantizers.items():
@@ -42,10 +45,18 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Ob
         quantizer.zero_point.copy_(zero_point.squeeze())
 
 
-def _observe(point: str, observer: Callable[[Tensor], object], values: Tensor) -> None:
-    if not bool(torch.stack(torch.aminmax(values)).isfinite().all()):  # far cheaper than every value on its own
+def _observe(point: str, observer: Callable[[Tensor], object], sample: torch.Generator | None, values: Tensor) -> None:
+    """Show an observer the ends of the values, and those themselves only if there is a generator to draw some."""
+    images, values = len(values), _in_memory_order(values)
+    shown = ends = torch.stack(torch.aminmax(values))
+    if not bool(ends.isfinite().all()):
         raise StageError(f"{point} is not finite on the calibration images, so it has no range")
-    observer(values)
+    if sample is not None and len(values) <= images * OBSERVED:
+        shown = values
+    elif sample is not None:
+        drawn = torch.randint(len(values), (images * OBSERVED,), generator=sample)
+        shown = torch.cat([ends, values[drawn]])
+    observer(shown)
 
 
 @torch.no_grad()
@@ -68,12 +79,19 @@ def signal_to_noise(network: QuantizedNetwork, batches: Iterable[Tensor]) -> dic
                 network(inputs)
             network(inputs)
             for point in network.points:
-                signal[point] += float(exact[point].square().sum())  # added up in double precision, batch by batch
-                noise[point] += float((exact[point] - rounded[point]).square_().sum())
+                x, error = _in_memory_order(exact[point]), _in_memory_order(exact[point] - rounded[point])
+                signal[point] += float(torch.dot(x, x))  # added up in double precision, batch by batch
+                noise[point] += float(torch.dot(error, error))
     finally:
         for hook in hooks:
             hook.remove()
     return {point: _decibels(signal[point], noise[point]) for point in network.points}
+
+
+def _in_memory_order(values: Tensor) -> Tensor:
+    """All values, `[N * C * H * W]`, as they lie in memory: channels last are neither copied nor skipped through."""
+    last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
+    return (values.permute(0, 2, 3, 1) if last else values).flatten()
 
 
 def _decibels(signal: float, noise: float) -> float | None:
