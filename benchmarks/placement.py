@@ -45,7 +45,7 @@ def main(names: tuple[str, ...]) -> None:
         model = TorchModel(network_of(name, images), architecture, PREPROCESS, LABELS)
         started = time.monotonic()
         fastest = fastest_placement(model, images)
-        rows[name] = {"seconds_to_choose": time.monotonic() - started, **fastest.details()}
+        rows[name] = {"seconds_to_choose": time.monotonic() - started, **fastest.details(fastest.chosen, {})}
         (layers, wide), chosen = fastest.tried[:2], fastest.chosen
         speeds = ", ".join(f"{kind} {shown(each.latency)}" for kind, each in (("layers", layers), ("wide", wide)))
         print(f"{name}: {speeds}, measured {shown(chosen.latency)} ({chosen.in_words()})")

@@ -3,7 +3,7 @@
 PTQ is QAT with zero steps: one placement of quantizers, one save, one export; calibration only chooses ranges.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -17,11 +17,22 @@ from compressor.quantization.settings import Observer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, memory_format
+    from torch import Tensor, nn
 
-    from compressor import Context, TorchModel
+    from compressor import Context, Split, TorchModel
+    from compressor.evaluation import Candidate
+    from compressor.quantization import QuantizedNetwork
 
 PLACEMENT_IMAGES = 8  # for rough ranges, which hardly change the speed
+JUDGED_IMAGES = 1000  # of the validation split, on which a measured placement has to hold
+TOLERATED = 0.01  # of them: what a measured placement may cost
+
+
+class Placed(NamedTuple):
+    """A calibrated network, and where its integers are."""
+
+    candidate: "Candidate"
+    network: "QuantizedNetwork"
 
 
 class Quantize(Distillation, Stage):
@@ -82,15 +93,14 @@ class Quantize(Distillation, Stage):
         """
         if model.quantized:
             raise ArchitectureError("the network is quantized already; one quantize stage is enough")
-        shape = context.data.preprocess.input_shape(2)
-        placement, skip, measured = self._placement(model, context)
-        network = quantization.quantize_network(
-            model.copy_network(), shape, skip=skip, weight_bits=self.weight_bits, placement=placement
-        )
-        layout = training.layout_of(network, context.data)
-        network.to(memory_format=layout)
-        images = self._batches("calibrating", context, layout)
-        quantization.calibrate(network, images, self.observer, self.percentile)
+        measured: dict[str, Any] = {}
+        if self.placement == "measured":
+            placed, measured = self._fastest(model, context)
+        else:
+            placed = self._placed(evaluation.Candidate(self.placement, self.skip), model, context)
+        if placed is None:
+            return model.with_network(model.copy_network(), details=measured)
+        network = placed.network
         if self.teacher_ids:
             objective, weights = self.objective(network, context)
         else:
@@ -104,10 +114,15 @@ class Quantize(Distillation, Stage):
             views=self.views,
             start=model,
         )
-        change = models.Int8(activations=network.ranges(), skip=skip, weight_bits=self.weight_bits, placement=placement)
-        network.to(memory_format=layout)
-        images = self._batches("measuring rounding error", context, layout, quantization.NOISE_IMAGES)
+        change = models.Int8(
+            activations=network.ranges(),
+            skip=placed.candidate.skip,
+            weight_bits=self.weight_bits,
+            placement=placed.candidate.placement,
+        )
+        images = self._batches("measuring rounding error", network, context, quantization.NOISE_IMAGES)
         noise = quantization.signal_to_noise(network, images)
+        shape = context.data.preprocess.input_shape(2)
         layers, batch_norms = quantization.float_layers(network, shape), quantization.float_batch_norms(network)
         if words := quantization.in_float(layers, batch_norms):
             context.services.console.say(f"  {self.id} leaves in float: {words}")
@@ -116,9 +131,8 @@ class Quantize(Distillation, Stage):
             "teacher_weights": weights,
             "float_layers": layers,
             "float_batch_norms": batch_norms,
+            **measured,
         }
-        if measured is not None:
-            details["placement"] = measured.details()
         return model.with_network(network, change, details=details)
 
     def for_dry_run(self) -> Self:
@@ -126,23 +140,63 @@ class Quantize(Distillation, Stage):
         stage = super().for_dry_run()
         return validated_copy(stage, placement="wide") if self.placement == "measured" else stage
 
-    def _placement(
-        self, model: "TorchModel", context: "Context"
-    ) -> "tuple[quantization.Placement, tuple[str, ...], evaluation.Fastest | None]":
-        """The placement, what is skipped, and how both were found if they were measured."""
-        if self.placement != "measured":
-            return self.placement, self.skip, None
+    def _placed(self, candidate: "Candidate", model: "TorchModel", context: "Context") -> Placed:
+        """The network with integers where the candidate has them, calibrated."""
+        shape = context.data.preprocess.input_shape(2)
+        network = quantization.quantize_network(
+            model.copy_network(),
+            shape,
+            skip=candidate.skip,
+            weight_bits=self.weight_bits,
+            placement=candidate.placement,
+        )
+        images = self._batches("calibrating", network, context)
+        quantization.calibrate(network, images, self.observer, self.percentile)
+        return Placed(candidate, network)
+
+    def _fastest(self, model: "TorchModel", context: "Context") -> tuple[Placed | None, dict[str, Any]]:
+        """The fastest placement whose accuracy holds on validation images, and what a report says of those tried.
+
+        If none holds, the most accurate; nothing if none is faster than the float file. Mode qat takes the fastest:
+        training mends what rounding costs.
+        """
         say = context.services.console.say
         say(f"  {self.id}: timing placements of integers in ONNX Runtime; this takes a minute or two")
         images = next(context.data.calibration_batches(PLACEMENT_IMAGES, PLACEMENT_IMAGES))
         measured = evaluation.fastest_placement(model, images, skip=self.skip, weight_bits=self.weight_bits)
         say(f"  {self.id}: {measured.in_words()}")
-        return measured.chosen.candidate.placement, measured.chosen.candidate.skip, measured
+        judged = context.data.validation.spread(JUDGED_IMAGES)
+        in_float = self._correct(model.copy_network(), judged, context)
+        correct: dict[Candidate, int] = {}
+        kept: evaluation.Attempt | None = None
+        best: Placed | None = None
+        for each in measured.faster:
+            placed = self._placed(each.candidate, model, context)
+            correct[each.candidate] = self._correct(placed.network, judged, context)
+            if best is None or correct[each.candidate] > correct[best.candidate]:
+                kept, best = each, placed
+            if self.mode == "qat" or correct[each.candidate] >= in_float - TOLERATED * len(judged):
+                break
+            right = f"{correct[each.candidate]} of {len(judged)} validation images right, {in_float} in float"
+            say(f"  {self.id}: {each.in_words()} costs accuracy: {right}")
+        say(f"  {self.id}: {kept.in_words() if kept is not None else 'the network stays in float'}")
+        details = measured.details(kept, correct) | {"judged": len(judged), "correct_in_float": in_float}
+        return best, {"placement": details}
+
+    def _correct(self, network: "nn.Module", split: "Split", context: "Context") -> int:
+        """How many images of a split the network predicts correctly."""
+        layout = training.layout_of(network, context.data)
+        network.to(context.device).to(memory_format=layout)
+        correct = training.evaluate(network, split, context, "fp32", layout)
+        network.cpu()
+        return correct
 
     def _batches(
-        self, label: str, context: "Context", layout: "memory_format", images: int | None = None
+        self, label: str, network: "QuantizedNetwork", context: "Context", images: int | None = None
     ) -> "Iterator[Tensor]":
         """The calibration images, or the first of them, normalised, in small batches, with progress."""
+        layout = training.layout_of(network, context.data)
+        network.to(memory_format=layout)
         count = len(context.data.calibration)
         largest = context.data.preprocess.max_batch // quantization.CALIBRATION_SHARE
         size = min(quantization.CALIBRATION_BATCH, max(1, largest))

@@ -20,9 +20,9 @@ from compressor.export import export_onnx, layer_times, session
 from compressor.export.onnx_file import logits_of
 from compressor.models.changes import Int8
 from compressor.quantization import QuantizedNetwork, calibrate, quantize_network
-from stages import Quantize
+from stages import Quantize, quantize
 from tests import networks
-from tests.conftest import executed
+from tests.conftest import accuracy, executed
 from tests.test_quantize import model_of, switch_rounding_off
 
 
@@ -215,6 +215,8 @@ def test_what_was_measured_is_saved_and_said(
     details = quantized.details["placement"]
     assert (details["placement"], details["skip"], details["latency"]["speedup"]) == ("wide", ("stem",), 1.3)
     assert [each["latency"]["speedup"] for each in details["tried"]] == [0.8, 1.2, 1.3]
+    right = round(accuracy(quantized, context.data) * len(context.data.validation))
+    assert [each["correct"] for each in details["tried"]] == [None, None, right]
     quantized.save(tmp_path)
     loaded = load(tmp_path, factories=frozenset({gated.architecture.model}))
     assert isinstance(loaded, TorchModel)
@@ -228,6 +230,48 @@ def test_where_integers_pay_nowhere_it_is_said(
     pretend([(0.8, 0.9)])
     words = placement.fastest_placement(gated, next(context.data.calibration_batches(8))).in_words()
     assert words == "integers are nowhere faster than the float file; the fastest is wide 0.90x (layers 0.80x)"
+
+
+def test_where_integers_pay_nowhere_the_network_stays_in_float(
+    gated: TorchModel, context: Context, pretend: Callable[..., None]
+) -> None:
+    pretend([(0.8, 0.9)])
+    kept = Quantize(mode="ptq", placement="measured").run(gated, context)
+    assert not kept.quantized
+    assert kept.details["placement"]["placement"] is None
+    inputs = context.data.preprocess.normalise(context.data.validation.images)
+    assert torch.equal(kept.predict(inputs), gated.predict(inputs))
+
+
+@pytest.mark.parametrize(
+    ("right", "mode", "chosen"),
+    [
+        # in float, wide, layers, of 100 judged; 1 may be lost
+        ([90, 89], "ptq", "wide"),
+        ([90, 88, 89], "ptq", "layers"),
+        ([90, 80, 70], "ptq", "wide"),  # none holds: the most accurate
+        ([90, 70, 80], "ptq", "layers"),
+        ([90, 10], "qat", "wide"),
+    ],
+)
+def test_the_fastest_whose_accuracy_holds_is_kept(
+    right: list[int],
+    mode: str,
+    chosen: str,
+    gated: TorchModel,
+    context: Context,
+    pretend: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend([(1.2, 1.5)])
+    answers = iter(right)
+    monkeypatch.setattr(quantize, "JUDGED_IMAGES", 100)
+    monkeypatch.setattr(Quantize, "_correct", lambda *_: next(answers))
+    settings = {"mode": mode, "placement": "measured", "epochs": int(mode == "qat")}
+    quantized = Quantize.model_validate(settings).run(gated, context)
+    assert quantized.details["placement"]["placement"] == chosen
+    assert not list(answers)
+    assert quantized.details["placement"]["judged"] == 100
 
 
 def test_the_dry_run_does_not_measure() -> None:

@@ -20,6 +20,8 @@ from .latency import NotMeasured as NotMeasured
 from .latency import Timed as Timed
 from .latency import compare as compare
 from .latency import in_sessions as in_sessions
+from .placement import Attempt as Attempt
+from .placement import Candidate as Candidate
 from .placement import Fastest as Fastest
 from .placement import fastest_placement as fastest_placement
 from .prediction import predict as predict

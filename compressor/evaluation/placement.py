@@ -1,6 +1,6 @@
 """Where integers pay: placements of the quantizers, timed in ONNX Runtime against the float file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Timed:
+class Attempt:
     """A candidate, and how long its file takes against the float file."""
 
     candidate: Candidate
@@ -53,19 +53,33 @@ class Timed:
 class Fastest:
     """The fastest of the candidates that were tried."""
 
-    chosen: Timed
-    tried: tuple[Timed, ...]
+    chosen: Attempt
+    tried: tuple[Attempt, ...]
+
+    @property
+    def faster(self) -> tuple[Attempt, ...]:
+        """Those that are faster than the float file: the chosen one, then the others, the fastest first."""
+        others = [each for each in self.tried if each.candidate != self.chosen.candidate]
+        others.sort(key=lambda each: -each.latency.speedup)
+        return tuple(each for each in (self.chosen, *others) if each.latency.speedup > 1)
 
     def in_words(self) -> str:
-        """What was chosen, and how fast the others were, against the float file."""
+        """What is fastest, and how fast the others were, against the float file."""
         others = ", ".join(each.in_words() for each in self.tried if each.candidate != self.chosen.candidate)
-        if self.chosen.latency.speedup > 1:
+        if self.faster:
             return f"fastest against the float file is {self.chosen.in_words()} ({others})"
         return f"integers are nowhere faster than the float file; the fastest is {self.chosen.in_words()} ({others})"
 
-    def details(self) -> dict[str, Any]:
-        """As a stage reports it."""
-        return {**self.chosen.details(), "tried": [each.details() for each in self.tried]}
+    def details(self, kept: Attempt | None, correct: Mapping[Candidate, int]) -> dict[str, Any]:
+        """As a stage reports it: what was kept, if anything, and all that was tried.
+
+        Args:
+            kept: the candidate that is used; None if the network stays in float.
+            correct: the validation images that candidates predict correctly, of those that were judged.
+        """
+        tried = [{**each.details(), "correct": correct.get(each.candidate)} for each in self.tried]
+        in_float = {"placement": None, "skip": (), "latency": None}
+        return {**(in_float if kept is None else kept.details()), "tried": tried}
 
 
 def fastest_placement(model: TorchModel, images: Tensor, *, skip: Sequence[str] = (), weight_bits: int = 8) -> Fastest:
@@ -93,7 +107,7 @@ def fastest_placement(model: TorchModel, images: Tensor, *, skip: Sequence[str] 
     return Fastest(best, tuple(tried))
 
 
-def _faster(first: Timed, second: Timed) -> Timed:
+def _faster(first: Attempt, second: Attempt) -> Attempt:
     """The second only if it is faster beyond doubt."""
     return second if second.latency.speedup > GAIN * first.latency.speedup else first
 
@@ -107,12 +121,12 @@ class _Trial:
         self.files: dict[Candidate, Path] = {}
         self.layers: dict[Placement, tuple[str, ...]] = {}  # in the order of the file
 
-    def timed(self, *candidates: Candidate) -> list[Timed]:
+    def timed(self, *candidates: Candidate) -> list[Attempt]:
         """How long the candidates take, in alternation with the float file and session by session with one another."""
         baseline = self._open(self.float_file)
         sessions = [self._open(self._file(candidate)) for candidate in candidates]
         times = in_sessions([partial(compare, each.seconds, baseline.seconds, SETTING) for each in sessions])
-        return [Timed(candidate, latency) for candidate, latency in zip(candidates, times, strict=True)]
+        return [Attempt(candidate, latency) for candidate, latency in zip(candidates, times, strict=True)]
 
     def without_losses(self, best: Candidate) -> Iterator[Candidate]:
         """`best` without the layers that take longer on integers than in float: those that lose most, then all.
