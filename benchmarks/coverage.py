@@ -108,10 +108,11 @@ def measured(name: str, seconds: dict[str, float]) -> dict[str, Any]:
     if row["faster"] < ENOUGH:
         placed = step("measure", lambda: Quantize(mode="ptq", placement="measured").run(recovered, context))
         shipped = Export(agreement=0.0).run(placed, context)
+        chosen = placed.details["placement"]
         row["measured"] = {
-            "placement": placed.details["placement"]["placement"],
-            "skip": len(placed.details["placement"]["skip"]),
-            "float_share": round(sum(placed.details["float_layers"].values()), 3),
+            "placement": chosen["placement"],
+            "skip": len(chosen["skip"]),
+            "float_share": round(sum(placed.details.get("float_layers", {"": 1.0}).values()), 3),
             "top1_agreement": shipped.details["agreement"]["top1_agreement"],
             **step("time again", lambda: timed(shipped.content, whole.content, preprocess)),
         }
