@@ -15,7 +15,7 @@ from torch import nn
 
 from compressor import Context, Services, TorchModel, load
 from compressor.console import Console
-from compressor.evaluation import Latency, placement
+from compressor.evaluation import Attempt, Candidate, Fastest, Latency, placement
 from compressor.export import export_onnx, layer_times, session
 from compressor.export.onnx_file import logits_of
 from compressor.models.changes import Int8
@@ -260,10 +260,11 @@ def test_the_fastest_whose_accuracy_holds_is_kept(
     chosen: str,
     gated: TorchModel,
     context: Context,
-    pretend: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pretend([(1.2, 1.5)])
+    slower, faster = (Attempt(Candidate(name, ()), latency_of(by)) for name, by in (("layers", 1.2), ("wide", 1.5)))
+    fastest = Fastest(faster, (slower, faster))
+    monkeypatch.setattr("compressor.evaluation.fastest_placement", lambda *_, **__: fastest)
     answers = iter(right)
     monkeypatch.setattr(quantize, "JUDGED_IMAGES", 100)
     monkeypatch.setattr(Quantize, "_correct", lambda *_: next(answers))
