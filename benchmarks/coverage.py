@@ -51,7 +51,9 @@ go through the whole chain, as do {others} of {timm} of timm: `prune` (at most 0
 (one epoch on 16 images), `quantize` (`mode: ptq`) and `export`, with random weights and drawn images. *Float* is the
 share of the MACs that stays in float. *Same class* is of 32 images in torch and ONNX Runtime; logits of new weights lie
 close together. *Faster* compares the int8 file with the network's float file: one image, one thread, median of three
-sessions, other programs running beside it. *s* is the time that all of it takes."""
+sessions, other programs running beside it. *Measured* is that of `placement: measured`, tried where `layers` is less
+than {enough}x faster; *float* there means that no placement was faster, so the network stays in float. *s* is the time
+that all of it takes."""
 TIMM = (
     "resnet50d", "resnetv2_50", "resnest14d", "seresnet50", "skresnet18", "res2net50_26w_4s", "ecaresnet26t",
     "repvgg_a0", "cspresnet50", "darknet53", "dla34", "hrnet_w18_small", "dpn68", "vovnet39a", "xception41",
@@ -185,13 +187,15 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
     known = len(torchvision.models.list_models(module=torchvision.models))
     others = sum("faster" in rows[name] for name in rows if name not in own)
     lines += [
-        ABOUT.format(known=known, own=len(own), whole=len(whole), others=others, timm=len(rows) - len(own)),
+        ABOUT.format(
+            known=known, own=len(own), whole=len(whole), others=others, timm=len(rows) - len(own), enough=ENOUGH
+        ),
         "",
         f"`benchmarks/coverage.py`, {versions.cpu}, {versions.cores} cores, torch {versions.torch},",
         f"ONNX Runtime {versions.onnxruntime}.",
         "",
-        "| network | pixels | parameters, M | MACs kept | float | same class | int8, ms | faster | s | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| network | pixels | parameters, M | MACs kept | float | same class | int8, ms | faster | measured | s | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for name, row in sorted(rows.items(), key=lambda item: (not item[0].startswith("torchvision"), item[0])):
         cells = [name, str(row.get("pixels", "")), f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else ""]
@@ -199,10 +203,17 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
         cells += [
             f"{row['int8_ms']:.2f}" if "int8_ms" in row else "",
             f"{row['faster']:.2f}x" if "faster" in row else "",
+            in_words(row.get("measured")),
         ]
         cells += [f"{row['total_seconds']:.0f}", row.get("error", "").replace("|", "\\|")[:200]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def in_words(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return ""
+    return "float" if measured["placement"] is None else f"{measured['faster']:.2f}x"
 
 
 def main() -> None:
