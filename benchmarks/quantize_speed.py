@@ -1,7 +1,7 @@
 """How long quantizing MobileNetV2 on 256 images of 224 pixels takes, against ONNX Runtime's own `quantize_static`.
 
-Ours begins with a network in torch and ends with a quantized one, ONNX Runtime's begins with the float file and ends with
-a quantized file: exporting counts on neither side. Run in alternation.
+Ours begins with a network in torch and ends with a quantized one; ONNX Runtime's begins with the float file and ends
+with a quantized file. Exporting counts on neither side. Run in alternation.
 """
 
 import json

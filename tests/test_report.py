@@ -285,6 +285,10 @@ def test_what_stays_in_float_is_reported(report: Report) -> None:
     assert "int8 leaves in float: up (conv_transpose2d) 25.0% of the MACs." in remarks(
         report.model_copy(update={"rows": rows})
     )
+    for placement, stays in ((None, True), ("wide", False)):
+        placed = row.model_copy(update={"details": {"placement": {"placement": placement, "skip": []}}})
+        said = remarks(report.model_copy(update={"rows": (placed,)}))
+        assert any("int8 stays in float" in remark for remark in said) is stays
 
 
 def test_the_model_card_is_what_a_hub_reads(finished: Path, report: Report) -> None:

@@ -1,6 +1,6 @@
 """The sentences of a report: what was gained and lost, as far as the intervals support it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from compressor.data.preprocess import Preprocess
 from compressor.environment import Environment
@@ -103,6 +103,9 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
         yield f"{row.id}: the teachers' weights in the loss are {shares}, in the order of the pipeline."
     if words := in_float(row.details.get("float_layers", {}), row.details.get("float_batch_norms", 0)):
         yield f"{row.id} leaves in float: {words}."
+    placed = row.details.get("placement")
+    if isinstance(placed, Mapping) and placed.get("placement", "") is None:
+        yield f"{row.id} stays in float: with integers no placement was faster on the machine that tried them."
     if row.details.get("zeros"):
         yield (
             f"{row.id}: {row.parameters - row.nonzero_parameters:,} parameters are zero; zeros alone make nothing "
