@@ -64,10 +64,12 @@ def _write_elsewhere(node: fx.Node) -> None:
     """
     if not (isinstance(node.target, OpOverload) and node.target._schema.is_mutable):
         return
-    packet = getattr(torch.ops.aten, node.target._opname.removesuffix("_"), None)
     written = node.args[0]
-    if packet is not None and isinstance(written, fx.Node) and len(written.users) == 1 and _makes_new_tensors(written):
-        node.target = getattr(packet, node.target._overloadname)
+    unknown = isinstance(written, fx.Node) and len(written.users) == 1 and _makes_new_tensors(written)
+    packet = getattr(torch.ops.aten, node.target._opname.removesuffix("_"), None)
+    elsewhere = getattr(packet, node.target._overloadname, None)
+    if unknown and isinstance(elsewhere, OpOverload):
+        node.target = elsewhere
 
 
 def _makes_new_tensors(node: fx.Node) -> bool:
