@@ -14,7 +14,7 @@ from compressor.quantization.network import QuantizedNetwork
 from compressor.quantization.settings import Observer
 
 CALIBRATION_BATCH = 64
-CALIBRATION_SHARE = 16  # of the images that a forward pass takes at once: activations then stay in the cache
+CALIBRATION_SHARE = 10  # of the images that a forward pass takes at once: activations then stay in the cache
 HISTOGRAMS = ("histogram", "percentile")  # observers that look at more than the ends of the values
 OBSERVED = 2**14  # values of an image at a point of which histograms are made, drawn at random
 NOISE_IMAGES = 16  # of which the rounding error is measured: millions of values
