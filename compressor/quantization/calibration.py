@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from compressor.quantization.settings import Observer
 CALIBRATION_BATCH = 64
 CALIBRATION_SHARE = 10  # of the images that a forward pass takes at once: activations then stay in the cache
 HISTOGRAMS = ("histogram", "percentile")  # observers that look at more than the ends of the values
-OBSERVED = 2**14  # values of an image at a point of which histograms are made, drawn at random
-NOISE_IMAGES = 16  # of which the rounding error is measured: millions of values
+OBSERVED = 2**14  # values of an image at a point of which histograms are made, at random positions
+NOISE_IMAGES = 8  # of which the rounding error is measured: millions of values
 
 
 @torch.no_grad()
@@ -35,8 +35,8 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Ob
     )
 
     observers = {point: observer_of(observer, percentile) for point in network.points}
-    sample = torch.Generator().manual_seed(0) if observer in HISTOGRAMS else None
-    with _watched(network, {point: partial(_observe, point, observers[point], sample) for point in network.points}):
+    whole = observer in HISTOGRAMS
+    with _watched(network, {point: partial(_observe, point, observers[point], whole) for point in network.points}):
         for inputs in batches:
             network(inputs)
     for point, quantizer in network.activation_quantizers.items():
@@ -45,18 +45,24 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Ob
         quantizer.zero_point.copy_(zero_point.squeeze())
 
 
-def _observe(point: str, observer: Callable[[Tensor], object], sample: torch.Generator | None, values: Tensor) -> None:
-    """Show an observer the ends of the values, and those themselves only if there is a generator to draw some."""
-    images, values = len(values), _in_memory_order(values)
-    shown = ends = torch.stack(torch.aminmax(values))
+def _observe(point: str, observer: Callable[[Tensor], object], whole: bool, values: Tensor) -> None:
+    """Show an observer the least and the greatest value and, if it looks at the `whole`, a sample of the others."""
+    seen, values = len(values) * OBSERVED, _in_memory_order(values)
+    ends = torch.stack(torch.aminmax(values))
     if not bool(ends.isfinite().all()):
         raise StageError(f"{point} is not finite on the calibration images, so it has no range")
-    if sample is not None and len(values) <= images * OBSERVED:
-        shown = values
-    elif sample is not None:
-        drawn = torch.randint(len(values), (images * OBSERVED,), generator=sample)
-        shown = torch.cat([ends, values[drawn]])
-    observer(shown)
+    if not whole:
+        observer(ends)
+    elif len(values) <= seen:
+        observer(values)
+    else:
+        observer(torch.cat([ends, values[_positions(len(values), seen)]]))
+
+
+@lru_cache(maxsize=64)
+def _positions(count: int, drawn: int) -> Tensor:
+    """So many of the positions from 0 to `count`, at random but always the same; drawing takes longer than reading."""
+    return torch.randint(count, (drawn,), generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
