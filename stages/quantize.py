@@ -165,7 +165,8 @@ class Quantize(Distillation, Stage):
         images = next(context.data.calibration_batches(PLACEMENT_IMAGES, PLACEMENT_IMAGES))
         measured = evaluation.fastest_placement(model, images, skip=self.skip, weight_bits=self.weight_bits)
         say(f"  {self.id}: {measured.in_words()}")
-        judged = context.data.validation.spread(JUDGED_IMAGES)
+        validation = context.data.validation
+        judged = validation.take(validation.spread(JUDGED_IMAGES))
         in_float = self._correct(model.copy_network(), judged, context)
         correct: dict[Candidate, int] = {}
         kept: evaluation.Attempt | None = None

@@ -96,9 +96,9 @@ class Split:
         """The images at `positions`."""
         return Split(self.source, self.indices[positions])
 
-    def spread(self, count: int) -> "Split":
-        """At most `count` of the images, at even distances: of all classes where they lie class by class."""
-        return self.take(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
+    def spread(self, count: int) -> Tensor:
+        """The positions of at most `count` images at even distances: of all classes where they lie class by class."""
+        return torch.linspace(0, len(self) - 1, min(count, len(self))).long()
 
     @cached_property
     def fingerprint(self) -> str:

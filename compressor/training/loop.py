@@ -245,8 +245,7 @@ def training_views(context: "Context", views: int, layout: torch.memory_format) 
 
 def shown(context: "Context", images: int, views: int) -> Tensor:
     """What training shows a network of some training images, not normalised: uint8 `[images, views, C, H, W]`."""
-    count = len(context.data.train)
-    indices = torch.linspace(0, count - 1, min(images, count)).long()
+    indices = context.data.train.spread(images)
     pixels = [_view(context, number).batch(indices, torch.device("cpu"))[0] for number in range(views)]
     return torch.stack(pixels, 1).round().to(torch.uint8)
 
