@@ -15,8 +15,8 @@ from compressor.quantization.settings import Observer
 
 CALIBRATION_BATCH = 64
 CALIBRATION_SHARE = 10  # of the images that a forward pass takes at once: activations then stay in the cache
-HISTOGRAMS = ("histogram", "percentile")  # observers that look at more than the ends of the values
-OBSERVED = 2**14  # values of an image at a point of which histograms are made, at random positions
+OBSERVED = 2**14  # values of an image at a point of which histograms are made
+LINE = 16  # values that lie side by side are drawn together: one by one, most of the time goes into reaching them
 NOISE_IMAGES = 8  # of which the rounding error is measured: millions of values
 
 
@@ -30,9 +30,8 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Ob
     Raises:
         StageError: an activation is not finite.
     """
-    from compressor.quantization.observers import (
-        observer_of,  # torchao takes seconds, and a wrong pipeline is told before
-    )
+    # torchao takes seconds to import, and a wrong pipeline is told before
+    from compressor.quantization.observers import HISTOGRAMS, observer_of
 
     observers = {point: observer_of(observer, percentile) for point in network.points}
     whole = observer in HISTOGRAMS
@@ -56,7 +55,8 @@ def _observe(point: str, observer: Callable[[Tensor], object], whole: bool, valu
     elif len(values) <= seen:
         observer(values)
     else:
-        observer(torch.cat([ends, values[_positions(len(values), seen)]]))
+        lines = values[: len(values) // LINE * LINE].view(-1, LINE)
+        observer(torch.cat([ends, lines[_positions(len(lines), seen // LINE)].flatten()]))
 
 
 @lru_cache(maxsize=64)

@@ -14,6 +14,7 @@ from torchao.quantization.pt2e.observer import (
 from compressor.quantization.network import UINT8_MAX
 from compressor.quantization.settings import Observer
 
+HISTOGRAMS: tuple[Observer, ...] = ("histogram", "percentile")  # look at all values, the others at the ends only
 HISTOGRAM_BINS = 2048
 MIN_SHARE, SHARES_TRIED = 0.3, 141  # of the observed range, by the least-error observer
 
@@ -27,21 +28,14 @@ class LeastErrorObserver(HistogramObserver):  # type: ignore[misc]
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point, each `[1]`."""
-        factors = torch.linspace(1.0, MIN_SHARE, SHARES_TRIED)
-        errors = torch.stack([self._error(*self._grid(factor)) for factor in factors])
-        return self._grid(factors[errors.argmin()])
-
-    def _grid(self, factor: Tensor) -> tuple[Tensor, Tensor]:
-        scale, zero_point = self._calculate_qparams(self.min_val * factor, self.max_val * factor)
-        return scale, zero_point
-
-    def _error(self, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """Squared error of rounding the centres of the histogram's bins, weighted by what fell into them."""
+        shares = torch.linspace(1.0, MIN_SHARE, SHARES_TRIED)
+        scales, zero_points = self._calculate_qparams(self.min_val * shares, self.max_val * shares)  # [shares] each
         half = (self.max_val - self.min_val) / self.bins / 2
         centres = torch.linspace(float(self.min_val + half), float(self.max_val - half), self.bins)
-        rounded = torch.fake_quantize_per_tensor_affine(centres, scale.squeeze(), zero_point.squeeze(), 0, UINT8_MAX)
-        error: Tensor = (self.histogram * (rounded - centres) ** 2).sum()
-        return error
+        tried = centres.expand(SHARES_TRIED, self.bins)
+        rounded = torch.fake_quantize_per_channel_affine(tried, scales, zero_points.int(), 0, 0, UINT8_MAX)
+        best = (self.histogram * (rounded - tried) ** 2).sum(1).argmin()
+        return scales[best, None], zero_points[best, None]
 
 
 class PercentileObserver(HistogramObserver):  # type: ignore[misc]

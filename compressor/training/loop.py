@@ -200,8 +200,7 @@ def layout_of(network: nn.Module, data: Dataset) -> torch.memory_format:
     """Channels last, where convolutions are fastest, unless the network needs contiguous tensors.
 
     Its own code may need them (`x.view`). And on the CPU, in channels last, the gradient of a strided 1x1 convolution
-    with fewer than 16 input channels writes past its memory on several threads, and the process dies (oneDNN;
-    docs/findings.md).
+    with fewer than 16 input channels writes past its memory, and the process dies (oneDNN; docs/findings.md).
     """
     example = torch.zeros(data.preprocess.input_shape(2), device=next(network.parameters()).device)
     try:
@@ -210,7 +209,7 @@ def layout_of(network: nn.Module, data: Dataset) -> torch.memory_format:
     except RuntimeError as error:
         pass_on_out_of_memory(error)
         return torch.contiguous_format
-    dies = narrow.found and example.device.type == "cpu" and torch.get_num_threads() > 1
+    dies = narrow.found and example.device.type == "cpu"
     return torch.contiguous_format if dies else torch.channels_last
 
 
