@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compressor import Context, Split, TorchModel
-    from compressor.evaluation import Candidate
+    from compressor.evaluation import Attempt, Candidate
     from compressor.quantization import QuantizedNetwork
 
 PLACEMENT_IMAGES = 8  # for rough ranges, which hardly change the speed
@@ -155,34 +155,49 @@ class Quantize(Distillation, Stage):
         return Placed(candidate, network)
 
     def _fastest(self, model: "TorchModel", context: "Context") -> tuple[Placed | None, dict[str, Any]]:
-        """The fastest placement whose accuracy holds on validation images, and what a report says of those tried.
+        """The fastest placement whose accuracy holds, and what a report says of those tried.
 
-        If none holds, the most accurate; nothing if none is faster than the float file. Mode qat takes the fastest:
-        training mends what rounding costs.
+        Nothing if none is faster than the float file. Mode qat takes the fastest: training mends what rounding costs.
         """
         say = context.services.console.say
         say(f"  {self.id}: timing placements of integers in ONNX Runtime; this takes a minute or two")
         images = next(context.data.calibration_batches(PLACEMENT_IMAGES, PLACEMENT_IMAGES))
         measured = evaluation.fastest_placement(model, images, skip=self.skip, weight_bits=self.weight_bits)
         say(f"  {self.id}: {measured.in_words()}")
+        if not measured.faster:
+            say(f"  {self.id}: the network stays in float")
+            return None, {"placement": measured.details(None)}
+        if self.mode == "qat":
+            fastest = measured.faster[0]
+            return self._placed(fastest.candidate, model, context), {"placement": measured.details(fastest)}
         validation = context.data.validation
         judged = validation.take(validation.spread(JUDGED_IMAGES))
         in_float = self._correct(model.copy_network(), judged, context)
+        kept, placed, correct = self._that_holds(measured.faster, in_float, judged, model, context)
+        say(f"  {self.id}: {kept.in_words()}")
+        judgement = {"judged": len(judged), "correct_in_float": in_float}
+        return placed, {"placement": measured.details(kept, correct) | judgement}
+
+    def _that_holds(
+        self, attempts: tuple["Attempt", ...], in_float: int, judged: "Split", model: "TorchModel", context: "Context"
+    ) -> tuple["Attempt", Placed, dict["Candidate", int]]:
+        """The first attempt that predicts hardly fewer of the images correctly than the float network, or the best.
+
+        With the number of correct images of those that were looked at.
+        """
         correct: dict[Candidate, int] = {}
-        kept: evaluation.Attempt | None = None
-        best: Placed | None = None
-        for each in measured.faster:
-            placed = self._placed(each.candidate, model, context)
-            correct[each.candidate] = self._correct(placed.network, judged, context)
-            if best is None or correct[each.candidate] > correct[best.candidate]:
-                kept, best = each, placed
-            if self.mode == "qat" or correct[each.candidate] >= in_float - TOLERATED * len(judged):
+        best: tuple[Attempt, Placed] | None = None
+        for attempt in attempts:
+            placed = self._placed(attempt.candidate, model, context)
+            right = correct[attempt.candidate] = self._correct(placed.network, judged, context)
+            if best is None or right > correct[best[0].candidate]:
+                best = attempt, placed
+            if right >= in_float - TOLERATED * len(judged):
                 break
-            right = f"{correct[each.candidate]} of {len(judged)} validation images right, {in_float} in float"
-            say(f"  {self.id}: {each.in_words()} costs accuracy: {right}")
-        say(f"  {self.id}: {kept.in_words() if kept is not None else 'the network stays in float'}")
-        details = measured.details(kept, correct) | {"judged": len(judged), "correct_in_float": in_float}
-        return best, {"placement": details}
+            words = f"{right} of {len(judged)} validation images right, {in_float} in float"
+            context.services.console.say(f"  {self.id}: {attempt.in_words()} costs accuracy: {words}")
+        assert best is not None
+        return *best, correct
 
     def _correct(self, network: "nn.Module", split: "Split", context: "Context") -> int:
         """How many images of a split the network predicts correctly."""

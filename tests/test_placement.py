@@ -246,12 +246,12 @@ def test_where_integers_pay_nowhere_the_network_stays_in_float(
 @pytest.mark.parametrize(
     ("right", "mode", "chosen"),
     [
-        # in float, wide, layers, of 100 judged; 1 may be lost
+        # in float, wide, layers, of 100 judged; 1 may be lost; mode qat judges none
         ([90, 89], "ptq", "wide"),
         ([90, 88, 89], "ptq", "layers"),
         ([90, 80, 70], "ptq", "wide"),  # none holds: the most accurate
         ([90, 70, 80], "ptq", "layers"),
-        ([90, 10], "qat", "wide"),
+        ([], "qat", "wide"),
     ],
 )
 def test_the_fastest_whose_accuracy_holds_is_kept(
@@ -272,7 +272,7 @@ def test_the_fastest_whose_accuracy_holds_is_kept(
     quantized = Quantize.model_validate(settings).run(gated, context)
     assert quantized.details["placement"]["placement"] == chosen
     assert not list(answers)
-    assert quantized.details["placement"]["judged"] == 100
+    assert quantized.details["placement"].get("judged") == (100 if right else None)
 
 
 def test_the_dry_run_does_not_measure() -> None:

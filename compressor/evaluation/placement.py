@@ -70,13 +70,14 @@ class Fastest:
             return f"fastest against the float file is {self.chosen.in_words()} ({others})"
         return f"integers are nowhere faster than the float file; the fastest is {self.chosen.in_words()} ({others})"
 
-    def details(self, kept: Attempt | None, correct: Mapping[Candidate, int]) -> dict[str, Any]:
+    def details(self, kept: Attempt | None, correct: Mapping[Candidate, int] | None = None) -> dict[str, Any]:
         """As a stage reports it: what was kept, if anything, and all that was tried.
 
         Args:
             kept: the candidate that is used; None if the network stays in float.
             correct: the validation images that candidates predict correctly, of those that were judged.
         """
+        correct = correct or {}
         tried = [{**each.details(), "correct": correct.get(each.candidate)} for each in self.tried]
         in_float = {"placement": None, "skip": (), "latency": None}
         return {**(in_float if kept is None else kept.details()), "tried": tried}
