@@ -43,7 +43,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "vit_l_16": {"image_size": 64},
     "vit_l_32": {"image_size": 64},
 }
-LIMIT_SECONDS = 1200
+LIMIT_SECONDS = 3600
 ENOUGH = 1.1  # a file that is less faster is made again with `placement: measured`
 ABOUT = """\
 Of torchvision's {known} classification networks {own} have been tried so far, the smallest first, and {whole} of them
