@@ -27,7 +27,7 @@ def efficientnet(num_classes: int) -> nn.Module:
 
 
 def maxvit(num_classes: int) -> nn.Module:
-    return models.MaxVit((32, 32), 16, 4, [16], [1], head_dim=8, stochastic_depth_prob=0.1, num_classes=num_classes)
+    return models.MaxVit((32, 32), 8, 4, [8], [1], head_dim=8, stochastic_depth_prob=0.1, num_classes=num_classes)
 
 
 def mobilenet_v3(num_classes: int) -> nn.Module:

@@ -15,6 +15,7 @@ from compressor.models.architectures import Architecture
 from compressor.pruning.groups import Groups, Removal
 from stages import Prune, Target
 from tests import networks
+from tests.families import FAMILIES
 from tests.networks import _used
 
 SHAPE = (2, 1, 8, 8)
@@ -55,14 +56,15 @@ def test_without_a_channel_all_else_is_computed_as_with_zeros_in_its_place(name:
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in groups.network.parameters())
 
 
-@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "mobilenet_v3_small", "squeezenet1_1"])
-def test_networks_of_torchvision_too(name: str) -> None:
-    network = Architecture(model=f"torchvision:{name}", num_classes=10, in_channels=3).build()
+@pytest.mark.parametrize("family", ["densenet", "mobilenet_v3", "regnet", "shufflenet"])
+def test_networks_of_torchvision_too(family: str) -> None:
+    torch.manual_seed(0)
+    network = FAMILIES[family](10)
     _used(network)
-    groups = Groups(network.eval(), (2, 3, 64, 64))
+    groups = Groups(network.eval(), (2, 3, 32, 32))
     assert not groups.rigid
     removal = some(groups)
-    images = torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         expected = zeroed(groups, removal)(images)
         assert torch.allclose(
@@ -70,9 +72,13 @@ def test_networks_of_torchvision_too(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vgg11_bn"])
-def test_groups_are_the_librarys_where_it_can_follow(name: str) -> None:
-    network = Architecture(model=f"torchvision:{name}", num_classes=10, in_channels=3).build().eval()
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("resnet18", {}), ("mobilenet_v2", {"inverted_residual_setting": [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]})],
+)
+def test_groups_are_the_librarys_where_it_can_follow(name: str, arguments: dict[str, Any]) -> None:
+    architecture = Architecture(model=f"torchvision:{name}", arguments=arguments, num_classes=10, in_channels=3)
+    network = architecture.build().eval()
     modules = {module: layer for layer, module in network.named_modules()}
     graph = torch_pruning.DependencyGraph().build_dependency(network.requires_grad_(True), torch.zeros(2, 3, 64, 64))
     classifier = list(network.modules())[-1]

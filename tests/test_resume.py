@@ -22,7 +22,7 @@ from stages import Export, Mask, Quantize, Train
 from tests.conftest import TINY, accuracy, equal_states
 from tests.test_runner import SHORT, TIMED, stage_runs
 
-KILLS = 5
+KILLS = 3
 PIPELINE = """\
 name: killed
 data: {name: digits, train: 640, validation: 200, calibration: 64}
