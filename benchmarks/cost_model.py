@@ -157,11 +157,10 @@ class _Recorder(TorchDispatchMode):
         padding: Sequence[int] = (0,),
         groups: int = 1,
     ) -> None:
-        rows = operator == "linear"
         inputs, outputs = x.shape[1], made.shape[1]
         if operator == "conv" and x is self.image and self.precision == "int8" and outputs >= MIN_OUT:
             inputs += -inputs % IN_MULTIPLE  # as exported files pad it
-        size = (len(x), 1) if rows else _pair(x.shape[2:])
+        size = (len(x), 1) if operator == "linear" else _pair(x.shape[2:])
         windows = _pair(kernel), _pair(stride), _pair(padding)
         self.layers.append(Layer(operator, self.precision, inputs, outputs, size, *windows, groups))
 

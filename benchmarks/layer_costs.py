@@ -14,7 +14,7 @@ Precision = Literal["int8", "float32"]
 Array = NDArray[Any]
 
 VISITS = 3  # to every layer, with all others in between: a burst of other work then spoils one at most
-ROUNDS, VISIT_SECONDS = 30, 0.1
+ROUNDS, VISIT_SECONDS, ROUGH_ROUNDS = 30, 0.1, 6
 DIFFERENCE_SECONDS = 2e-4  # of the two chains, if that does not take too many layers
 FEWEST, MOST = 2, 16  # layers that the longer chain has more
 WARM_UP = 5  # runs
@@ -93,20 +93,21 @@ def _visit(layer: Layer, footprint_bytes: int, threads: int) -> float:
     layers.
     """
     if layer.operator == "input":
-        return float(np.median(_times([networks(layer, 0)[0]], layer, footprint_bytes, threads)))
-    estimate = _difference(layer, FEWEST, footprint_bytes, threads, ROUNDS // 5)
+        return float(np.median(_times([_network(layer, 0, more=False)], layer, footprint_bytes, threads)))
+    estimate = _difference(layer, FEWEST, footprint_bytes, threads, rough=True)
     fitting = footprint_bytes // (2 * layer.weight_bytes) if layer.weight_bytes else MOST
     count = int(np.clip(DIFFERENCE_SECONDS / max(estimate, 1e-7), FEWEST, max(min(fitting, MOST), FEWEST)))
-    return _difference(layer, count, footprint_bytes, threads, ROUNDS)
+    return _difference(layer, count, footprint_bytes, threads)
 
 
-def _difference(layer: Layer, count: int, footprint_bytes: int, threads: int, rounds: int) -> float:
-    few, many = _times(networks(layer, count), layer, footprint_bytes, threads, rounds)
+def _difference(layer: Layer, count: int, footprint_bytes: int, threads: int, rough: bool = False) -> float:
+    few, many = _times(networks(layer, count), layer, footprint_bytes, threads, rough)
     return float(np.median(many - few)) / count
 
 
-def _times(files: Sequence[bytes], layer: Layer, footprint_bytes: int, threads: int, rounds: int = ROUNDS) -> Array:
-    """The seconds of every file in so many rounds, or more where they are short, `[files, rounds]`."""
+def _times(files: Sequence[bytes], layer: Layer, footprint_bytes: int, threads: int, rough: bool = False) -> Array:
+    """The seconds of every file, `[files, rounds]`: more rounds where they are short, few if it may be `rough`."""
+    rounds, seconds = (ROUGH_ROUNDS, 0.0) if rough else (ROUNDS, VISIT_SECONDS)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4
     options.add_session_config_entry("session.force_spinning_stop", "1")  # as files are timed
@@ -123,7 +124,7 @@ def _times(files: Sequence[bytes], layer: Layer, footprint_bytes: int, threads: 
     for session in sessions * WARM_UP:
         once(session)
     times: list[list[float]] = []
-    while len(times) < rounds or (rounds == ROUNDS and np.sum(times) < VISIT_SECONDS):
+    while len(times) < rounds or np.sum(times) < seconds:
         times.append([once(session) for session in sessions])
     return np.array(times).T
 
