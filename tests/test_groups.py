@@ -56,10 +56,11 @@ def test_without_a_channel_all_else_is_computed_as_with_zeros_in_its_place(name:
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in groups.network.parameters())
 
 
-@pytest.mark.parametrize("family", ["densenet", "mobilenet_v3", "regnet", "shufflenet"])
+@pytest.mark.parametrize("family", ["densenet", "mobilenet_v3", "regnet", "shufflenet", "squeezenet1_1"])
 def test_networks_of_torchvision_too(family: str) -> None:
     torch.manual_seed(0)
-    network = FAMILIES[family](10)
+    whole = Architecture(model=f"torchvision:{family}", num_classes=10, in_channels=3)
+    network = FAMILIES[family](10) if family in FAMILIES else whole.build()
     _used(network)
     groups = Groups(network.eval(), (2, 3, 32, 32))
     assert not groups.rigid
