@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compressor import models, pruning
 from compressor.config.spec import validated_copy
@@ -13,7 +13,10 @@ from compressor.pruning.settings import MAX_RATIO, Criterion, Scope
 from compressor.pruning.settings import Target as Target
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from compressor import Context, TorchModel
+    from compressor.evaluation import Layer
 
 SHOWN = 3  # layers
 
@@ -41,8 +44,23 @@ class Prune(Stage):
     skip: tuple[str, ...] = ()
     """Layers and parameters whose channels are left alone, by name, or modules that hold them."""
 
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        if self.target.of_time and (self.scope, self.steps) != ("local", 1):
+            raise ValueError("a target of latency chooses widths by itself; leave scope and steps out")
+        return self
+
+    def decided_by(self, context: "Context") -> Any:
+        """What the latency is of."""
+        return self.target.decided_by(context)
+
     def for_dry_run(self) -> Self:
-        """Take nearly all channels: in an untrained network, a ratio over all layers would take other ones, or none."""
+        """Take half of all channels where latency decides, which takes minutes; nearly all where all layers compete.
+
+        In an untrained network, a ratio over all layers would take other ones, or none.
+        """
+        if self.target.of_time:
+            return validated_copy(self, target=Target(ratio=0.5), round_to=1)
         if self.scope == "global" and self.target.ratio is not None:
             return validated_copy(self, target=Target(ratio=MAX_RATIO))
         return self
@@ -65,6 +83,10 @@ class Prune(Stage):
         groups = pruning.Groups(model.network, preprocess.input_shape(2), self.skip)
         if groups.rigid:
             say(f"  {self.id} leaves alone what the network's code fixes the width of: {_several(groups.rigid)}")
+        if self.target.of_time:
+            return pruning.prune_to_latency(
+                model, self._prunable(model, groups, context), self.target, context, self.id
+            )
         before = models.Size.of(model.network, preprocess)
         network = groups.without(self._removal(groups, before, context))
         models.check_fits(network, model.architecture, preprocess.input_shape(2))
@@ -78,16 +100,27 @@ class Prune(Stage):
         details = {"kept": kept, "widths": pruning.outputs_of(model.network, network), "rigid": groups.rigid}
         return model.with_network(network, models.Widths.between(model.network, shapes), details=details)
 
-    def _removal(self, groups: "pruning.Groups", before: "models.Size", context: "Context") -> "pruning.Removal":
-        ranking = pruning.Ranking(
+    def timed_layers(self, model: "TorchModel", context: "Context") -> "Collection[Layer]":
+        """All that may be left of the network, for a target of latency."""
+        if not self.target.of_time:
+            return ()
+        groups = pruning.Groups(model.network, context.data.preprocess.input_shape(2), self.skip)
+        return pruning.timed_layers(self._prunable(model, groups, context), self.target, context)
+
+    def _prunable(self, model: "TorchModel", groups: "pruning.Groups", context: "Context") -> "pruning.Prunable":
+        """What a target of latency may take from the network: channels and blocks."""
+        example = next(context.data.calibration_batches())[:2]
+        return pruning.Prunable(
+            model.network,
+            context.data.preprocess.input_shape(2),
             groups,
-            context.data,
-            criterion=self.importance,
-            scope=self.scope,
-            round_to=self.round_to,
-            steps=self.steps,
-            seed=context.seed_for("pruning"),
+            self._ranking(groups, context).order(),
+            pruning.removable_blocks(model.network, example, self.skip),
+            self.round_to,
         )
+
+    def _removal(self, groups: "pruning.Groups", before: "models.Size", context: "Context") -> "pruning.Removal":
+        ranking = self._ranking(groups, context)
         if self.target.ratio is not None:
             return ranking.least(self.target.ratio)
 
@@ -102,6 +135,17 @@ class Prune(Stage):
                 f"round_to {self.round_to}; the smallest network keeps {share:.3f}"
             )
         return found
+
+    def _ranking(self, groups: "pruning.Groups", context: "Context") -> "pruning.Ranking":
+        return pruning.Ranking(
+            groups,
+            context.data,
+            criterion=self.importance,
+            scope=self.scope,
+            round_to=self.round_to,
+            steps=self.steps,
+            seed=context.seed_for("pruning"),
+        )
 
 
 def _several(layers: Sequence[str]) -> str:

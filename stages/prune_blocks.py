@@ -1,14 +1,20 @@
 """Remove whole residual blocks (depth pruning), the least important first."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from compressor import models, pruning, training
+from compressor.config.spec import validated_copy
 from compressor.errors import ArchitectureError, StageError
 from compressor.pipeline.stage import Stage
 from compressor.pruning.settings import Share as Share
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from compressor import Context, TorchModel
+    from compressor.evaluation import Layer
+
+NEARLY_ALL = 0.999
 
 
 class PruneBlocks(Stage):
@@ -27,6 +33,18 @@ class PruneBlocks(Stage):
     target: Share
     """How much to keep, as in `{macs: 0.5}`."""
 
+    def decided_by(self, context: "Context") -> Any:
+        """What the latency is of."""
+        return self.target.decided_by(context)
+
+    def timed_layers(self, model: "TorchModel", context: "Context") -> "Collection[Layer]":
+        """All that may be left of the network, for a target of latency."""
+        return pruning.timed_layers(_prunable(model, context), self.target, context) if self.target.of_time else ()
+
+    def for_dry_run(self) -> Self:
+        """Remove a block, whichever target it is for: timing takes minutes."""
+        return validated_copy(self, target=Share(macs=NEARLY_ALL)) if self.target.of_time else self
+
     def run(self, model: "TorchModel", context: "Context") -> "TorchModel":
         """The network without the blocks.
 
@@ -39,10 +57,13 @@ class PruneBlocks(Stage):
         data, preprocess = context.data, context.data.preprocess
         network = model.copy_network()
         pruning.match_batch_norm(network, data.calibration_batches())
-        predictions = pruning.Divergence(network, data.calibration_batches(), training.layout_of(network, data))
-        blocks = pruning.removable_blocks(network, next(data.calibration_batches())[:2])
+        prunable = _prunable(model.with_network(network, details={}), context)
+        blocks = prunable.blocks
         if not blocks:
             raise ArchitectureError("the network has no block whose output has the shape of its input")
+        if self.target.of_time:
+            return pruning.prune_to_latency(model, prunable, self.target, context, self.id)
+        predictions = pruning.Divergence(network, data.calibration_batches(), training.layout_of(network, data))
         before = after = models.Size.of(network, preprocess)
         removed: dict[str, float] = {}  # block -> divergence once it is removed as well
         while self.target.kept(after, before) > self.target.limit:
@@ -52,7 +73,7 @@ class PruneBlocks(Stage):
                     f"the target, at most {self.target.limit:.3f} of the incoming network, is out of reach: without "
                     f"all {len(blocks)} blocks that can be removed, {self.target.kept(after, before):.3f} is left"
                 )
-            divergence = {block: predictions.without(block) for block in left}
+            divergence = {block: predictions.without(network, block) for block in left}
             least = min(left, key=divergence.__getitem__)
             removed[least] = divergence[least]
             models.Removed(modules=(least,)).apply(network, preprocess.input_shape(2))
@@ -61,3 +82,9 @@ class PruneBlocks(Stage):
         context.services.console.say(f"  {self.id} keeps {len(blocks) - len(removed)} of {len(blocks)} blocks")
         details = {"kept": after.share_of(before), "blocks": len(blocks), "removed": removed}
         return model.with_network(network, models.Removed(modules=tuple(removed)), details=details)
+
+
+def _prunable(model: "TorchModel", context: "Context") -> "pruning.Prunable":
+    """The network's blocks, and none of its channels."""
+    blocks = pruning.removable_blocks(model.network, next(context.data.calibration_batches())[:2])
+    return pruning.Prunable(model.network, context.data.preprocess.input_shape(2), None, {}, blocks, round_to=1)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from compressor.evaluation import Attempt, Candidate
     from compressor.quantization import QuantizedNetwork
 
-PLACEMENT_IMAGES = 8  # for rough ranges, which hardly change the speed
 JUDGED_IMAGES = 1000  # of the validation split, on which a measured placement has to hold
 TOLERATED = 0.01  # of them: what a measured placement may cost
 
@@ -42,6 +41,7 @@ class Quantize(Distillation, Stage):
     """
 
     example: ClassVar[dict[str, Any]] = {"stage": "quantize", "mode": "qat", "epochs": 1}
+    makes_integers: ClassVar[bool] = True
 
     stage: Literal["quantize"] = "quantize"
     mode: Literal["ptq", "qat"]
@@ -161,7 +161,7 @@ class Quantize(Distillation, Stage):
         """
         say = context.services.console.say
         say(f"  {self.id}: timing placements of integers in ONNX Runtime; this takes a minute or two")
-        images = next(context.data.calibration_batches(PLACEMENT_IMAGES, PLACEMENT_IMAGES))
+        images = next(context.data.calibration_batches(evaluation.ROUGH_IMAGES, evaluation.ROUGH_IMAGES))
         measured = evaluation.fastest_placement(model, images, skip=self.skip, weight_bits=self.weight_bits)
         say(f"  {self.id}: {measured.in_words()}")
         if not measured.faster:

@@ -18,9 +18,14 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from compressor import Context, Data, Dataset, Measure, Pipeline, TorchModel, run
 from compressor.evaluation import latency
+from compressor.evaluation.costs import layers
 from stages import Distill, Export, Prune, Quantize, Target, Train
 
-latency.MIN_SECONDS, latency.MAX_WARMUP_SECONDS = 0.02, 0.2  # nobody looks at how precise a speed is here
+latency.MIN_SECONDS, latency.MAX_WARMUP_SECONDS, layers.VISIT_SECONDS = (
+    0.02,
+    0.2,
+    0.01,
+)  # nobody looks at how precise a speed is here
 # The exporter builds its table of operators anew for every export, a third of the time that it takes.
 ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 PLUGIN = Path(__file__).parent / "plugin"  # a third party's package, installed for all tests

@@ -277,6 +277,12 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
     "NUL byte in a path": lambda _: with_settings('data.root="a\\0b"'),
     "100,000 unknown keys": many_keys,
     "unknown stage": lambda _: ["stages", "prun"],
+    "a speed-up before its baseline": lambda _: with_settings(
+        "stages=[{stage: train, id: t, model: resnet8, epochs: 1}, {stage: prune, id: p, target: {speedup: 2}}]",
+        "baseline=p",
+    ),
+    "a table of nothing": lambda _: ["table", "p.yaml", "-o", "table.json"],
+    "a table without a file": lambda _: ["table", "p.yaml"],
     "quiet and verbose": lambda _: [*RUN, "--quiet", "--verbose"],
     "no folder of images": lambda _: with_settings("data={name: image_folder, root: images}"),
     "split that the data has": split_twice,

@@ -115,8 +115,8 @@ def test_hooks_go_and_blocks_come_back_when_a_forward_fails() -> None:
     with pytest.raises(RuntimeError):
         removable_blocks(network, torch.zeros(2, 3, 8, 8))
     assert not any(module._forward_hooks for module in network.modules())
-    divergence = Divergence(network, [torch.rand(4, 1, 8, 8)], torch.contiguous_format)
+    divergence = Divergence(ResNet([1], [8], in_channels=1), [torch.rand(4, 1, 8, 8)], torch.contiguous_format)
     block = network.get_submodule("layer2.0")
     with pytest.raises(RuntimeError):
-        divergence.without("layer2.0")  # the classifier is given 8 channels, and takes 16
+        divergence.without(network, "layer2.0")  # the classifier is given 8 channels, and takes 16
     assert network.get_submodule("layer2.0") is block

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from compressor import evaluation, report, runs
 from compressor import pipeline as pipelines
-from compressor import report, runs
 from compressor.commands.options import PATH, as_json, console_of, loudness, setting
 from compressor.config import yaml_file
 from compressor.console import Console
-from compressor.errors import ArtifactError, StageError
+from compressor.errors import ArtifactError, StageError, UserError
+from compressor.storage import files
 
 DEVICE = click.option(
     "--device",
@@ -76,6 +77,37 @@ def validate(path: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool,
     if as_json:
         found = {"pipeline": pipeline.name, "classes": len(labels), "warnings": pipeline.warnings, "stages": stages}
         print(json.dumps(found, indent=1))
+
+
+@click.command("table")
+@click.argument("path", type=PATH, metavar="PIPELINE.yaml")
+@click.option("-o", "--out", type=PATH, metavar="TABLE.json", help="Time the layers here, and write the table.")
+@click.option("--script", type=PATH, metavar="FILE.py", help="Write a script that does so elsewhere.")
+@setting
+@loudness
+def make_table(
+    path: Path, out: Path | None, script: Path | None, overrides: tuple[str, ...], quiet: bool, verbose: bool
+) -> None:
+    """Time the layers that a pipeline's targets of latency choose from, here or on the machine where the file will run.
+
+    The script needs numpy and onnxruntime alone. Name what it writes in the pipeline: target: {..., table: pi.json}.
+
+    \b
+    Examples:
+      compress table mine.yaml -o workstation.json
+      compress table mine.yaml --script pi.py        # then there: python pi.py pi.json
+    """
+    if (out is None) == (script is None):
+        raise UserError("name one file: a table with -o, or a script with --script")
+    console = console_of(quiet, verbose)
+    wanted = runs.layers_for(pipelines.completed(_load(path, overrides), console), console)
+    if script is not None:
+        files.write_text(script, evaluation.script_of(wanted.layers, wanted.footprint_bytes))
+        console.say(f"{script} times {len(wanted.layers)} layers where it is run: python {script.name} TABLE.json")
+    if out is not None:
+        table = evaluation.MeasuredTable(wanted.footprint_bytes, console=console)
+        files.write_text(out, table.as_json(wanted.layers))
+        console.say(f"{out} holds the times of {len(wanted.layers)} layers on this machine.")
 
 
 @click.command("report")
@@ -189,4 +221,4 @@ def _find_networks(pipeline: "pipelines.Pipeline", *folders: Path) -> None:
         sys.path += [str(folder) for folder in folders]
 
 
-COMMANDS = (run, validate, write_report, compare, reproduce)
+COMMANDS = (run, validate, make_table, write_report, compare, reproduce)

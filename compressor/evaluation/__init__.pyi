@@ -3,6 +3,14 @@ from .accuracy import Accuracy as Accuracy
 from .accuracy import Paired as Paired
 from .accuracy import Predictions as Predictions
 from .benchmark import bench as bench
+from .costs.layers import Layer as Layer
+from .costs.layers import Precision as Precision
+from .costs.operations import Operation as Operation
+from .costs.operations import operations_of as operations_of
+from .costs.table import CostTable as CostTable
+from .costs.table import GivenTable as GivenTable
+from .costs.table import MeasuredTable as MeasuredTable
+from .costs.table import script_of as script_of
 from .engines.base import Engine as Engine
 from .engines.base import Session as Session
 from .engines.base import Subject as Subject
@@ -32,3 +40,6 @@ from .regressions import regressions_of as regressions_of
 from .regressions import shrunk as shrunk
 from .setting import REFERENCE as REFERENCE
 from .setting import Setting as Setting
+from .shipping import ROUGH_IMAGES as ROUGH_IMAGES
+from .shipping import rough_file as rough_file
+from .shipping import timed_against as timed_against

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from compressor.evaluation.engines.base import Session, Subject, engine_of
 from compressor.evaluation.latency import Latency, compare, in_sessions
-from compressor.evaluation.setting import REFERENCE, Setting
+from compressor.evaluation.shipping import SETTING, opened, roughly_quantized
 from compressor.export import export_onnx, layer_times
 from compressor.models.artifact import TorchModel
-from compressor.quantization import Placement, calibrate, layer_names, quantize_network
+from compressor.quantization import Placement, layer_names
 from compressor.tracing import inside
 
-SETTING = Setting(engine=REFERENCE, device="cpu", threads=1, batch=1)
 GAIN = 1.02  # a placement has to be this much faster than another, or chance decides
 LARGE = 0.01  # of the time of all layers: losses that are tried by themselves
 
@@ -124,8 +122,8 @@ class _Trial:
 
     def timed(self, *candidates: Candidate) -> list[Attempt]:
         """How long the candidates take, in alternation with the float file and session by session with one another."""
-        baseline = self._open(self.float_file)
-        sessions = [self._open(self._file(candidate)) for candidate in candidates]
+        baseline = opened(self.float_file)
+        sessions = [opened(self._file(candidate)) for candidate in candidates]
         times = in_sessions([partial(compare, each.seconds, baseline.seconds, SETTING) for each in sessions])
         return [Attempt(candidate, latency) for candidate, latency in zip(candidates, times, strict=True)]
 
@@ -158,15 +156,14 @@ class _Trial:
 
     def _file(self, candidate: Candidate) -> Path:
         if candidate not in self.files:
-            network = quantize_network(
-                self.model.copy_network(),
-                self.model.preprocess.input_shape(2),
+            network = roughly_quantized(
+                self.model,
+                self.images,
+                placement=candidate.placement,
                 skip=candidate.skip,
                 weight_bits=self.weight_bits,
-                placement=candidate.placement,
             )
             self.layers.setdefault(candidate.placement, layer_names(network))
-            calibrate(network, [self.images], "min_max", 1.0)
             content = export_onnx(network, self.model.preprocess, {})
             self.files[candidate] = self._written(str(len(self.files)), content)
         return self.files[candidate]
@@ -175,7 +172,3 @@ class _Trial:
         path = self.folder / f"{name}.onnx"
         path.write_bytes(content)
         return path
-
-    @staticmethod
-    def _open(file: Path) -> Session:
-        return engine_of(SETTING.engine).open(Subject(file), SETTING)

@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,9 +12,12 @@ from compressor.console import Console
 from compressor.data.dataset import Dataset
 from compressor.errors import UserError
 from compressor.models.architectures import Architecture, check_fits
-from compressor.models.artifact import TorchModel
+from compressor.models.artifact import Artifact, TorchModel
 from compressor.storage.checkpoints import Checkpoints
 from compressor.tracking import Tracker
+
+if TYPE_CHECKING:
+    from compressor.pipeline.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,23 @@ class Context:
     """Where networks are trained."""
     teachers: Mapping[str, TorchModel] = field(default_factory=dict)
     """The artifacts of earlier stages, by id."""
+    baseline: Artifact | None = None
+    """What the report compares with, if it was made already."""
+    ships_int8: bool = False
+    """Whether a later stage quantizes what this one makes."""
     pipeline: str = ""
     """The digest of the pipeline, which goes into the metadata of ONNX files."""
     services: Services = field(default_factory=Services)
     """What the run does for the stage."""
+
+    def before(self, index: int, pipeline: "Pipeline", made: Mapping[str, Artifact]) -> "Context":
+        """What the stage with this index in a pipeline is given; the earlier ones have `made` artifacts, by id."""
+        return replace(
+            self,
+            teachers={name: each for name, each in made.items() if isinstance(each, TorchModel)},
+            baseline=made.get(pipeline.baseline_id),
+            ships_int8=any(later.makes_integers for later in pipeline.stages[index + 1 :]),
+        )
 
     def seed_for(self, purpose: str) -> int:
         """A separate seed for each purpose."""

@@ -158,6 +158,7 @@ class _Link:
     kind: type[Stage] | None
     teachers: Sequence[tuple[Key, str]]  # each with its key in the stage
     needs_model: bool  # it could train a new network, but names no model
+    against_baseline: bool  # its target is a speed-up
 
     @classmethod
     def of(cls, stage: Stage) -> "_Link":
@@ -167,7 +168,7 @@ class _Link:
     def read(cls, content: Any) -> "_Link":
         """A stage as written in the file, valid or not."""
         if not isinstance(content, dict):
-            return cls(None, None, (), False)
+            return cls(None, None, (), False, False)
         tag = content.get("stage")
         return cls._with(discover().get(tag) if isinstance(tag, str) else None, {"id": tag, **content})
 
@@ -177,7 +178,9 @@ class _Link:
         fields = kind.model_fields if kind is not None else {}
         needs_model = "model" in fields and settings.get("model") is None
         teachers = named_teachers({name: value for name, value in settings.items() if name in fields})
-        return cls(words.get("id"), kind, teachers, needs_model)
+        target = settings.get("target") if "target" in fields else None
+        speedup = target.get("speedup") if isinstance(target, dict) else getattr(target, "speedup", None)
+        return cls(words.get("id"), kind, teachers, needs_model, speedup is not None)
 
 
 def _disconnected(links: Sequence[_Link], baseline: Any) -> Iterator[tuple[Key, str]]:
@@ -201,6 +204,8 @@ def _disconnected(links: Sequence[_Link], baseline: Any) -> Iterator[tuple[Key, 
                 yield (*key, *where), f"{teacher!r} makes {kinds}, which cannot teach; name a stage before the export"
         if index == 0 and link.needs_model:
             yield key, f"stage {link.id!r} comes first, so it needs a model; expected `model:`, as in `model: resnet20`"
+        if link.against_baseline and (baseline or links[0].id) not in earlier:
+            yield (*key, "target", "speedup"), "it is against the baseline, which has to be an earlier stage"
         made = makes(link.kind) if link.kind is not None else None
         before = f"{_words(made or ())} before it, from stage {link.id!r}"
         earlier[link.id] = made

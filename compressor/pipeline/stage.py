@@ -1,7 +1,7 @@
 """A stage maps an artifact to an artifact: its fields are the settings, `run` does the work."""
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,6 +14,7 @@ from compressor.config.yaml_file import Key
 from compressor.errors import CompressorError, StageError, UserError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
+    from compressor.evaluation import Layer
     from compressor.models.artifact import Artifact, TorchModel
     from compressor.pipeline.context import Context
 
@@ -32,6 +33,7 @@ class Stage(Spec):
     example: ClassVar[dict[str, Any]]  # small, valid settings, for the catalogue and the contract tests
     needs_recovery: ClassVar[bool] = False  # its result should be trained before it is quantized or exported
     recovers: ClassVar[bool] = False  # it trains the result of such a stage
+    makes_integers: ClassVar[bool] = False  # networks are faster behind it, and latency targets before it are meant so
 
     stage: str
     """Which stage this is."""
@@ -55,6 +57,14 @@ class Stage(Spec):
         They hold where the pipeline leaves them open.
         """
         return {}
+
+    def decided_by(self, context: "Context") -> Any:
+        """What decides the artifact besides the settings, the incoming network, data, seed and device, as JSON."""
+        return None
+
+    def timed_layers(self, model: Any, context: "Context") -> "Collection[Layer]":
+        """The layers whose times decide what the stage makes of `model`, for tables of other machines."""
+        return ()
 
     def for_dry_run(self) -> Self:
         """This stage with as little work as still takes every step, for a few synthetic images."""

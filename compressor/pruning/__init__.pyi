@@ -4,8 +4,13 @@ from .blocks import Divergence as Divergence
 from .blocks import removable_blocks as removable_blocks
 from .channels import Ranking as Ranking
 from .channels import outputs_of as outputs_of
+from .choices import Choice as Choice
+from .choices import Prunable as Prunable
+from .criteria import importance as importance
 from .groups import Groups as Groups
 from .groups import Removal as Removal
+from .latency_target import prune_to_latency as prune_to_latency
+from .latency_target import timed_layers as timed_layers
 from .search import largest_within as largest_within
 from .settings import MAX_RATIO as MAX_RATIO
 from .settings import Criterion as Criterion

@@ -8,13 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.pruning.batch_norm import batch_statistics
+from compressor.tracing import inside
 from compressor.training.loop import autocast
 
 TEMPERATURE = 4.0  # for comparing predictions, as in distillation
 
 
-def removable_blocks(network: nn.Module, example: Tensor) -> Sequence[str]:
-    """The outermost modules with layers, except `Sequential`, whose output has the shape of their input, by name."""
+def removable_blocks(network: nn.Module, example: Tensor, skip: Sequence[str] = ()) -> Sequence[str]:
+    """The outermost modules with layers, except `Sequential`, whose output has the shape of their input, by name.
+
+    Those with something in them that `skip` names are left out.
+    """
     keeps_shape: dict[str, bool] = {}
 
     def note(name: str, given: Any, gives: Any) -> None:
@@ -40,34 +44,40 @@ def removable_blocks(network: nn.Module, example: Tensor) -> Sequence[str]:
     for name in candidates:  # an outer module comes before those inside it
         if keeps_shape.get(name) and not any(name.startswith(f"{outer}.") for outer in found):
             found.append(name)
-    return found
+    return [block for block in found if not any(inside(block, name) or inside(name, block) for name in skip)]
 
 
 class Divergence:
-    """How far the predictions of a network without some block are from its current ones.
+    """How far the predictions of what is left of a network are from its own.
 
     Args:
-        network: the network to remove blocks from; its memory format becomes `layout`.
+        network: the whole network.
         batches: the inputs to predict.
+        layout: the memory format in which networks run.
     """
 
     def __init__(self, network: nn.Module, batches: Iterable[Tensor], layout: torch.memory_format) -> None:
-        self.network = network.to(memory_format=layout)
+        self.layout = layout
         self.batches = [inputs.contiguous(memory_format=layout) for inputs in batches]
-        self.original = self._log_probabilities()
+        self.original = self._log_probabilities(network)
 
-    def without(self, block: str) -> float:
-        """KL(original ‖ without `block`), averaged over the images, in nats."""
-        module = self.network.get_submodule(block)
-        self.network.set_submodule(block, nn.Identity())
-        try:
-            left = self._log_probabilities()
-        finally:
-            self.network.set_submodule(block, module)
+    def of(self, network: nn.Module) -> float:
+        """KL(original ‖ `network`), averaged over the images, in nats; its memory format becomes `layout`."""
+        left = self._log_probabilities(network)
         return float(F.kl_div(left, self.original, reduction="batchmean", log_target=True))
 
+    def without(self, network: nn.Module, block: str) -> float:
+        """`of` a network without one of its blocks, which is back afterwards."""
+        module = network.get_submodule(block)
+        network.set_submodule(block, nn.Identity())
+        try:
+            return self.of(network)
+        finally:
+            network.set_submodule(block, module)
+
     @torch.no_grad()
-    def _log_probabilities(self) -> Tensor:
-        with batch_statistics(self.network), autocast(torch.device("cpu"), "auto"):
-            logits = torch.cat([self.network(inputs) for inputs in self.batches])
+    def _log_probabilities(self, network: nn.Module) -> Tensor:
+        network.to(memory_format=self.layout)
+        with batch_statistics(network), autocast(torch.device("cpu"), "auto"):
+            logits = torch.cat([network(inputs) for inputs in self.batches])
         return F.log_softmax(logits.float() / TEMPERATURE, dim=1)

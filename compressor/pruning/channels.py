@@ -53,6 +53,10 @@ class Ranking:
                     left[layer] = left[layer][own.argsort()[removed:].sort().values]
         return self._removal(left)
 
+    def order(self) -> dict[str, Tensor]:
+        """The channels of each group that is ranked, the least important first, int64."""
+        return {layer: scores.argsort() for layer, scores in self._first_scores.items()}
+
     def between(self, less: Removal, more: Removal) -> Sequence[Removal]:
         """From one removal to a larger one, layer by layer: first where what `more` takes matters least."""
 
@@ -80,12 +84,12 @@ class Ranking:
 
 
 def outputs_of(before: nn.Module, after: nn.Module) -> dict[str, list[int]]:
-    """The output channels of every convolution and linear layer, before and after pruning."""
-    old, new = widths_of(before), widths_of(after)
+    """The output channels of every convolution and linear layer, before and after pruning; none if it is gone."""
+    left = widths_of(after)
     return {
-        name: [old[name].outputs, width.outputs]
-        for name, width in new.items()
-        if isinstance(after.get_submodule(name), nn.Conv1d | nn.Conv2d | nn.Linear)
+        name: [width.outputs, left[name].outputs if name in left else 0]
+        for name, width in widths_of(before).items()
+        if isinstance(before.get_submodule(name), nn.Conv1d | nn.Conv2d | nn.Linear)
     }
 
 

@@ -3,9 +3,9 @@
 An infinite figure, or one that is not a number, is null; plots and sentences leave it out.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_core import to_jsonable_python
 
 from compressor.evaluation.figures import Count, Figures, Share
@@ -38,6 +38,28 @@ class Origin(Figures, extra="allow"):
     license: str
 
 
+class Candidate(Figures, extra="allow"):
+    """What was tried for a latency: the share of the incoming latency that it keeps."""
+
+    predicted: Drawn
+    measured: Drawn | None = None
+    removed_blocks: Count
+
+
+class LatencyTarget(Figures, extra="allow"):
+    """How a stage met a target of latency."""
+
+    goal: Drawn
+    taken: Count | None = None
+    tried: tuple[Candidate, ...] = ()
+
+    @model_validator(mode="after")
+    def _taken_was_tried(self) -> Self:
+        if self.taken is not None and self.taken >= len(self.tried):
+            raise ValueError(f"candidate {self.taken} is taken, but {len(self.tried)} were tried")
+        return self
+
+
 class Details(Figures, extra="allow"):
     """The keys that a report reads; others are kept unchanged."""
 
@@ -51,6 +73,7 @@ class Details(Figures, extra="allow"):
     float_batch_norms: Count = 0
     agreement: Agreement | None = None
     pretrained: Origin | None = None
+    latency_target: LatencyTarget | None = None
 
 
 def checked(details: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def sizes(report: Report) -> str:
 
 
 def widths(row: Row) -> str:
-    """Output channels of every layer before and after pruning."""
+    """Output channels of every layer before and after pruning; none where the layer's block was removed."""
     layers: Mapping[str, Sequence[int]] = row.details["widths"]
     before, after = zip(*layers.values(), strict=True)
     with plot(f"Layer widths before and after {row.id}", 0.7 + 0.2 * len(layers)) as (figure, done):
@@ -44,7 +44,7 @@ def widths(row: Row) -> str:
         axes.barh(names, before, color=QUIET, alpha=0.45)
         axes.barh(names, after, color=SHIPPED, height=0.5)
         for index, (old, new) in enumerate(layers.values()):
-            words = f"{old} → {new}" if new != old else str(old)
+            words = str(old) if new == old else f"{old} → {new}" if new else f"{old} → removed"
             axes.annotate(words, (old, index), (3, 0), textcoords="offset points", va="center", fontsize=7, color=INK)
         axes.set_xlim(0, max(before) * 1.22 or 1)
         axes.set_ylim(len(layers) - 0.4, -0.6)

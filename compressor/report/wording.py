@@ -1,6 +1,7 @@
 """The sentences of a report: what was gained and lost, as far as the intervals support it."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from compressor.data.preprocess import Preprocess
 from compressor.environment import Environment
@@ -103,6 +104,8 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
         yield f"{row.id}: the teachers' weights in the loss are {shares}, in the order of the pipeline."
     if words := in_float(row.details.get("float_layers", {}), row.details.get("float_batch_norms", 0)):
         yield f"{row.id} leaves in float: {words}."
+    if target := row.details.get("latency_target"):
+        yield f"{row.id}: {_latency_reached(target)}."
     placed = row.details.get("placement")
     if isinstance(placed, Mapping) and placed.get("placement", "") is None:
         yield f"{row.id} stays in float: with integers no placement was faster on the machine that tried them."
@@ -235,6 +238,21 @@ def _points(share: float) -> str:
     """A share as percentage points, to two figures."""
     points = 100 * share
     return f"{points:.2g}" if abs(points) < 10 else f"{points:.0f}"
+
+
+def _latency_reached(target: Mapping[str, Any]) -> str:
+    """How a target of latency was met: asked for, predicted, measured."""
+    asked = f"{100 * target['goal']:.3g}% of the incoming latency was asked for"
+    if (taken := target.get("taken")) is None:
+        return f"{asked}; it is within that as it came"
+    kept = target["tried"][taken]
+    measured = kept.get("measured")
+    timed = "not timed, since another machine ships" if measured is None else f"measured {100 * measured:.3g}%"
+    blocks = kept["removed_blocks"]
+    return (
+        f"{asked}, the layers' times add up to {100 * kept['predicted']:.3g}%, {timed}; "
+        f"{blocks} block{'' if blocks == 1 else 's'} removed, best of {len(target['tried'])} candidates"
+    )
 
 
 def _figure(value: float | None) -> str:

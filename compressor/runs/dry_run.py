@@ -1,6 +1,6 @@
 """The dry run: a pipeline on one synthetic batch, so that what cannot work fails before anything is trained."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +19,7 @@ from compressor.models.artifact import Artifact, OnnxModel, TorchModel
 from compressor.models.changes import Int8
 from compressor.pipeline.context import Context
 from compressor.pipeline.pipeline import Pipeline
-from compressor.pipeline.stage import makes, named
+from compressor.pipeline.stage import Stage, makes, named
 from compressor.quantization.float_layers import in_float
 from compressor.storage import files
 
@@ -34,6 +34,7 @@ def try_stages(
     device: torch.device | None = None,
     console: Console | None = None,
     scratch: Path | None = None,
+    watch: Callable[[Stage, Artifact | None, Context], object] = lambda *_: None,
 ) -> list[dict[str, Any]]:
     """Take a few random images through every stage in order.
 
@@ -47,6 +48,7 @@ def try_stages(
         device: where networks train; the CPU by default.
         console: where the stages' networks are shown.
         scratch: the folder in which networks are saved for the moment; the system's own by default.
+        watch: called with each stage, the network before it and its context, before it runs.
 
     Returns:
         For each stage its id, its tag, and its network's parameters, MACs and layers that stay in float.
@@ -63,21 +65,22 @@ def try_stages(
         pipeline="dry run",
     )
     model: Artifact | None = None
+    made: dict[str, Artifact] = {}
     exported: set[str] = set()
     stages: list[dict[str, Any]] = []
     with TemporaryDirectory() if scratch is None else files.scratch_folder(scratch / "dry-run") as folder:
-        for stage, after in zip(pipeline.stages, (*pipeline.stages[1:], None), strict=True):
+        for index, (stage, after) in enumerate(zip(pipeline.stages, (*pipeline.stages[1:], None), strict=True)):
             target = Path(folder) / stage.id
             target.mkdir()
+            own = context.before(index, pipeline, made)
             with named(stage):
-                stage.for_dry_run().run(model, context).save(target)
-                model = artifact.load(target, factories=pipeline.factories)
+                watch(stage, model, own)
+                stage.for_dry_run().run(model, own).save(target)
+                model = made[stage.id] = artifact.load(target, factories=pipeline.factories)
                 kind = _kind(model)
                 if kind not in exported and (after is None or "OnnxModel" not in makes(type(after))):
                     _run_exported(model, context)
                     exported.add(kind)
-            if isinstance(model, TorchModel):
-                context = replace(context, teachers={**context.teachers, stage.id: model})
             counts = model.counts
             console.say(
                 f"  {stage.id} ({stage.stage}): {counts.parameters:,} parameters, {counts.macs / 1e6:.2f} MMACs"

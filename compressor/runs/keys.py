@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from compressor.models.artifact import Artifact, TorchModel
+from compressor.models.artifact import Artifact
 from compressor.pipeline.context import Context
 from compressor.pipeline.pipeline import Pipeline
 from compressor.pipeline.stage import Stage, makes, named_teachers
@@ -11,16 +11,15 @@ from compressor.storage import files
 from compressor.storage.code import code_digests
 
 
-def made_from(
-    stage: Stage, before: Artifact | None, teachers: Mapping[str, TorchModel], context: Context, code: Mapping[str, str]
-) -> dict[str, str]:
+def made_from(stage: Stage, before: Artifact | None, context: Context, code: Mapping[str, str]) -> dict[str, str]:
     """The digest of everything that decides a stage's artifact, by name; no folder names or times."""
     weights = getattr(stage, "weights", None)
     decides = {
         "its settings": stage.model_dump(mode="json", exclude={"id", "teacher", "teachers", "weights"}),
-        "its weights": _digest_of(weights) if isinstance(weights, Path) else weights,
+        "its weights": files.digest_of(weights) if isinstance(weights, Path) else weights,
         "the network before it": before.digest if before is not None else None,
-        "its teachers": [teachers[stage_id].digest for _, stage_id in named_teachers(vars(stage))],
+        "its teachers": [context.teachers[stage_id].digest for _, stage_id in named_teachers(vars(stage))],
+        "what its target is of": stage.decided_by(context),
         "the data": context.data.fingerprint,
         "the seed": context.seed,
         "the device": context.device.type,
@@ -47,10 +46,3 @@ def code_of(stage: Stage, pipeline: Pipeline) -> dict[str, str]:
     """
     factories = (factory.partition(":")[0] for factory in sorted(pipeline.factories))
     return code_digests(type(stage).__module__, *factories)
-
-
-def _digest_of(path: Path) -> str | None:
-    try:
-        return files.digest(path.read_bytes())
-    except OSError:
-        return None  # the stage reports what is wrong with it

@@ -14,7 +14,7 @@ from compressor.data.settings import Augment
 from compressor.environment import environment
 from compressor.errors import UserError
 from compressor.evaluation.regressions import regressions_of
-from compressor.models.artifact import ONNX, TorchModel
+from compressor.models.artifact import ONNX
 from compressor.pipeline.completion import completed
 from compressor.pipeline.context import Context, Services
 from compressor.pipeline.pipeline import Pipeline
@@ -229,17 +229,16 @@ def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Pat
     finished: list[Finished] = []
     say = context.services.console.say
     for number, stage in enumerate(pipeline.stages, 1):
-        teachers = {d.row.id: d.artifact for d in finished if isinstance(d.artifact, TorchModel)}
         before = finished[-1].artifact if finished else None
-        parts = made_from(stage, before, teachers, context, code_of(stage, pipeline))
+        own = context.before(number - 1, pipeline, {done.row.id: done.artifact for done in finished})
+        parts = made_from(stage, before, own, code_of(stage, pipeline))
         target = folder / STAGES / stage.id
         title = f"[{number}/{len(pipeline.stages)}] {stage.id} ({stage.stage})"
         done = reuse(stage, target, parts, context, data, pipeline.factories)
         if done is None:
             say(title, style="bold")
             checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, key_of(parts))
-            services = replace(context.services, checkpoints=checkpoints)
-            own = replace(context, teachers=teachers, services=services)
+            own = replace(own, services=replace(context.services, checkpoints=checkpoints))
             with named(stage):
                 started = time.monotonic()
                 made = stage.run(before, own)

@@ -92,6 +92,14 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def digest_of(path: Path) -> str | None:
+    """The SHA-256 of a file; None if it cannot be read, which is for its reader to say."""
+    try:
+        return digest(path.read_bytes())
+    except OSError:
+        return None
+
+
 def digest_json(content: Any) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys."""
     return digest(json.dumps(content, sort_keys=True, allow_nan=False).encode())

@@ -1,8 +1,11 @@
 """How long single layers take in ONNX Runtime on this machine; needs numpy and onnxruntime alone."""
 
+import json
+import platform
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +24,7 @@ WARM_UP = 5  # runs
 POOLS = ("max_pool", "average_pool", "global_average_pool")
 STEP = np.float32(0.025)  # between the integers of every activation
 IR_VERSION, OPSET = 9, 18
+SCHEMA = 1  # of a table
 TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}  # as TensorProto numbers them
 
 
@@ -65,25 +69,61 @@ class Layer:
         count = self.outputs * (self.inputs // self.groups) * self.kernel[0] * self.kernel[1]
         return count if self.precision == "int8" else 4 * count
 
+    def in_words(self) -> str:
+        """As `int8 conv 3x3, 32 to 64 channels of 16x16`."""
+        windows = f" {self.kernel[0]}x{self.kernel[1]}" if self.operator == "conv" else ""
+        return (
+            f"{self.precision} {self.operator.replace('_', ' ')}{windows}, {self.inputs} to {self.outputs} channels "
+            f"of {self.size[0]}x{self.size[1]}"
+        )
+
     @property
     def fits_behind_itself(self) -> bool:
         """Whether its output has the shape of its input."""
         return self.inputs == self.outputs and self.size == self.output_size and self.operator != "global_average_pool"
 
 
-def measure(layers: Iterable[Layer], *, footprint_bytes: int = 0, threads: int = 1) -> dict[Layer, float]:
+def measure(
+    layers: Iterable[Layer],
+    *,
+    footprint_bytes: int = 0,
+    threads: int = 1,
+    advance: Callable[[int], object] = lambda visits: None,
+) -> dict[Layer, float]:
     """The microseconds that each layer takes in a network.
 
     Args:
         layers: what to measure.
         footprint_bytes: the size of the network's weights, which drive one another out of the processor's caches.
         threads: of a session.
+        advance: called with 1 after each of the `VISITS` to each layer.
     """
     visits: dict[Layer, list[float]] = {layer: [] for layer in sorted(set(layers))}
     for _ in range(VISITS):
         for layer, seconds in visits.items():
             seconds.append(_visit(layer, footprint_bytes, threads))
+            advance(1)
     return {layer: max(1e6 * float(np.median(seconds)), 0.0) for layer, seconds in visits.items()}
+
+
+def machine() -> dict[str, str]:
+    """What the time of a layer depends on, besides the layer."""
+    known = Path("/proc/cpuinfo")
+    first = known.read_text().partition("\n\n")[0] if known.is_file() else ""
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    return {
+        "cpu": facts.get("model name") or platform.processor() or platform.machine(),
+        "instructions": facts.get("flags") or facts.get("Features") or "",
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def as_json(microseconds: dict[Layer, float], footprint_bytes: int, threads: int) -> str:
+    """A table of what layers take on this machine, as it is kept and handed on."""
+    layers = [{"layer": asdict(layer), "microseconds": round(each, 3)} for layer, each in sorted(microseconds.items())]
+    about = {"schema": SCHEMA, "machine": machine(), "threads": threads, "footprint_bytes": footprint_bytes}
+    lines = ",\n".join(f"  {json.dumps(layer)}" for layer in layers)
+    return f'{json.dumps(about, indent=1)[:-2]},\n "layers": [\n{lines}\n ]\n}}\n'
 
 
 def _visit(layer: Layer, footprint_bytes: int, threads: int) -> float:

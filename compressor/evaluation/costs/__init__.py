@@ -1,0 +1,1 @@
+"""What single layers take on a machine: measured one by one, kept in tables, added up for networks."""
