@@ -20,6 +20,7 @@ VISITS = 3  # to every layer, with all others in between: a burst of other work 
 ROUNDS, VISIT_SECONDS, ROUGH_ROUNDS = 30, 0.1, 6
 DIFFERENCE_SECONDS = 2e-4  # of the two chains, if that does not take too many layers
 FEWEST, MOST = 2, 16  # layers that the longer chain has more
+LARGE_BYTES = 2**26  # of weights: one layer more is enough, and an ONNX file holds no more than 2 GB
 WARM_UP = 5  # runs
 POOLS = ("max_pool", "average_pool", "global_average_pool")
 STEP = np.float32(0.025)  # between the integers of every activation
@@ -134,9 +135,10 @@ def _visit(layer: Layer, footprint_bytes: int, threads: int) -> float:
     """
     if layer.operator == "input":
         return float(np.median(_times([_network(layer, 0, more=False)], layer, footprint_bytes, threads)))
-    estimate = _difference(layer, FEWEST, footprint_bytes, threads, rough=True)
+    fewest = FEWEST if layer.weight_bytes < LARGE_BYTES else 1
+    estimate = _difference(layer, fewest, footprint_bytes, threads, rough=True)
     fitting = footprint_bytes // (2 * layer.weight_bytes) if layer.weight_bytes else MOST
-    count = int(np.clip(DIFFERENCE_SECONDS / max(estimate, 1e-7), FEWEST, max(min(fitting, MOST), FEWEST)))
+    count = int(np.clip(DIFFERENCE_SECONDS / max(estimate, 1e-7), fewest, max(min(fitting, MOST), fewest)))
     return _difference(layer, count, footprint_bytes, threads)
 
 
