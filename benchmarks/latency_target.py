@@ -1,0 +1,185 @@
+"""Four ways to prune a ResNet-56 to the same measured int8 latency, recovered with the same budget.
+
+    python benchmarks/latency_target.py weights/resnet56-cifar10-jpeg.safetensors data/cifar10-jpeg
+
+Ours chooses depth and width by what layers take; `prune_blocks` removes blocks until the file is fast enough; and
+Torch-Pruning removes channels, ranked globally or isomorphically, at the least ratio that makes the file fast enough.
+Then each learns from the teacher, is quantized (PTQ), exported, and scored from its ONNX file on the test images. Rows
+that results/latency_target.json has are not made again.
+"""
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning
+
+from compressor import Context, Data, Dataset, TorchModel
+from compressor.data.settings import Augment
+from compressor.environment import environment
+from compressor.evaluation import ROUGH_IMAGES, rough_file, timed_against
+from compressor.models import Removed, Widths
+from compressor.pipeline import Services
+from compressor.pruning import estimate_batch_norm
+from compressor.storage import files
+from stages import Distill, Prune, PruneBlocks, Quantize, Share, Target, Train
+
+RESULT = Path(__file__).parent / "results" / "latency_target.json"
+SHARES = (0.25, 0.125, 0.5)  # of the teacher's int8 latency
+SEEDS = (0, 1)
+EPOCHS, LEARNING_RATE = 6, 0.05  # of recovery
+HALVINGS = 7  # of the ratio of channels
+FEW_MACS = 0.06  # where blocks alone stop: all but three are gone
+ROUND_TO = 8  # for Torch-Pruning, whose narrowest layers have 16 channels
+
+Way = Callable[[TorchModel, Context, float], TorchModel]
+
+
+class Clock:
+    """Times int8 files against the teacher's."""
+
+    def __init__(self, teacher: TorchModel, context: Context) -> None:
+        self.images = next(context.data.calibration_batches(ROUGH_IMAGES, ROUGH_IMAGES))
+        self.teacher = rough_file(teacher, self.images, int8=True)
+
+    def share(self, model: TorchModel) -> float:
+        """The share of the teacher's int8 latency that a network's takes."""
+        return 1 / timed_against(self.teacher, [rough_file(model, self.images, int8=True)])[0].speedup
+
+
+def main() -> None:
+    weights, images = map(Path, sys.argv[1:])
+    made = json.loads(RESULT.read_text())["rows"] if RESULT.is_file() else []
+    for seed in SEEDS:
+        data = Data(
+            name="image_folder",
+            root=images,
+            size=(32, 32),
+            validation=2000,
+            calibration=512,
+            augment=Augment(crop=4, flip=True),
+        ).load(seed)
+        context = Context(
+            data=data, seed=seed, ships_int8=True, services=Services(soft_labels=Path("runs/latency_target"))
+        )
+        teacher = Train(model="resnet56", weights=weights, epochs=0).run(None, context)
+        context = replace(context, teachers={"teacher": teacher})
+        clock = Clock(teacher, context)
+        ways: dict[str, Way] = {
+            "latency": lambda model, own, share: Prune(target=Target(latency=share)).run(model, own),
+            "blocks": Blocks(clock),
+            "torch-pruning, global": Channels(clock, isomorphic=False),
+            "torch-pruning, isomorphic": Channels(clock, isomorphic=True),
+        }
+        for share in SHARES:
+            for name, way in ways.items():
+                row = {"share": share, "seed": seed, "way": name}
+                if not any(row.items() <= other.items() for other in made):
+                    made.append({**row, **outcome(way, teacher, context, share, clock, data)})
+                    print(made[-1], flush=True)
+                    about = {"environment": environment().model_dump(), "epochs": EPOCHS, "rows": made}
+                    files.write_text(RESULT, json.dumps(about, indent=1) + "\n")
+
+
+def outcome(
+    way: Way, teacher: TorchModel, context: Context, share: float, clock: Clock, data: Dataset
+) -> dict[str, Any]:
+    """What a way of pruning comes to."""
+    started = time.monotonic()
+    pruned = way(teacher, context, share)
+    pruning_seconds = time.monotonic() - started
+    recovery = Distill(
+        teacher="teacher", epochs=EPOCHS, learning_rate=LEARNING_RATE, warmup_epochs=1, cache={"views": EPOCHS}
+    )
+    recovered = recovery.run(pruned, context)
+    int8 = Quantize(mode="ptq").run(recovered, context)
+    inputs = data.preprocess.normalise(data.test.images)
+    labels = data.test.labels.numpy()
+    return {
+        "measured_share": round(clock.share(recovered), 4),
+        "float_accuracy_before_recovery": accuracy(pruned.predict(inputs).numpy(), labels),
+        "float_accuracy": accuracy(recovered.predict(inputs).numpy(), labels),
+        "int8_accuracy": accuracy(int8.to_onnx("").predict(inputs.numpy()), labels),
+        "macs": pruned.counts.macs,
+        "parameters": pruned.counts.parameters,
+        "pruning_seconds": round(pruning_seconds, 1),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def accuracy(logits: Any, labels: Any) -> float:
+    return round(float((np.asarray(logits).argmax(1) == labels).mean()), 4)
+
+
+class Blocks:
+    """`prune_blocks` by MACs to the end; of the blocks that went, the fewest that make the file fast enough."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.order: Sequence[str] = ()
+
+    def __call__(self, teacher: TorchModel, context: Context, share: float) -> TorchModel:
+        if not self.order:
+            shortest = PruneBlocks(target=Share(macs=FEW_MACS)).run(teacher, context)
+            self.order = list(shortest.details["removed"])
+        low, high = 1, len(self.order)
+        while low < high:
+            middle = (low + high) // 2
+            if self.clock.share(self._without(middle, teacher, context)) <= share:
+                high = middle
+            else:
+                low = middle + 1
+        return self._without(high, teacher, context)
+
+    def _without(self, count: int, teacher: TorchModel, context: Context) -> TorchModel:
+        removed = Removed(modules=tuple(self.order[:count]))
+        network = removed.apply(teacher.copy_network(), teacher.preprocess.input_shape(2))
+        estimate_batch_norm(network, context.data.calibration_batches())
+        return teacher.with_network(network, removed, details={})
+
+
+class Channels:
+    """Torch-Pruning by the L2 norm of groups; the least ratio of channels that makes the file fast enough."""
+
+    def __init__(self, clock: Clock, *, isomorphic: bool) -> None:
+        self.clock, self.isomorphic = clock, isomorphic
+
+    def __call__(self, teacher: TorchModel, context: Context, share: float) -> TorchModel:
+        low, high = 0.0, 0.99
+        found = self._pruned(high, teacher, context)
+        for _ in range(HALVINGS):
+            ratio = (low + high) / 2
+            model = self._pruned(ratio, teacher, context)
+            if self.clock.share(model) <= share:
+                high, found = ratio, model
+            else:
+                low = ratio
+        return found
+
+    def _pruned(self, ratio: float, teacher: TorchModel, context: Context) -> TorchModel:
+        network = copy.deepcopy(teacher.network).requires_grad_(True)
+        torch_pruning.pruner.BasePruner(
+            network,
+            torch.zeros(teacher.preprocess.input_shape(2)),
+            torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            global_pruning=True,
+            isomorphic=self.isomorphic,
+            pruning_ratio=ratio,
+            max_pruning_ratio=0.95,
+            round_to=ROUND_TO,
+            ignored_layers=[network.get_submodule("fc")],
+        ).step()
+        estimate_batch_norm(network, context.data.calibration_batches())
+        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        return teacher.with_network(network, Widths.between(teacher.network, shapes), details={})
+
+
+if __name__ == "__main__":
+    main()
