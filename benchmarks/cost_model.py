@@ -71,7 +71,7 @@ def compared(model: TorchModel, context: Context) -> dict[str, Any]:
     """What the int8 file takes, in microseconds, and what its layers do; timed before and after them."""
     shape = context.data.preprocess.input_shape(2)
     content = Quantize(mode="ptq", observer="min_max").run(model, context).to_onnx("cost").content
-    layers = [operation.layer for operation in operations_of(model.network, shape, "int8")]
+    layers = [operation.exported() for operation in operations_of(model.network, shape, "int8")]
     session = onnx_file.session(content)
     before = microseconds(session, shape)
     started = time.monotonic()

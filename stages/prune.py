@@ -100,6 +100,10 @@ class Prune(Stage):
         details = {"kept": kept, "widths": pruning.outputs_of(model.network, network), "rigid": groups.rigid}
         return model.with_network(network, models.Widths.between(model.network, shapes), details=details)
 
+    def check_files(self) -> None:
+        """Refuse a table that cannot be used."""
+        self.target.check_table()
+
     def timed_layers(self, model: "TorchModel", context: "Context") -> "Collection[Layer]":
         """All that may be left of the network, for a target of latency."""
         if not self.target.of_time:
@@ -109,14 +113,13 @@ class Prune(Stage):
 
     def _prunable(self, model: "TorchModel", groups: "pruning.Groups", context: "Context") -> "pruning.Prunable":
         """What a target of latency may take from the network: channels and blocks."""
-        example = next(context.data.calibration_batches())[:2]
-        return pruning.Prunable(
+        return pruning.Prunable.of(
             model.network,
             context.data.preprocess.input_shape(2),
             groups,
             self._ranking(groups, context).order(),
-            pruning.removable_blocks(model.network, example, self.skip),
-            self.round_to,
+            round_to=self.round_to,
+            skip=self.skip,
         )
 
     def _removal(self, groups: "pruning.Groups", before: "models.Size", context: "Context") -> "pruning.Removal":

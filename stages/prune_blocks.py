@@ -37,6 +37,10 @@ class PruneBlocks(Stage):
         """What the latency is of."""
         return self.target.decided_by(context)
 
+    def check_files(self) -> None:
+        """Refuse a table that cannot be used."""
+        self.target.check_table()
+
     def timed_layers(self, model: "TorchModel", context: "Context") -> "Collection[Layer]":
         """All that may be left of the network, for a target of latency."""
         return pruning.timed_layers(_prunable(model, context), self.target, context) if self.target.of_time else ()

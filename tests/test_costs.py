@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from compressor.errors import UserError
 from compressor.evaluation import GivenTable, Layer, MeasuredTable, operations_of, script_of
@@ -24,9 +25,10 @@ DOWN = Layer("conv", "float32", 8, 16, (4, 4), (1, 1), (2, 2))
 DEPTHWISE = Layer("conv", "int8", 16, 16, (4, 4), (3, 3), (1, 1), (1, 1), 16)
 LINEAR = Layer("linear", "int8", 16, 10)
 POOL = Layer("max_pool", "int8", 8, 8, (4, 4), (2, 2), (2, 2))
+SAME = Layer("max_pool", "int8", 8, 8, (4, 4), (3, 3), (1, 1), (1, 1))
 MEAN = Layer("global_average_pool", "float32", 8, 8, (4, 4))
 INPUT = Layer("input", "int8", 3, 10, (8, 8))
-KINDS = (ADD, CONV, DOWN, DEPTHWISE, LINEAR, POOL, MEAN, INPUT)
+KINDS = (ADD, CONV, DOWN, DEPTHWISE, LINEAR, POOL, SAME, MEAN, INPUT)
 OPERATORS = {
     "conv": "Conv",
     "linear": "Gemm",
@@ -39,9 +41,9 @@ OPERATORS = {
 def test_the_layers_of_a_residual_network() -> None:
     """By hand: a stem, a block at 8x8, one that halves the size, the mean, the classifier."""
     network = ResNet([1, 1], [16, 24], num_classes=5).eval()
-    found = operations_of(network, (2, 3, 8, 8), "int8")
+    found = [(each.module, each.exported()) for each in operations_of(network, (2, 3, 8, 8), "int8")]
     three = {"kernel": (3, 3), "padding": (1, 1)}
-    assert found == (
+    assert found == [
         ("", Layer("input", "int8", 3, 5, (8, 8))),
         ("conv1", Layer("conv", "int8", 4, 16, (8, 8), **three)),  # as exported files pad the image
         ("layer1.0.conv1", Layer("conv", "int8", 16, 16, (8, 8), **three)),
@@ -53,7 +55,7 @@ def test_the_layers_of_a_residual_network() -> None:
         ("layer2.0", Layer("add", "int8", 24, 24, (4, 4))),
         ("avgpool", Layer("global_average_pool", "int8", 24, 24, (4, 4))),
         ("fc", Layer("linear", "int8", 24, 5)),
-    )
+    ]
 
 
 def test_groups_and_pools_are_found() -> None:
@@ -65,6 +67,25 @@ def test_groups_and_pools_are_found() -> None:
         Layer("average_pool", "float32", 8, 8, (3, 3), (2, 2), (2, 2)),
     ]
     assert [layer.output_size for layer in found[1:]] == [(5, 5), (3, 3), (1, 1)]
+
+
+def test_attention_is_taken_apart_and_what_no_table_knows_is_left_out() -> None:
+    network = VisionTransformer(8, 4, 1, 2, 16, 32, num_classes=5).eval()
+    found = [layer for _, layer, _ in operations_of(network, (2, 3, 8, 8), "float32")]
+    linear = [(layer.size[0], layer.inputs, layer.outputs) for layer in found if layer.operator == "linear"]
+    assert linear == [(5, 16, 48), (5, 16, 16), (5, 16, 32), (5, 32, 16), (1, 16, 5)]  # q, k, v; out; MLP; head
+    odd = nn.Sequential(nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(8, 8, 3, dilation=2), nn.Conv2d(8, 4, 1)).eval()
+    assert [layer.kernel for _, layer, _ in operations_of(odd, (2, 8, 8, 8), "int8")[1:]] == [(1, 1)]
+
+
+def test_a_damaged_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(costs, "measure", lambda layers, **_: dict.fromkeys(layers, 1.0))
+    table = MeasuredTable(2**20)
+    table.of([CONV])
+    table.path.write_text("{")
+    assert not MeasuredTable(2**20).known
+    assert MeasuredTable(2**20).of([ADD]) == {ADD: 1.0}
 
 
 @pytest.mark.parametrize("layer", [kind for kind in KINDS if kind.operator != "input"], ids=Layer.in_words)
@@ -119,10 +140,9 @@ def test_a_layer_is_measured_once_on_a_machine(tmp_path: Path, monkeypatch: pyte
 
 def test_a_table_of_another_machine(tmp_path: Path) -> None:
     path = tmp_path / "pi.json"
-    path.write_text(costs.as_json({CONV: 12.5, ADD: 3.0}, 2**20, 4))
+    path.write_text(costs.as_json({CONV: 12.5, ADD: 3.0}, 2**20, 1))
     table = GivenTable(path)
     assert table.of([CONV, ADD]) == {CONV: 12.5, ADD: 3.0}
-    assert table.threads == 4
     assert table.machine["onnxruntime"] == costs.machine()["onnxruntime"]
     with pytest.raises(UserError, match=r"pi.json lacks 2 layers .* such as int8 conv 3x3, 16 to 16 channels of 4x4"):
         table.of([LINEAR, CONV, DEPTHWISE])
@@ -134,6 +154,7 @@ def test_a_table_of_another_machine(tmp_path: Path) -> None:
         ("", "Expecting value"),
         ("[]", "no table"),
         ('{"schema": 2}', "schema"),
+        (costs.as_json({}, 1, 4), "is of 4 threads; latency is that of one"),
         (costs.as_json({CONV: -1.0}, 1, 1), "layers.0.microseconds: Input should be greater than or equal to 0"),
         (costs.as_json({CONV: 1.0}, 1, 1).replace('"conv"', '"konv"'), "layers.0.layer.operator"),
         (costs.as_json({CONV: float("nan")}, 1, 1), "layers.0.microseconds"),

@@ -281,6 +281,13 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
         "stages=[{stage: train, id: t, model: resnet8, epochs: 1}, {stage: prune, id: p, target: {speedup: 2}}]",
         "baseline=p",
     ),
+    "a table that is not there": lambda _: [
+        "validate",
+        "p.yaml",
+        "--set",
+        "stages=[{stage: train, id: t, model: resnet8, epochs: 1}, "
+        "{stage: prune, id: p, target: {latency: 0.5, table: nowhere.json}}]",
+    ],
     "a table of nothing": lambda _: ["table", "p.yaml", "-o", "table.json"],
     "a table without a file": lambda _: ["table", "p.yaml"],
     "quiet and verbose": lambda _: [*RUN, "--quiet", "--verbose"],

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
+from torchvision.models import DenseNet
 
 from compressor import Context, TorchModel, load
 from compressor.console import Console
 from compressor.errors import StageError, UserError
 from compressor.evaluation import GivenTable, Layer, operations_of
 from compressor.evaluation.costs import layers as costs
-from compressor.pruning import Choice, Prunable, removable_blocks
+from compressor.pruning import Choice, Prunable
+from compressor.pruning.blocks import removable_blocks
 from compressor.pruning.choices import WHOLE
 from compressor.pruning.groups import Groups
 from compressor.pruning.knapsack import least_loss
@@ -83,7 +86,7 @@ def prunable_of(model: TorchModel, round_to: int) -> Prunable:
     shape = model.preprocess.input_shape(2)
     groups = Groups(model.network, shape)
     order = {layer: torch.arange(len(group)) for layer, group in groups.by_layer.items()}
-    return Prunable(model.network, shape, groups, order, removable_blocks(model.network, torch.zeros(shape)), round_to)
+    return Prunable.of(model.network, shape, groups, order, round_to=round_to)
 
 
 def test_hubs_are_the_residual_streams(deep: TorchModel) -> None:
@@ -100,6 +103,57 @@ def test_hubs_are_the_residual_streams(deep: TorchModel) -> None:
     left = Choice({"conv1": 8, "layer2.0.conv1": 16}, frozenset({"layer1.1"}))
     pruned = [o.layer for o in operations_of(times.prunable.without(left), (2, 1, 8, 8), "float32")]
     assert sorted(times.left(left)) == sorted(pruned)
+
+
+def test_the_stem_of_integers_is_padded_as_far_as_it_is_exported_so(deep: TorchModel) -> None:
+    """Files pad the image to four channels if the stem has 16 outputs, not if it has 8."""
+    times = Times(prunable_of(deep, 8), "int8")
+    for kept, inputs in ((16, 4), (8, 1)):
+        stem = times.left(Choice({"conv1": kept}))[1]
+        assert (stem.inputs, stem.outputs) == (inputs, kept)
+
+
+class Chain(nn.Module):
+    """Three modules of a layer, the second of which hands on as many channels as it is given, but others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units = nn.ModuleList([Unit(3, 16), Unit(16, 16), Unit(16, 16)])
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for unit in self.units:
+            x = unit(x)
+        return self.fc(x.mean((2, 3)))
+
+
+class Unit(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(x))
+
+
+def test_a_block_whose_ends_are_different_channels_stays() -> None:
+    network = Chain().eval()
+    assert list(removable_blocks(network, torch.zeros(2, 3, 4, 4))) == ["units.1", "units.2"]
+    groups = Groups(network, (2, 3, 4, 4))
+    order = {layer: torch.arange(len(group)) for layer, group in groups.by_layer.items()}
+    assert len(order) == 3
+    assert Prunable.of(network, (2, 3, 4, 4), groups, order, round_to=8).blocks == []
+
+
+def test_layers_that_read_many_groups_leave_most_of_them_as_they_are() -> None:
+    network = DenseNet(16, (6,), 16, 2, num_classes=10).eval()
+    groups = Groups(network, (2, 3, 32, 32))
+    order = {layer: torch.arange(len(group)) for layer, group in groups.by_layer.items()}
+    times = Times(Prunable(network, (2, 3, 32, 32), groups, order, [], 16), "int8")
+    free = {group for timed in times.layers for group in timed.losses}
+    bottlenecks = {f"features.denseblock1.denselayer{index}.conv1" for index in range(1, 7)}
+    assert bottlenecks <= free < order.keys()
+    assert len(layers_left(times)) < 500
 
 
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
@@ -151,7 +205,7 @@ def test_a_share_of_the_latency_of_another_machine(
     assert taken["predicted"] == pytest.approx(seconds_of(pruned) / seconds_of(deep))
     assert taken["measured"] is None
     assert taken["divergence"] == min(each["divergence"] for each in told["tried"])
-    for name in pruned.details["removed"]:
+    for name in pruned.details["removed_blocks"]:
         assert pruned.details["widths"][f"{name}.conv1"][1] == 0
     pruned.save(tmp_path)
     inputs = context.data.preprocess.normalise(context.data.validation.images)
@@ -163,7 +217,7 @@ def test_a_share_of_the_latency_of_another_machine(
 def test_blocks_alone(deep: TorchModel, context: Context, table: Path) -> None:
     pruned = PruneBlocks(target=Share(latency=0.7, table=table)).run(deep, context)
     assert seconds_of(pruned) <= 0.7 * seconds_of(deep)
-    assert pruned.details["removed"]
+    assert pruned.details["removed_blocks"]
     assert {tuple(widths) for widths in pruned.details["widths"].values() if widths[1]} <= {
         (16, 16),
         (32, 32),
@@ -188,13 +242,13 @@ def test_what_is_fast_enough_stays_as_it_is(
 ) -> None:
     same = Prune(target=Target(latency_ms=1e5, table=table), round_to=8).run(deep, context)
     assert seconds_of(same) == seconds_of(deep)
-    assert same.details["latency_target"]["taken"] is None
+    assert same.details["latency_target"]["tried"] == []
     assert not same.changes
 
 
 def test_out_of_reach(deep: TorchModel, context: Context, table: Path) -> None:
     with pytest.raises(
-        StageError, match=r"the target, 0\.010 of the incoming latency, is out of reach .* keeps 0\.\d{3}"
+        StageError, match=r"the target, 0\.010 of the incoming latency, is out of reach; .* keeps 0\.\d{3}"
     ):
         Prune(target=Target(latency=0.01, table=table), round_to=8).run(deep, context)
 
@@ -205,9 +259,7 @@ def test_candidates_are_exported_and_timed_in_the_precision_that_ships(deep: Tor
     (timed,) = clock.timed([Choice({"conv1": 8}, frozenset({"layer1.0"}))])
     assert timed is not None
     assert timed.runs >= 120
-    assert clock.incoming_ms() > 0
     assert clock.incoming_speedup(deep, context) > 0
-    assert b"QuantizeLinear" not in Here(deep, prunable_of(deep, 8), context).incoming
 
 
 @pytest.mark.parametrize(
@@ -251,8 +303,7 @@ def test_a_table_from_the_command_line_steers_a_run(
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
     monkeypatch.setattr(costs, "measure", lambda layers, **_: {layer: microseconds(layer) for layer in layers})
     Path("fast.yaml").write_text(PIPELINE)
-    assert main(["table", "fast.yaml", "-o", "machine.json", "--quiet"]) == 0
-    assert main(["table", "fast.yaml", "--script", "pi.py"]) == 0
+    assert main(["table", "fast.yaml", "-o", "machine.json", "--script", "pi.py"]) == 0
     wanted = GivenTable(Path("machine.json")).known
     assert {layer.precision for layer in wanted} == {"int8"}  # what ships
     assert Path("pi.py").read_text().count("Layer(operator=") == len(wanted)

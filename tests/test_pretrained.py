@@ -501,7 +501,7 @@ def test_another_version_of_the_weights_is_another_result(tmp_path: Path) -> Non
     def of(weights: str) -> tuple[str, dict[str, str]]:
         stage = Train.model_validate({"model": "timm:test_resnet", "weights": weights, "epochs": 0})
         pipeline = Pipeline(name="p", data=Data(name="digits"), stages=(stage,))
-        return pipeline.digest, made_from(stage, None, {}, images(8), {})
+        return pipeline.digest, made_from(stage, None, images(8), {})
 
     newest, pinned = of("pretrained"), of(f"pretrained:{OLDER}")
     assert newest[0] != pinned[0]

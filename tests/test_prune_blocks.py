@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models import mobilenet_v2, resnet18
+from torchvision.models import VisionTransformer, mobilenet_v2, resnet18
 
 from compressor import Context, TorchModel, load
 from compressor.errors import ArchitectureError, ArtifactError, StageError
@@ -106,6 +106,9 @@ def test_which_blocks_of_known_networks_can_go() -> None:
     images = torch.zeros(2, 3, 32, 32)
     assert list(removable_blocks(ResNet([2, 3], [8, 16]), images)) == REMOVABLE
     assert list(removable_blocks(resnet18(), images)) == ["layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
+    transformer = VisionTransformer(8, 4, 3, 2, 16, 32)
+    found = removable_blocks(transformer, torch.zeros(2, 3, 8, 8))
+    assert list(found) == [f"encoder.layers.encoder_layer_{index}" for index in range(3)]  # not the encoder as a whole
     residual = [3, 5, 6, 8, 9, 10, 12, 13, 15, 16]  # of equal channels and stride 1 (Sandler et al. 2018, table 2)
     assert list(removable_blocks(mobilenet_v2(), images)) == [f"features.{index}" for index in residual]
 

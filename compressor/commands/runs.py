@@ -97,8 +97,11 @@ def make_table(
       compress table mine.yaml -o workstation.json
       compress table mine.yaml --script pi.py        # then there: python pi.py pi.json
     """
-    if (out is None) == (script is None):
-        raise UserError("name one file: a table with -o, or a script with --script")
+    if out is None and script is None:
+        raise UserError("name a file: a table with -o, or a script with --script")
+    for file in filter(None, (out, script)):
+        if not file.absolute().parent.is_dir():
+            raise UserError(f"there is no folder {file.parent}; make it first")
     console = console_of(quiet, verbose)
     wanted = runs.layers_for(pipelines.completed(_load(path, overrides), console), console)
     if script is not None:

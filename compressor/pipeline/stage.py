@@ -62,6 +62,9 @@ class Stage(Spec):
         """What decides the artifact besides the settings, the incoming network, data, seed and device, as JSON."""
         return None
 
+    def check_files(self) -> None:
+        """Refuse files that the settings name and that cannot be used, before anything is trained."""
+
     def timed_layers(self, model: Any, context: "Context") -> "Collection[Layer]":
         """The layers whose times decide what the stage makes of `model`, for tables of other machines."""
         return ()

@@ -1,5 +1,6 @@
 """Residual blocks that can be removed whole, and how much each one matters."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ TEMPERATURE = 4.0  # for comparing predictions, as in distillation
 def removable_blocks(network: nn.Module, example: Tensor, skip: Sequence[str] = ()) -> Sequence[str]:
     """The outermost modules with layers, except `Sequential`, whose output has the shape of their input, by name.
 
-    Those with something in them that `skip` names are left out.
+    What holds several of one kind (an encoder of equal blocks) counts as those; what holds something that `skip` names
+    is left out.
     """
     keeps_shape: dict[str, bool] = {}
 
@@ -40,9 +42,11 @@ def removable_blocks(network: nn.Module, example: Tensor, skip: Sequence[str] = 
     finally:
         for handle in handles:
             handle.remove()
+    kinds = {name: type(module) for name, module in candidates.items() if keeps_shape.get(name)}
     found: list[str] = []
-    for name in candidates:  # an outer module comes before those inside it
-        if keeps_shape.get(name) and not any(name.startswith(f"{outer}.") for outer in found):
+    for name in kinds:  # an outer module comes before those inside it
+        within = Counter(kind for other, kind in kinds.items() if other.startswith(f"{name}."))
+        if max(within.values(), default=1) == 1 and not any(name.startswith(f"{outer}.") for outer in found):
             found.append(name)
     return [block for block in found if not any(inside(block, name) or inside(name, block) for name in skip)]
 

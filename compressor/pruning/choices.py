@@ -2,12 +2,15 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from compressor.models import Removed, Widths
+from compressor.pruning.blocks import removable_blocks
 from compressor.pruning.groups import Groups, Removal
 
 SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)  # of a group's channels that may be left, besides all
@@ -48,6 +51,31 @@ class Prunable:
     order: Mapping[str, Tensor]
     blocks: Sequence[str]
     round_to: int
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        input_shape: tuple[int, int, int, int],
+        groups: Groups,
+        order: Mapping[str, Tensor],
+        *,
+        round_to: int,
+        skip: Sequence[str] = (),
+    ) -> Self:
+        """All that may be taken, with the blocks that can go whatever the widths are.
+
+        Where the channels that a block is given and those that it hands on are of different groups, both only happen to
+        be as many.
+        """
+        example = torch.zeros(input_shape)
+        blocks = removable_blocks(network, example, skip)
+        whole = cls(network, input_shape, groups, order, blocks, round_to)
+        for group, channels in order.items():
+            if blocks:
+                less = removable_blocks(whole.without(Choice({group: len(channels) - 1})), example, skip)
+                blocks = [block for block in blocks if block in less]
+        return replace(whole, blocks=blocks)
 
     def levels(self, group: str, shares: Sequence[float] = SHARES) -> tuple[int, ...]:
         """How many channels of a group may be left, all of them first."""

@@ -96,22 +96,11 @@ class Options:
         self.levels = {hub: _levels(hub, search.times, state) for hub in self.times.hubs}
         self._known: dict[tuple[int, tuple[int, ...]], Figures] = {}  # of units, by the widths of their hubs
         self.table.of(layers_left(search.times, state))
-        count = sum(map(len, self.options)) + sum(map(len, self.levels.values()))
-        base = search.divergence(state)
-        with search.console.progress("measuring what predictions lose", count) as advance:
-
-            def loss(changed: Choice) -> float:
-                advance(1)
-                return 0.0 if _same(changed, state, self.times) else max(search.divergence(changed) - base, 0.0)
-
-            self.losses = [
-                np.array([loss(_with(state, unit, option)) for option in options])
-                for unit, options in zip(self.times.units, self.options, strict=True)
-            ]
-            self.hub_losses = {
-                hub: {level: loss(Choice({**state.kept, hub: level}, state.removed)) for level in levels}
-                for hub, levels in self.levels.items()
-            }
+        self._lost = _Lost(search, state)
+        self.losses = [
+            np.array([self._lost.by(unit, option) for option in options])
+            for unit, options in zip(self.times.units, self.options, strict=True)
+        ]
 
     def within(self, limit: float) -> list[Found]:
         """The choices within a limit, the least loss first."""
@@ -128,10 +117,11 @@ class Options:
         best = {hub: found[0].choice.kept.get(hub, len(self.times.prunable.order[hub])) for hub in self.levels}
         tighter = limit
         for _ in range(CANDIDATES - len(found)):
-            tighter = TIGHTER * min(tighter, found[-1].microseconds)
+            tighter *= TIGHTER
             if (another := self._solved(best, tighter)) is None:
                 break
-            found.append(another)
+            if another.choice not in [each.choice for each in found]:
+                found.append(another)
         return sorted(found, key=lambda each: each.loss)
 
     def fastest(self) -> float:
@@ -173,7 +163,7 @@ class Options:
             choice = _with(choice, unit, options[pick])
         spent = base + sum(own[pick] for own, pick in zip(times, picked, strict=True))
         loss = sum(own[pick] for own, pick in zip(self.losses, picked, strict=True))
-        loss += sum(self.hub_losses[hub][level] for hub, level in hubs.items())
+        loss += sum(self._lost.by_width[hub, level] for hub, level in hubs.items())
         return Found(choice, float(spent), float(loss))
 
     def _unit_times(self, index: int, hubs: Widths) -> Figures:
@@ -190,6 +180,39 @@ class Options:
     def _time(self, layers: Sequence[Timed], widths: Widths) -> float:
         removed = self.times.removed({**self.state.kept, **widths})
         return sum(self.table.known[timed.left(removed)] for timed in layers)
+
+
+class _Lost:
+    """What predictions lose by every width of a group, and by every block, each changed alone.
+
+    Attributes:
+        by_width: by a group and the number of channels that are left of it.
+        by_block: without a block.
+    """
+
+    def __init__(self, search: Search, state: Choice) -> None:
+        groups = dict.fromkeys(group for timed in search.times.layers for group in timed.losses)
+        widths = [(group, level) for group in groups for level in _levels(group, search.times, state)]
+        blocks = [unit.block for unit in search.times.units if unit.block and unit.block not in state.removed]
+        base = search.divergence(state)
+        with search.console.progress("measuring what predictions lose", len(widths) + len(blocks)) as advance:
+
+            def lost(changed: Choice) -> float:
+                advance(1)
+                more = 0.0 if _same(changed, state, search.times) else search.divergence(changed) - base
+                return max(more, 0.0) if math.isfinite(more) else math.inf
+
+            self.by_width = {
+                (group, level): lost(Choice({**state.kept, group: level}, state.removed)) for group, level in widths
+            }
+            self.by_block = dict.fromkeys(state.removed, 0.0)
+            self.by_block |= {block: lost(Choice(state.kept, state.removed | {block})) for block in blocks}
+
+    def by(self, unit: Unit, option: Option) -> float:
+        """What predictions lose by an option."""
+        if option.removed:
+            return self.by_block[unit.block]
+        return sum(self.by_width[group, level] for group, level in option.kept.items())
 
 
 def layers_left(times: Times, state: Choice = WHOLE) -> set[Layer]:

@@ -33,7 +33,7 @@ from compressor.training import layout_of
 
 TOLERATED = 1.05  # of the latency that is asked for
 TOO_FAST = 0.95  # of it: less than this gives away what could have been kept
-MOST_TRIED = 10  # candidates, behind which what the table predicts is corrected no more
+MOST_TRIED = 15  # candidates
 JUDGED_IMAGES = 256  # of the calibration images, on which predictions are compared
 
 
@@ -76,7 +76,7 @@ def prune_to_latency(model: TorchModel, prunable: Prunable, target: Share, conte
     divergence of those that are fast enough is taken. Where prediction and timing disagree, the limit is corrected.
 
     Args:
-        model: with the network that `prunable` is about.
+        model: what `prunable` is about.
         prunable: what may be removed.
         target: of `latency`, `latency_ms` or `speedup`.
         context: with the calibration images, and what ships.
@@ -91,36 +91,38 @@ def prune_to_latency(model: TorchModel, prunable: Prunable, target: Share, conte
     clock = Elsewhere(search) if target.table is not None else Here(model, prunable, context)
     goal = _goal(target, clock, context)
     say = context.services.console.say
-    say(f"  {label}: choosing blocks and widths for {goal:.3f} of the incoming latency; this takes some minutes")
-    tried = _tried(goal, search, clock) if goal < 1 else []
+    if goal >= 1:
+        say(f"  {label}: the network is within the target as it comes")
+        return model.with_network(model.network, details={"latency_target": {"goal": goal, "tried": []}})
+    say(f"  {label}: choosing what stays for {goal:.3f} of the incoming latency; this takes minutes")
+    tried = _tried(goal, search, clock)
     best = _best(tried, goal)
-    if best is None and goal < 1:
+    if best is None:
         closest = min((each.share for each in tried), default=search.fastest() / search.microseconds(WHOLE))
         raise StageError(
-            f"the target, {goal:.3f} of the incoming latency, is out of reach with round_to {prunable.round_to}; the "
-            f"fastest network that was found keeps {closest:.3f}"
+            f"the target, {goal:.3f} of the incoming latency, is out of reach; the fastest network that was "
+            f"found keeps {closest:.3f}"
         )
-    choice = WHOLE if best is None else best.choice
-    network = prunable.without(choice)
+    network = prunable.without(best.choice)
     check_fits(network, model.architecture, prunable.input_shape)
     estimate_batch_norm(network, context.data.calibration_batches())
-    share = 1.0 if best is None else best.share
-    left, blocks = len(prunable.blocks) - len(choice.removed), len(prunable.blocks)
-    say(f"  {label} keeps {share:.3f} of the latency, {left} of {blocks} blocks that can be removed")
+    left, blocks = len(prunable.blocks) - len(best.choice.removed), len(prunable.blocks)
+    say(f"  {label} keeps {best.share:.3f} of the latency, {left} of {blocks} blocks that can be removed")
     kept = Size.of(network, model.preprocess).share_of(Size.of(prunable.network, model.preprocess))
     details = {
         "kept": kept,
         "widths": outputs_of(prunable.network, network),
-        "removed": sorted(choice.removed),
+        "removed_blocks": [block for block in prunable.blocks if block in best.choice.removed],
+        "rigid": [] if prunable.groups is None else prunable.groups.rigid,
         "latency_target": {
             "goal": goal,
             "precision": times.precision,
             "table": None if target.table is None else str(target.table),
-            "taken": None if best is None else tried.index(best),
+            "taken": tried.index(best),
             "tried": [each.details() for each in tried],
         },
     }
-    return model.with_network(network, *prunable.changes(choice), details=details)
+    return model.with_network(network, *prunable.changes(best.choice), details=details)
 
 
 def _tried(goal: float, search: Search, clock: "Here | Elsewhere") -> list[Tried]:
@@ -128,7 +130,7 @@ def _tried(goal: float, search: Search, clock: "Here | Elsewhere") -> list[Tried
     whole = search.microseconds(WHOLE)
     tried: list[Tried] = []
     found = search.candidates(goal * whole)
-    while found and len(tried) <= MOST_TRIED:
+    while found and len(tried) < MOST_TRIED:
         known = [each.choice for each in tried]
         fresh = [each for each in found if each.choice not in known]
         timed = clock.timed([each.choice for each in fresh])
@@ -156,7 +158,7 @@ def timed_layers(prunable: Prunable, target: Share, context: Context) -> set[Lay
 def _layers_of(model: TorchModel) -> list[Layer]:
     shape = model.preprocess.input_shape(2)
     network = operations_of(model.network, shape, "int8" if model.quantized else "float32")
-    return [operation.layer for operation in network]
+    return [operation.exported() for operation in network]
 
 
 def _precision(context: Context) -> Precision:

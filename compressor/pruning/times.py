@@ -1,6 +1,7 @@
 """How long a network takes, by what is left of it: its layers, their widths as functions of groups, and a table."""
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ from compressor.pruning.choices import Choice, Prunable
 from compressor.tracing import inside
 
 IN_UNIT = 2  # groups at most, whose widths are chosen together
+MOST_WIDTHS = 250  # of a layer, each of which is timed
 
 Widths = Mapping[str, int]  # by group, how many of its channels are left
 
@@ -18,22 +20,23 @@ class Timed:
     """A layer whose widths depend on groups.
 
     Attributes:
-        layer: as it is in the whole network.
+        operation: as it is in the whole network.
         block: the removable block that it is in, or "".
         losses: by group, what one channel less takes from the layer's inputs, outputs and groups.
     """
 
-    layer: Layer
+    operation: Operation
     block: str
     losses: Mapping[str, tuple[int, int, int]]
 
     def left(self, removed: Widths) -> Layer:
         """The layer without so many channels of each group."""
-        layer = self.layer
+        layer = self.operation.layer
         sides = [layer.inputs, layer.outputs, layer.groups]
         for group, losses in self.losses.items():
             sides = [side - removed[group] * loss for side, loss in zip(sides, losses, strict=True)]
-        return replace(layer, inputs=sides[0], outputs=sides[1], groups=sides[2])
+        left = replace(layer, inputs=sides[0], outputs=sides[1], groups=sides[2])
+        return self.operation._replace(layer=left).exported()
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Times:
     def __init__(self, prunable: Prunable, precision: Precision) -> None:
         self.prunable, self.precision = prunable, precision
         self.layers = _timed(prunable, precision)
-        self.hubs, members = _partition(self.layers, prunable)
+        self.hubs, members = _partition(self.layers)
         owner = {group: unit for unit, groups in members.items() for group in groups}
 
         def unit_of(timed: Timed) -> str:
@@ -111,10 +114,24 @@ def _timed(prunable: Prunable, precision: Precision) -> tuple[Timed, ...]:
         for own, before, after in zip(losses, whole, less, strict=True):
             if before != after:
                 own[group] = _sides(before, after)
+    for group in _entangled(losses, prunable):
+        for own in losses:
+            own.pop(group, None)
     return tuple(
-        Timed(operation.layer, _block_of(operation, prunable.blocks), own)
+        Timed(operation, _block_of(operation, prunable.blocks), own)
         for operation, own in zip(whole, losses, strict=True)
     )
+
+
+def _entangled(losses: Sequence[Mapping[str, object]], prunable: Prunable) -> set[str]:
+    """Groups that keep their widths: without them no layer reads so many others that it has too many widths to time."""
+    users = Counter(group for own in losses for group in own)
+    fixed: set[str] = set()
+    for own in losses:
+        left = sorted((group for group in own if group not in fixed), key=users.__getitem__)
+        while math.prod(len(prunable.levels(group)) for group in left) > MOST_WIDTHS:
+            fixed.add(left.pop())
+    return fixed
 
 
 def _sides(before: Operation, after: Operation) -> tuple[int, int, int]:
@@ -126,13 +143,16 @@ def _block_of(operation: Operation, blocks: Iterable[str]) -> str:
     return next((block for block in blocks if inside(operation.module, block)), "")
 
 
-def _partition(layers: Sequence[Timed], prunable: Prunable) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+def _partition(layers: Sequence[Timed]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
     """The hubs, and the other groups by unit, which is called by its block or by one of its groups.
 
     A group outside of which layers of a block depend on it is a hub; so is, of a unit with too many groups, the one
     that most layers depend on.
     """
-    users: dict[str, list[Timed]] = {group: [t for t in layers if group in t.losses] for group in prunable.order}
+    users: dict[str, list[Timed]] = defaultdict(list)
+    for timed in layers:
+        for group in timed.losses:
+            users[group].append(timed)
     hubs = [group for group, used in users.items() if len({timed.block for timed in used}) > 1]
     while True:
         units = _units({group: used for group, used in users.items() if group not in hubs})

@@ -34,7 +34,7 @@ def try_stages(
     device: torch.device | None = None,
     console: Console | None = None,
     scratch: Path | None = None,
-    watch: Callable[[Stage, Artifact | None, Context], object] = lambda *_: None,
+    watch: Callable[[Stage, Artifact | None, Context], object] = lambda stage, *_: stage.check_files(),
 ) -> list[dict[str, Any]]:
     """Take a few random images through every stage in order.
 
@@ -48,7 +48,8 @@ def try_stages(
         device: where networks train; the CPU by default.
         console: where the stages' networks are shown.
         scratch: the folder in which networks are saved for the moment; the system's own by default.
-        watch: called with each stage, the network before it and its context, before it runs.
+        watch: called with each stage, the network before it and its context, before it runs; by default, the files that
+            it names are checked.
 
     Returns:
         For each stage its id, its tag, and its network's parameters, MACs and layers that stay in float.

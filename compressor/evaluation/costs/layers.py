@@ -192,12 +192,12 @@ def _network(layer: Layer, count: int, more: bool) -> bytes:
             made = graph.layer(pixelwise, x)
             x = graph.sum(x, made) if more else made
         return graph.file(x)
+    if layer.operator in POOLS:
+        start = x = graph.layer(pixelwise, x)  # which brings the layout that convolutions have
     if layer.fits_behind_itself:
         for _ in range(2 * count if more else count):
             x = graph.layer(layer, x)
         return graph.file(x)
-    if layer.operator in POOLS:
-        start = x = graph.layer(pixelwise, x)  # which brings the layout that convolutions have
     total = first = graph.layer(layer, start)
     for _ in range(count):
         if layer.operator in POOLS:  # of nodes with the same input and no weights ONNX Runtime keeps one

@@ -1,6 +1,7 @@
 """The layers that a network runs for one image, as ONNX Runtime executes them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +16,17 @@ aten = torch.ops.aten
 
 
 class Operation(NamedTuple):
-    """A layer, and the module whose forward runs it, by name."""
+    """A layer as the network has it, the module whose forward runs it, by name, and whether its input is the image."""
 
     module: str
     layer: Layer
+    reads_image: bool = False
+
+    def exported(self) -> Layer:
+        """The layer as files have it: to an image that an integer convolution reads, channels of zeros are added."""
+        layer = self.layer
+        padded = self.reads_image and layer.precision == "int8" and layer.outputs >= MIN_OUT
+        return replace(layer, inputs=layer.inputs + -layer.inputs % IN_MULTIPLE) if padded else layer
 
 
 @torch.no_grad()
@@ -28,7 +36,7 @@ def operations_of(
     """The layers that run for one image, in order.
 
     Activations and norms are part of the convolution before them. What no table knows is left out: products,
-    normalisation of layers, attention.
+    normalisation of layers, attention's own products, convolutions that are transposed, dilated or of one dimension.
 
     Args:
         network: in eval mode, on the CPU.
@@ -36,8 +44,13 @@ def operations_of(
         precision: of all layers.
     """
     image = torch.zeros((1, *input_shape[1:]))
-    with running_layers(network) as running, _Recorder(image, precision, running) as recorder:
-        logits = network(image)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it hides the layers of attention
+    try:
+        with running_layers(network) as running, _Recorder(image, precision, running) as recorder:
+            logits = network(image)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     session = Layer("input", precision, image.shape[1], logits.shape[1], _pair(image.shape[2:]))
     return Operation("", session), *recorder.operations
 
@@ -52,8 +65,9 @@ class _Recorder(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         match func:
             case aten.convolution.default:
-                x, weight, _, stride, padding, _, _, _, groups = args
-                self._add("conv", x, made, weight.shape[2:], stride, padding, groups)
+                x, weight, _, stride, padding, dilation, transposed, _, groups = args
+                if x.dim() == 4 and not transposed and set(dilation) == {1}:
+                    self._add("conv", x, made, weight.shape[2:], stride, padding, groups)
             case aten.addmm.default:
                 self._add("linear", args[1], made)
             case aten.mm.default:
@@ -79,12 +93,11 @@ class _Recorder(TorchDispatchMode):
         groups: int = 1,
     ) -> None:
         inputs, outputs = x.shape[1], made.shape[1]
-        if operator == "conv" and x is self.image and self.precision == "int8" and outputs >= MIN_OUT:
-            inputs += -inputs % IN_MULTIPLE  # as exported files pad it
         size = (len(x), 1) if operator == "linear" else _pair(x.shape[2:])
         windows = _pair(kernel), _pair(stride), _pair(padding)
         layer = Layer(operator, self.precision, inputs, outputs, size, *windows, groups)
-        self.operations.append(Operation(self.running[-1] if self.running else "", layer))
+        reads_image = operator == "conv" and x is self.image
+        self.operations.append(Operation(self.running[-1] if self.running else "", layer, reads_image))
 
 
 def _alike(x: Any, y: Any) -> bool:

@@ -18,6 +18,7 @@ from compressor.evaluation.costs.layers import VISITS, Layer
 from compressor.storage import files
 
 FOLDER = Path("compressor", "costs")  # in the user's cache
+KEPT_AT_ONCE = 20  # layers; a kill loses no more
 SMALLEST_FOOTPRINT = 2**18  # bytes, which any processor's caches hold
 
 PRIVATE = """import os
@@ -80,13 +81,15 @@ class GivenTable(CostTable):
     """The table in a file, which another machine may have made.
 
     Raises:
-        UserError: it cannot be read, or is no such table.
+        UserError: it cannot be read, is no such table, or of several threads.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         found = _read(path)
-        self.machine, self.threads = found.machine, found.threads
+        if found.threads != 1:
+            raise UserError(f"{path} is of {found.threads} threads; latency is that of one")
+        self.machine = found.machine
         super().__init__({row.layer: row.microseconds for row in found.layers})
 
     def add(self, missing: Sequence[Layer]) -> None:
@@ -111,33 +114,52 @@ class MeasuredTable(CostTable):
     """
 
     def __init__(self, footprint_bytes: int, threads: int = 1, console: Console | None = None) -> None:
-        self.footprint_bytes = max(SMALLEST_FOOTPRINT, 1 << max(footprint_bytes - 1, 0).bit_length())
+        self.footprint_bytes = rounded_footprint(footprint_bytes)
         self.threads, self.console = threads, console or Console()
         key = files.digest_json([layers.machine(), self.footprint_bytes, threads, _code()])
         self.path = _cache() / f"{key[:16]}.json"
-        super().__init__(
-            {row.layer: row.microseconds for row in _read(self.path).layers} if self.path.is_file() else {}
-        )
+        super().__init__(self._kept())
 
     def add(self, missing: Sequence[Layer]) -> None:
-        """Measure them, one after the other."""
-        with self.console.progress("timing layers", VISITS * len(missing)) as advance:
-            self.known |= layers.measure(
-                missing, footprint_bytes=self.footprint_bytes, threads=self.threads, advance=advance
-            )
+        """Measure them, and keep what is measured as it comes."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(self.path, self.as_json())
+        with self.console.progress("timing layers", VISITS * len(missing)) as advance:
+            for start in range(0, len(missing), KEPT_AT_ONCE):
+                self.known |= layers.measure(
+                    missing[start : start + KEPT_AT_ONCE],
+                    footprint_bytes=self.footprint_bytes,
+                    threads=self.threads,
+                    advance=advance,
+                )
+                files.write_text(self.path, self.as_json())
+
+    def _kept(self) -> dict[Layer, float]:
+        """What earlier runs measured; nothing, and a line that says so, if it is damaged."""
+        if not self.path.is_file():
+            return {}
+        try:
+            return {row.layer: row.microseconds for row in _read(self.path).layers}
+        except UserError as error:
+            self.console.say(f"  {error}; its layers are timed again")
+            return {}
 
     def as_json(self, wanted: Collection[Layer] | None = None) -> str:
         """The table, or its part about some layers, as a file holds it."""
-        known = self.known if wanted is None else {layer: self.of(wanted)[layer] for layer in wanted}
+        measured = self.of(wanted or ())
+        known = self.known if wanted is None else {layer: measured[layer] for layer in wanted}
         return layers.as_json(known, self.footprint_bytes, self.threads)
 
 
 def script_of(wanted: Iterable[Layer], footprint_bytes: int, threads: int = 1) -> str:
     """A Python script that measures these layers where it is run, with numpy and onnxruntime alone."""
     lines = "\n".join(f"        {layer!r}," for layer in sorted(set(wanted)))
+    footprint_bytes = rounded_footprint(footprint_bytes)
     return PRIVATE + _code() + MAIN.format(wanted=lines, footprint_bytes=footprint_bytes, threads=threads)
+
+
+def rounded_footprint(footprint_bytes: int) -> int:
+    """The next power of two: networks of about one size share a table."""
+    return max(SMALLEST_FOOTPRINT, 1 << max(footprint_bytes - 1, 0).bit_length())
 
 
 def _code() -> str:
