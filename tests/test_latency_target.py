@@ -149,7 +149,7 @@ def test_layers_that_read_many_groups_leave_most_of_them_as_they_are() -> None:
     network = DenseNet(16, (6,), 16, 2, num_classes=10).eval()
     groups = Groups(network, (2, 3, 32, 32))
     order = {layer: torch.arange(len(group)) for layer, group in groups.by_layer.items()}
-    times = Times(Prunable(network, (2, 3, 32, 32), groups, order, [], 16), "int8")
+    times = Times(Prunable(network, (2, 3, 32, 32), groups, order, [], 4), "int8")
     free = {group for timed in times.layers for group in timed.losses}
     bottlenecks = {f"features.denseblock1.denselayer{index}.conv1" for index in range(1, 7)}
     assert bottlenecks <= free < order.keys()
