@@ -11,6 +11,10 @@ from .costs.table import CostTable as CostTable
 from .costs.table import GivenTable as GivenTable
 from .costs.table import MeasuredTable as MeasuredTable
 from .costs.table import script_of as script_of
+from .doctor.diagnosis import Diagnosis as Diagnosis
+from .doctor.diagnosis import Node as Node
+from .doctor.diagnosis import diagnose as diagnose
+from .doctor.reasons import Finding as Finding
 from .engines.base import Engine as Engine
 from .engines.base import Session as Session
 from .engines.base import Subject as Subject

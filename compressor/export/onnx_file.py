@@ -128,9 +128,15 @@ def has_cuda() -> bool:
 
 
 def session(
-    model: bytes | Path, threads: int = 1, device: str = "cpu", profile: Path | None = None
+    model: bytes | Path,
+    threads: int = 1,
+    device: str = "cpu",
+    profile: Path | None = None,
+    executed: Path | None = None,
 ) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session with a fixed number of threads; `profile` is how the file of a profile begins.
+    """An ONNX Runtime session with a fixed number of threads.
+
+    `profile` is how the file of a profile begins; `executed` is where the graph is written that is executed.
 
     Raises:
         ArtifactError: ONNX Runtime cannot open it.
@@ -142,6 +148,8 @@ def session(
     options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads leave the cores to others
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if executed is not None:
+        options.optimized_model_filepath = str(executed)
     source = model if isinstance(model, bytes) else str(model)
     try:
         providers = [CUDA, CPU] if device == "cuda" else [CPU]

@@ -1,0 +1,1 @@
+"""Where an ONNX file spends its time on this machine, and why."""

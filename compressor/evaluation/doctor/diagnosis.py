@@ -1,0 +1,110 @@
+"""What an ONNX file's time goes into on this machine, and why; every claim is supported by a measurement of the run."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from compressor.environment import Environment, environment
+from compressor.errors import ArtifactError
+from compressor.evaluation.costs.layers import measure
+from compressor.evaluation.doctor.nodes import macs_of
+from compressor.evaluation.doctor.reasons import Case, Finding, best_of, findings
+from compressor.export import Executed, executed_in, onnx_file, reading
+from compressor.storage import files
+
+LEAST = 0.02  # of the time: a finding that costs less is left out
+RUNS, WARM_UP = 100, 10
+
+
+class Node(BaseModel):
+    """An operator as ONNX Runtime executes it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    operator: str
+    name: str
+    shape: tuple[int, ...]
+    microseconds: float
+    share: float
+    integers: bool
+    gmacs_per_second: float | None
+
+
+class Diagnosis(BaseModel):
+    """A file on this machine, one thread, one image.
+
+    `microseconds` is the median of the file as it is. Operators are timed by a profiler, which slows them down, so
+    their shares are of their own sum. `best_gmacs_per_second` is what this processor reached in a convolution that
+    suits it, by precision; `by_threads` is the file's median on other numbers of threads.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    sha256: str
+    environment: Environment
+    microseconds: float
+    by_threads: dict[int, float]
+    fixed_batch: int | None
+    best_gmacs_per_second: dict[str, float]
+    nodes: tuple[Node, ...]
+    findings: tuple[Finding, ...]
+
+
+def diagnose(model: Path) -> Diagnosis:
+    """Profile a file, time what might be faster, and say what that comes to. Takes half a minute or more.
+
+    Raises:
+        ArtifactError: it cannot be read or run, or does not take one image.
+    """
+    try:
+        content = files.read_bytes(model)
+    except OSError as error:
+        raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
+    reading.parse(content, source=model)
+    opened = onnx_file.session(model)
+    batch = opened.get_inputs()[0].shape[0]
+    fixed = batch if isinstance(batch, int) else None
+    name, sides = onnx_file.input_of(opened, fixed or 1, source=model)
+    feed = {name: np.random.default_rng(0).standard_normal((fixed or 1, *sides), dtype=np.float32)}
+    cores = environment().cores
+    by_threads = {count: _median(content, feed, count) for count in sorted({1, cores, 2 * cores})}
+    case = Case(executed_in(content, feed), by_threads, cores, measure)
+    return Diagnosis(
+        model=str(model),
+        sha256=files.digest(content),
+        environment=environment(),
+        microseconds=by_threads[1],
+        by_threads=by_threads,
+        fixed_batch=fixed,
+        best_gmacs_per_second=best_of(case),
+        nodes=tuple(_described(node, case.total) for node in case.nodes),
+        findings=tuple(finding for finding in findings(case) if finding.share >= LEAST),
+    )
+
+
+def _described(node: Executed, total: float) -> Node:
+    microseconds, macs = 1e6 * node.seconds, macs_of(node)
+    return Node(
+        operator=node.operator,
+        name=node.name,
+        shape=node.output[1],
+        microseconds=microseconds,
+        share=microseconds / total,
+        integers=node.on_integers,
+        gmacs_per_second=macs / max(microseconds, 1e-3) / 1e3 if macs else None,
+    )
+
+
+def _median(content: bytes, feed: dict[str, NDArray[np.float32]], threads: int) -> float:
+    """The median microseconds of a file on so many threads."""
+    session = onnx_file.session(content, threads)
+    times = []
+    for _ in range(WARM_UP + RUNS):
+        started = time.perf_counter()
+        session.run(None, feed)
+        times.append(time.perf_counter() - started)
+    return 1e6 * float(np.median(times[WARM_UP:]))
