@@ -144,7 +144,9 @@ def test_a_table_of_another_machine(tmp_path: Path) -> None:
     table = GivenTable(path)
     assert table.of([CONV, ADD]) == {CONV: 12.5, ADD: 3.0}
     assert table.machine["onnxruntime"] == costs.machine()["onnxruntime"]
-    with pytest.raises(UserError, match=r"pi.json lacks 2 layers .* such as int8 conv 3x3, 16 to 16 channels of 4x4"):
+    with pytest.raises(
+        UserError, match=r"pi.json lacks 2 layers .* such as int8 depthwise conv 3x3, 16 to 16 channels of 4x4"
+    ):
         table.of([LINEAR, CONV, DEPTHWISE])
 
 

@@ -19,7 +19,7 @@ from compressor.evaluation import diagnose
 from compressor.evaluation.costs.layers import Layer
 from compressor.evaluation.doctor import diagnosis
 from compressor.evaluation.doctor.nodes import layer_of, macs_of, with_whole_widths
-from compressor.evaluation.doctor.reasons import Case, best_of, findings
+from compressor.evaluation.doctor.reasons import Case, findings
 from compressor.export import Executed, executed_in
 from compressor_command import main
 
@@ -91,6 +91,8 @@ def test_float_layers_are_named_where_integers_are_faster() -> None:
     found = of({int8: 10.0}, CONV, CONV)["layers that compute in float"]
     assert found.microseconds == pytest.approx(40)
     assert found.advice.startswith("quantize")
+    signed = node("QuantizeLinear", 1, output=("int8", (1, 8, 6, 6)))
+    assert "round activations to uint8" in of({int8: 10.0}, CONV, signed)[found.what].advice
     assert "the scale of the bias" in of({int8: 10.0}, CONV, node("QuantizeLinear", 1))[found.what].advice
     assert found.what not in of({int8: 29.0}, CONV)
     assert found.what not in of({}, ON_INTEGERS)
@@ -100,7 +102,10 @@ def test_widths_and_groups_are_named_where_others_are_faster() -> None:
     int8 = replace(LAYER, precision="int8")
     found = of({int8: 30.0, replace(int8, inputs=16): 12.0}, ON_INTEGERS)["channels that are no multiple of 16"]
     assert found.microseconds == pytest.approx(18)
-    assert "int8 conv 3x3, 8 to 16 channels of 6x6 takes 30.0 µs, with 16 to 16 channels 12.0 µs" in found.measured
+    assert (
+        "int8 conv 3x3 stride 2, 8 to 16 channels of 6x6 takes 30.0 µs, with 16 to 16 channels 12.0 µs"
+        in found.measured
+    )
     assert found.what not in of({int8: 30.0, replace(int8, inputs=16): 31.0}, ON_INTEGERS)
     grouped = replace(CONV, weight=(16, 4, 3, 3), windows={**WINDOWS, "group": 2})
     own = replace(LAYER, groups=2)
@@ -127,9 +132,16 @@ def test_dynamic_ranges_and_threads() -> None:
 
 
 def test_the_best_of_this_processor() -> None:
-    case = Case([], {}, 2, lambda layers: dict.fromkeys(layers, 100.0))
-    gmacs = 28 * 28 * 64 * 64 * 9 / 100e-6 / 1e9
-    assert best_of(case) == {"int8": pytest.approx(gmacs), "float32": pytest.approx(gmacs)}
+    """And what no layer can take less than: two thirds of the time at that rate."""
+    case = Case([], {}, 2, lambda layers: {layer: 100.0 if layer.inputs == 64 else 0.001 for layer in layers})
+    macs = 28 * 28 * 64 * 64 * 9
+    gmacs = macs / 100e-6 / 1e9
+    assert case.best == {"int8": pytest.approx(gmacs), "float32": pytest.approx(gmacs)}
+    assert case.time([LAYER])[LAYER] == pytest.approx(100 / 1.5 * (3 * 3 * 16 * 8 * 9) / macs)
+    assert LAYER.macs == 3 * 3 * 16 * 8 * 9
+    assert replace(LAYER, groups=2).macs == 3 * 3 * 16 * 4 * 9
+    assert Layer("linear", "int8", 64, 10, (5, 1)).macs == 5 * 64 * 10
+    assert Layer("add", "int8", 8, 8, (4, 4)).macs == 0
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -174,6 +186,12 @@ def test_files_of_ours_and_of_onnx_runtimes_own_quantizers(
 @pytest.mark.usefixtures("quick")
 def test_from_the_command_line(tiny: TorchModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.onnx").write_bytes(tiny.to_onnx("").content)
+    page = tmp_path / "why.html"
+    assert main(["doctor", str(tmp_path), "--page", str(page)]) == 0
+    assert "At best in int8" in page.read_text()
+    assert "layers that compute in float" in page.read_text()
+    assert main(["doctor", str(tmp_path), "--page", str(tmp_path / "none" / "why.html")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
     assert main(["doctor", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "GMAC/s that this processor reaches" in shown

@@ -290,6 +290,7 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
     ],
     "a table of nothing": lambda _: ["table", "p.yaml", "-o", "table.json"],
     "a table without a file": lambda _: ["table", "p.yaml"],
+    "a page into no folder": lambda _: ["doctor", "model.onnx", "--page", "nowhere/why.html"],
     "quiet and verbose": lambda _: [*RUN, "--quiet", "--verbose"],
     "no folder of images": lambda _: with_settings("data={name: image_folder, root: images}"),
     "split that the data has": split_twice,

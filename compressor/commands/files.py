@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import click
 from compressor import evaluation, plugins, report
 from compressor.commands.options import PATH, Counts, as_json, model_in
 from compressor.console import Console, table
-from compressor.errors import DataError, printable
-
-SHOWN = 12  # kinds of operators
+from compressor.errors import DataError, UserError, printable
+from compressor.storage import write_text
 
 
 class EngineName(click.ParamType):  # type: ignore[type-arg]  # generic since 8.4 only
@@ -85,23 +83,32 @@ def bench(
 
 @click.command()
 @click.argument("model", type=PATH, metavar="MODEL.onnx|DIR")
+@click.option("--page", type=PATH, metavar="FILE.html", help="Write a page as well.")
 @as_json
-def doctor(model: Path, as_json: bool) -> None:
+def doctor(model: Path, page: Path | None, as_json: bool) -> None:
     """Show where a file's time goes on this machine and why it is slow; of a run's folder, its model.onnx.
 
     Any ONNX file with one image input will do. It takes half a minute or more: what might be faster is timed.
 
     \b
     Examples:
-      compress doctor runs/digits-resnet
+      compress doctor runs/digits-resnet --page why.html
       compress doctor model.onnx --json > why.json
     """
+    if page is not None and not page.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {page.parent}; make it first")
     found = evaluation.diagnose(model_in(model))
+    if page is not None:
+        write_text(page, report.diagnosis_page(found))
     if as_json:
         print(json.dumps(found.model_dump(mode="json"), indent=1))
         return
     console = Console.terminal()
-    console.say(table(["operator", "output", "on", "count", "µs", "share", "GMAC/s"], _slowest(found), figures=True))
+    console.say(
+        table(
+            ["operator", "output", "on", "count", "µs", "share", "GMAC/s"], report.diagnosis_rows(found), figures=True
+        )
+    )
     console.say(f"{found.microseconds:.0f} µs an image on one thread; {_threads(found)}")
     best = ", ".join(f"{best:.0f} in {name}" for name, best in found.best_gmacs_per_second.items())
     console.say(f"GMAC/s that this processor reaches in a convolution of 64 channels: {best}")
@@ -113,26 +120,6 @@ def doctor(model: Path, as_json: bool) -> None:
         console.say(f"  {finding.advice}")
     if not found.findings:
         console.say("nothing that was looked for costs time", style="bold")
-
-
-def _slowest(found: "evaluation.Diagnosis") -> Iterator[list[str]]:
-    """The operators that take longest, those that are alike in one line, and all others in one."""
-    alike: dict[tuple[str, tuple[int, ...], bool], list[evaluation.Node]] = {}
-    for node in found.nodes:
-        alike.setdefault((node.operator, node.shape, node.integers), []).append(node)
-    kinds = sorted(alike.items(), key=lambda item: -sum(node.microseconds for node in item[1]))
-    for (operator, shape, integers), nodes in kinds[:SHOWN]:
-        rates = [node.gmacs_per_second for node in nodes if node.gmacs_per_second is not None]
-        rate = f"{sum(rates) / len(rates):.1f}" if rates else ""
-        what = ["x".join(map(str, shape)), "integers" if integers else "float", str(len(nodes))]
-        yield [operator, *what, *_spent(nodes), rate]
-    if rest := [node for _, nodes in kinds[SHOWN:] for node in nodes]:
-        yield ["others", "", "", str(len(rest)), *_spent(rest), ""]
-
-
-def _spent(nodes: list["evaluation.Node"]) -> tuple[str, str]:
-    microseconds, share = sum(node.microseconds for node in nodes), sum(node.share for node in nodes)
-    return f"{microseconds:.1f}", f"{share:.1%}"
 
 
 def _threads(found: "evaluation.Diagnosis") -> str:

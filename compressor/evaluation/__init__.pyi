@@ -12,6 +12,7 @@ from .costs.table import GivenTable as GivenTable
 from .costs.table import MeasuredTable as MeasuredTable
 from .costs.table import script_of as script_of
 from .doctor.diagnosis import Diagnosis as Diagnosis
+from .doctor.diagnosis import Kind as Kind
 from .doctor.diagnosis import Node as Node
 from .doctor.diagnosis import diagnose as diagnose
 from .doctor.reasons import Finding as Finding

@@ -2,6 +2,8 @@ from . import markdown as markdown
 from .contact_sheet import SHEET_IMAGES as SHEET_IMAGES
 from .contact_sheet import SHEET_VIEWS as SHEET_VIEWS
 from .contact_sheet import contact_sheet as contact_sheet
+from .doctor import diagnosis_page as diagnosis_page
+from .doctor import diagnosis_rows as diagnosis_rows
 from .report import DataFacts as DataFacts
 from .report import OverSeeds as OverSeeds
 from .report import Report as Report

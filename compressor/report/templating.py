@@ -17,18 +17,20 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 def render(name: str, report: Report, **more: Any) -> str:
     """The template of that name, filled with a report and further values; values are text, and are escaped."""
-    return (
-        _environment(name.rpartition(".")[2])
-        .get_template(name)
-        .render(
-            report=report,
-            base=report.baseline_row,
-            shipped=report.shipped_row,
-            words=words,
-            five_lines=five_lines(report.preprocess),
-            **more,
-        )
+    return filled(
+        name,
+        report=report,
+        base=report.baseline_row,
+        shipped=report.shipped_row,
+        words=words,
+        five_lines=five_lines(report.preprocess),
+        **more,
     )
+
+
+def filled(name: str, **values: Any) -> str:
+    """The template of that name, filled with values, which are text, and are escaped."""
+    return _environment(name.rpartition(".")[2]).get_template(name).render(**values)
 
 
 @cache

@@ -63,6 +63,16 @@ class Layer:
         return height, width
 
     @property
+    def macs(self) -> int:
+        """Its multiply-adds; 0 if it is neither a convolution nor linear."""
+        if self.operator == "linear":
+            return self.size[0] * self.inputs * self.outputs
+        if self.operator != "conv":
+            return 0
+        windows = self.output_size[0] * self.output_size[1] * self.kernel[0] * self.kernel[1]
+        return windows * self.outputs * self.inputs // self.groups
+
+    @property
     def weight_bytes(self) -> int:
         """The size of its weights."""
         if self.operator not in ("conv", "linear"):
@@ -72,10 +82,12 @@ class Layer:
 
     def in_words(self) -> str:
         """As `int8 conv 3x3, 32 to 64 channels of 16x16`."""
+        kind = "depthwise conv" if 1 < self.groups == self.inputs else self.operator.replace("_", " ")
         windows = f" {self.kernel[0]}x{self.kernel[1]}" if self.operator == "conv" else ""
+        stride = f" stride {self.stride[0]}" if self.stride[0] > 1 else ""
         return (
-            f"{self.precision} {self.operator.replace('_', ' ')}{windows}, {self.inputs} to {self.outputs} channels "
-            f"of {self.size[0]}x{self.size[1]}"
+            f"{self.precision} {kind}{windows}{stride}, {self.inputs} to {self.outputs} channels of "
+            f"{self.size[0]}x{self.size[1]}"
         )
 
     @property
@@ -225,6 +237,9 @@ class Graph:
             case "conv":
                 weight = self.parameters(layer.outputs, layer.inputs // layer.groups, *layer.kernel)
                 made = self.node("Conv", x, *weight, group=layer.groups, **windows)
+                made = (
+                    made if self.int8 else self.node("Relu", made)
+                )  # without it, a sum would become part of the layer
             case "linear":
                 made = self.node("Gemm", x, *self.parameters(layer.outputs, layer.inputs), transB=1)
             case "max_pool":

@@ -1,6 +1,8 @@
 """What an ONNX file's time goes into on this machine, and why; every claim is supported by a measurement of the run."""
 
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from compressor.environment import Environment, environment
 from compressor.errors import ArtifactError
 from compressor.evaluation.costs.layers import measure
-from compressor.evaluation.doctor.nodes import macs_of
-from compressor.evaluation.doctor.reasons import Case, Finding, best_of, findings
+from compressor.evaluation.doctor.nodes import ROUNDING, macs_of
+from compressor.evaluation.doctor.reasons import Case, Finding, findings
 from compressor.export import Executed, executed_in, onnx_file, reading
 from compressor.storage import files
 
@@ -30,6 +32,20 @@ class Node(BaseModel):
     microseconds: float
     share: float
     integers: bool
+    gmacs_per_second: float | None
+
+
+class Kind(BaseModel):
+    """Operators that are alike, with their rates' mean."""
+
+    model_config = ConfigDict(frozen=True)
+
+    operator: str
+    shape: tuple[int, ...]
+    integers: bool
+    count: int
+    microseconds: float
+    share: float
     gmacs_per_second: float | None
 
 
@@ -52,6 +68,25 @@ class Diagnosis(BaseModel):
     best_gmacs_per_second: dict[str, float]
     nodes: tuple[Node, ...]
     findings: tuple[Finding, ...]
+
+    def kinds(self) -> list[Kind]:
+        """Operators of one type and output, those that take longest first."""
+        alike: dict[tuple[str, tuple[int, ...], bool], list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            alike[node.operator, node.shape, node.integers].append(node)
+        kinds = [
+            Kind(
+                operator=operator,
+                shape=shape,
+                integers=integers,
+                count=len(nodes),
+                microseconds=sum(node.microseconds for node in nodes),
+                share=sum(node.share for node in nodes),
+                gmacs_per_second=_mean([each.gmacs_per_second for each in nodes if each.gmacs_per_second is not None]),
+            )
+            for (operator, shape, integers), nodes in alike.items()
+        ]
+        return sorted(kinds, key=lambda kind: -kind.microseconds)
 
 
 def diagnose(model: Path) -> Diagnosis:
@@ -80,7 +115,7 @@ def diagnose(model: Path) -> Diagnosis:
         microseconds=by_threads[1],
         by_threads=by_threads,
         fixed_batch=fixed,
-        best_gmacs_per_second=best_of(case),
+        best_gmacs_per_second=case.best,
         nodes=tuple(_described(node, case.total) for node in case.nodes),
         findings=tuple(finding for finding in findings(case) if finding.share >= LEAST),
     )
@@ -94,9 +129,13 @@ def _described(node: Executed, total: float) -> Node:
         shape=node.output[1],
         microseconds=microseconds,
         share=microseconds / total,
-        integers=node.on_integers,
+        integers=node.on_integers and node.operator not in ROUNDING,
         gmacs_per_second=macs / max(microseconds, 1e-3) / 1e3 if macs else None,
     )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _median(content: bytes, feed: dict[str, NDArray[np.float32]], threads: int) -> float:

@@ -1,10 +1,10 @@
 """Why a file takes its time: each reason is looked for, and what would be faster is timed."""
 
-import math
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +19,7 @@ from compressor.evaluation.doctor.nodes import (
 from compressor.export import Executed
 
 BEST = Layer("conv", "int8", 64, 64, (28, 28), (3, 3), (1, 1), (1, 1))  # which every processor does well
+FASTEST = 1.5  # times the rate of that: no layer is faster
 MULTIPLE = 16
 SLOWER = 1.1  # less than this times slower is not said to be slower
 MOST_TIMED = 8  # different layers for one reason
@@ -49,13 +50,13 @@ class Case:
         nodes: what is executed.
         by_threads: the file's median microseconds.
         cores: of the machine.
-        time: what layers take by themselves, in microseconds.
+        measure: what layers take by themselves, in microseconds.
     """
 
     nodes: Sequence[Executed]
     by_threads: Mapping[int, float]
     cores: int
-    time: Callable[[Iterable[Layer]], Times]
+    measure: Callable[[Iterable[Layer]], Times]
 
     @property
     def total(self) -> float:
@@ -67,6 +68,20 @@ class Case:
         """Whether anything is rounded to integers."""
         return any(node.on_integers or node.operator in ROUNDING for node in self.nodes)
 
+    @cached_property
+    def best(self) -> dict[str, float]:
+        """The GMAC/s that this processor reaches in a convolution that suits it, by precision."""
+        layers = {"int8": BEST, "float32": replace(BEST, precision="float32")}
+        times = self.measure(layers.values())
+        return {name: layer.macs / times[layer] / 1e3 for name, layer in layers.items()}
+
+    def time(self, layers: Iterable[Layer]) -> Times:
+        """What layers take by themselves, and no less than this processor can do: noise would be taken for a gain."""
+        return {
+            layer: max(each, layer.macs / (FASTEST * self.best[layer.precision]) / 1e3)
+            for layer, each in self.measure(layers).items()
+        }
+
     def finding(self, what: str, microseconds: float, measured: str, advice: str) -> Finding:
         """A finding with its share."""
         return Finding(
@@ -74,7 +89,7 @@ class Case:
         )
 
     def slowest(self, wanted: Callable[[Executed], bool]) -> list[Executed]:
-        """The nodes of a kind whose layers can be timed by themselves; of many different layers, those that cost most."""
+        """The nodes of a kind whose layers can be timed by themselves; of many layers, those that cost most."""
         found = [node for node in self.nodes if layer_of(node) is not None and wanted(node)]
         spent: dict[Layer, float] = defaultdict(float)
         for node in found:
@@ -84,9 +99,9 @@ class Case:
 
 
 def findings(case: Case) -> list[Finding]:
-    """All reasons, the most expensive first."""
+    """All reasons that lie in the file, the most expensive first; then what lies in how it is run."""
     found = [finding for reason in REASONS for finding in reason(case)]
-    return sorted(found, key=lambda finding: -finding.share)
+    return [*sorted(found, key=lambda finding: -finding.share), *threads(case)]
 
 
 def conversions(case: Case) -> Iterator[Finding]:
@@ -124,16 +139,27 @@ def floats(case: Case) -> Iterator[Finding]:
     in_int8 = [times[replace(_layer(node), precision="int8")] for node in nodes]
     spent, least = _microseconds(nodes), sum(in_int8)
     if spent > SLOWER * least:
-        mixed = (
-            "ONNX Runtime takes the integer kernel only between rounded tensors, and if the scale of the bias is that "
-            "of the input times that of the weights"
-        )
         yield case.finding(
             "layers that compute in float",
             spent - least,
             f"{len(nodes)} of them take {spent:.0f} µs; on integers, timed by themselves, {least:.0f} µs",
-            mixed if case.has_integers else "quantize: it takes calibration images, no training",
+            _towards_integers(case),
         )
+
+
+def _towards_integers(case: Case) -> str:
+    """What lets layers compute on integers that do not."""
+    if not case.has_integers:
+        return "quantize: it takes calibration images, no training"
+    if any(node.operator == "QuantizeLinear" and node.output[0] == "int8" for node in case.nodes):
+        return (
+            "activations are rounded to int8, some of which ONNX Runtime makes uint8; where the two meet, layers stay "
+            "in float: round activations to uint8 (quantize_static: activation_type=QuantType.QUInt8)"
+        )
+    return (
+        "ONNX Runtime takes the integer kernel only between tensors rounded to one type, and if the scale of the "
+        "bias is that of the input times that of the weights"
+    )
 
 
 def widths(case: Case) -> Iterator[Finding]:
@@ -218,15 +244,7 @@ def threads(case: Case) -> Iterator[Finding]:
         )
 
 
-REASONS = (conversions, moves, floats, widths, groups, signs, dynamic, threads)
-
-
-def best_of(case: Case) -> dict[str, float]:
-    """The GMAC/s that this processor reaches in a convolution that suits it, by precision."""
-    layers = {"int8": BEST, "float32": replace(BEST, precision="float32")}
-    times = case.time(layers.values())
-    macs = math.prod(BEST.output_size) * BEST.outputs * BEST.weight_bytes // BEST.outputs
-    return {name: macs / times[layer] / 1e3 for name, layer in layers.items()}
+REASONS = (conversions, moves, floats, widths, groups, signs, dynamic)
 
 
 def _layer(node: Executed) -> Layer:
