@@ -9,7 +9,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from compressor import pipeline as pipelines
-from compressor.commands.options import PATH
+from compressor.commands.options import PATH, check_folder_of
 from compressor.config.spec import did_you_mean
 from compressor.console import Console, table
 from compressor.errors import UserError
@@ -76,8 +76,7 @@ def init(path: Path) -> None:
         raise UserError(f"{SCHEMA} is the name of the schema that is written beside a pipeline; name another file")
     if path.exists():
         raise UserError(f"{path} already exists; name another file")
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent}; make it first")
+    check_folder_of(path)
     template = resources("compressor.report").joinpath("templates", "pipeline.yaml").read_text(encoding="utf-8")
     files.write_text(path.with_name(SCHEMA), _schema_text())
     files.write_text(path, template.replace("pipeline.yaml", path.name))

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from compressor import evaluation, plugins, report
-from compressor.commands.options import PATH, Counts, as_json, model_in
+from compressor.commands.options import PATH, Counts, as_json, check_folder_of, model_in
 from compressor.console import Console, table
-from compressor.errors import DataError, UserError, printable
+from compressor.errors import DataError, printable
 from compressor.storage import write_text
 
 
@@ -95,8 +95,8 @@ def doctor(model: Path, page: Path | None, as_json: bool) -> None:
       compress doctor runs/digits-resnet --page why.html
       compress doctor model.onnx --json > why.json
     """
-    if page is not None and not page.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {page.parent}; make it first")
+    if page is not None:
+        check_folder_of(page)
     found = evaluation.diagnose(model_in(model))
     if page is not None:
         write_text(page, report.diagnosis_page(found))

@@ -58,6 +58,16 @@ def console_of(quiet: bool, verbose: bool) -> Console:
     return Console() if quiet else Console.terminal(verbose=verbose)
 
 
+def check_folder_of(path: Path) -> None:
+    """Refuse to write a file, before any work is done for it, where no folder is.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}; make it first")
+
+
 def model_in(path: Path) -> Path:
     """An ONNX file; of a run's folder, the one that it ships."""
     return path / MODEL if path.is_dir() else path

@@ -8,7 +8,7 @@ import click
 
 from compressor import evaluation, report, runs
 from compressor import pipeline as pipelines
-from compressor.commands.options import PATH, as_json, console_of, loudness, setting
+from compressor.commands.options import PATH, as_json, check_folder_of, console_of, loudness, setting
 from compressor.config import yaml_file
 from compressor.console import Console
 from compressor.errors import ArtifactError, StageError, UserError
@@ -100,8 +100,7 @@ def make_table(
     if out is None and script is None:
         raise UserError("name a file: a table with -o, or a script with --script")
     for file in filter(None, (out, script)):
-        if not file.absolute().parent.is_dir():
-            raise UserError(f"there is no folder {file.parent}; make it first")
+        check_folder_of(file)
     console = console_of(quiet, verbose)
     wanted = runs.layers_for(pipelines.completed(_load(path, overrides), console), console)
     if script is not None:

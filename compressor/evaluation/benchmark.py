@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from compressor.environment import Environment, environment
-from compressor.errors import ArtifactError, UserError
+from compressor.errors import UserError
 from compressor.evaluation import latency
 from compressor.evaluation.engines.base import Subject, engine_of
 from compressor.evaluation.latency import Latency
@@ -45,7 +45,7 @@ def bench(
         UserError: there is no such engine, or it cannot use the device here.
     """
     chosen, other = engine_of(engine), against or model
-    digests = [_digest(path) for path in (model, other)]
+    digests = [files.digest(reading.read(path)[0]) for path in (model, other)]
     if (reason := chosen.why_not(Subject(model), device)) is not None:
         raise UserError(f"{chosen.title} cannot time {model} on {device}: {reason}")
     settings = [
@@ -66,12 +66,3 @@ def bench(
         environment=environment(),
         latency=tuple(latency.in_sessions([partial(timed, setting) for setting in settings])),
     )
-
-
-def _digest(model: Path) -> str:
-    try:
-        content = files.read_bytes(model)
-    except OSError as error:
-        raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
-    reading.parse(content, source=model)
-    return files.digest(content)

@@ -25,7 +25,7 @@ def pipeline_of(model: Path) -> str | None:
     Raises:
         ArtifactError: it cannot be read, or reads other files.
     """
-    return _metadata(_read(model)).get("compressor.pipeline")
+    return _metadata(read(model)[1]).get("compressor.pipeline")
 
 
 def about(model: Path) -> tuple[Preprocess, tuple[str, ...]]:
@@ -34,7 +34,7 @@ def about(model: Path) -> tuple[Preprocess, tuple[str, ...]]:
     Raises:
         ArtifactError: it cannot be read, reads other files, has no such metadata, or does not fit them.
     """
-    parsed = _read(model)
+    _, parsed = read(model)
     found = _metadata(parsed)
     try:
         preprocess = Preprocess.model_validate_json(found["compressor.preprocess"])
@@ -43,6 +43,19 @@ def about(model: Path) -> tuple[Preprocess, tuple[str, ...]]:
         raise ArtifactError(f"{model} does not say how to feed and read it (compressor.preprocess, .labels)") from error
     check_interface(parsed, preprocess, labels, source=model)
     return preprocess, labels
+
+
+def read(model: Path) -> tuple[bytes, onnx.ModelProto]:
+    """The content of a file, and what is in it.
+
+    Raises:
+        ArtifactError: it cannot be read, or as `parse`.
+    """
+    try:
+        content = files.read_bytes(model)
+    except OSError as error:
+        raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
+    return content, parse(content, source=model)
 
 
 def parse(content: bytes, *, source: Path) -> onnx.ModelProto:
@@ -124,14 +137,6 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         else:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     return light
-
-
-def _read(model: Path) -> onnx.ModelProto:
-    try:
-        content = files.read_bytes(model)
-    except OSError as error:
-        raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
-    return parse(content, source=model)
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:

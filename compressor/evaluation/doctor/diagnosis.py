@@ -1,6 +1,5 @@
 """What an ONNX file's time goes into on this machine, and why; every claim is supported by a measurement of the run."""
 
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +9,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from compressor.environment import Environment, environment
-from compressor.errors import ArtifactError
 from compressor.evaluation.costs.layers import measure
 from compressor.evaluation.doctor.nodes import ROUNDING, macs_of
 from compressor.evaluation.doctor.reasons import Case, Finding, findings
+from compressor.evaluation.engines.base import clocked
 from compressor.export import Executed, executed_in, onnx_file, reading
 from compressor.storage import files
 
@@ -95,11 +94,7 @@ def diagnose(model: Path) -> Diagnosis:
     Raises:
         ArtifactError: it cannot be read or run, or does not take one image.
     """
-    try:
-        content = files.read_bytes(model)
-    except OSError as error:
-        raise ArtifactError(f"{model} cannot be read: {error.strerror}") from error
-    reading.parse(content, source=model)
+    content, _ = reading.read(model)
     opened = onnx_file.session(model)
     batch = opened.get_inputs()[0].shape[0]
     fixed = batch if isinstance(batch, int) else None
@@ -141,9 +136,5 @@ def _mean(values: Sequence[float]) -> float | None:
 def _median(content: bytes, feed: dict[str, NDArray[np.float32]], threads: int) -> float:
     """The median microseconds of a file on so many threads."""
     session = onnx_file.session(content, threads)
-    times = []
-    for _ in range(WARM_UP + RUNS):
-        started = time.perf_counter()
-        session.run(None, feed)
-        times.append(time.perf_counter() - started)
+    times = [clocked(lambda: session.run(None, feed)) for _ in range(WARM_UP + RUNS)]
     return 1e6 * float(np.median(times[WARM_UP:]))
