@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import matplotlib
 
 from compressor.environment import environment
-from compressor.evaluation import Latency, Setting, Subject, compare, engine_of, in_sessions
+from compressor.evaluation import Latency, Recording, Setting, Subject, compare, engine_of, in_sessions
 from compressor.report import Report, Row, machine, markdown
 from compressor.storage import files
 
@@ -64,7 +64,7 @@ def times_of(lines: list[Line]) -> list[Latency]:
     return in_sessions([partial(_time, line, lines[0]) for line in lines], SESSIONS)
 
 
-def _time(line: Line, teacher: Line) -> Latency:
+def _time(line: Line, teacher: Line) -> Recording:
     engine = engine_of(SETTING.engine)
     file, baseline = (engine.open(Subject(each.onnx), SETTING) for each in (line, teacher))
     return compare(file.seconds, baseline.seconds, SETTING)

@@ -25,7 +25,7 @@ from compressor.data.preprocess import Preprocess
 from compressor.data.split import InMemory, Split
 from compressor.environment import environment
 from compressor.errors import CompressorError
-from compressor.evaluation.latency import compare, in_sessions
+from compressor.evaluation import compare, in_sessions
 from compressor.evaluation.setting import Setting
 from compressor.export import onnx_file
 from compressor.storage import files

@@ -10,7 +10,7 @@ from torch import nn
 from compressor import Context, Dataset, Preprocess, TorchModel
 from compressor.data import InMemory, Split
 from compressor.environment import environment
-from compressor.evaluation import Latency, Setting, Subject, compare, engine_of, in_sessions
+from compressor.evaluation import Recording, Setting, Subject, compare, engine_of, in_sessions
 from compressor.models.architectures import Architecture
 from compressor.storage import files
 from stages import Quantize
@@ -55,7 +55,7 @@ def main() -> None:
     files.write_json(RESULT, {"environment": environment().model_dump(mode="json"), "rows": rows})
 
 
-def int8_against_float(int8: Path, float_: Path) -> Latency:
+def int8_against_float(int8: Path, float_: Path) -> Recording:
     engine = engine_of(SETTING.engine)
     candidate, baseline = (engine.open(Subject(path), SETTING) for path in (int8, float_))
     return compare(candidate.seconds, baseline.seconds, SETTING)

@@ -34,7 +34,7 @@ from stages import Distill, Prune, PruneBlocks, Quantize, Share, Target, Train
 RESULT = Path(__file__).parent / "results" / "latency_target.json"
 SHARES = (0.25, 0.125, 0.5)  # of the teacher's int8 latency
 SEEDS = (0, 1)
-EPOCHS, LEARNING_RATE = 6, 0.05  # of recovery
+EPOCHS, LEARNING_RATE = 4, 0.05  # of recovery
 HALVINGS = 7  # of the ratio of channels
 FEW_MACS = 0.07  # where blocks alone stop: nearly all that can go are gone; without any, 0.062 is left
 ROUND_TO = 8  # for Torch-Pruning, whose narrowest layers have 16 channels

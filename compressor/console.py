@@ -98,12 +98,12 @@ class Console(Tracker):
 
     @contextmanager
     def timings(self, count: int) -> Iterator[Callable[[], None]]:
-        """Show the progress of `count` timings; call the result after each. The bar is drawn then, never during one."""
+        """Show the progress of `count` timings or more; call the result after each. The bar is drawn only then."""
         columns = (TextColumn("  timed"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
         shown = self.rich.is_terminal and not self.quiet
         with Progress(*columns, console=self.rich, transient=True, auto_refresh=False, disable=not shown) as bar:
             task = bar.add_task("", total=count)
-            yield lambda: bar.update(task, advance=1, refresh=True)
+            yield lambda: bar.update(task, advance=1, total=max(count, bar.tasks[task].completed + 1), refresh=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, figures: bool = False) -> Table:

@@ -17,15 +17,16 @@ from filelock import FileLock
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from compressor import Context, Data, Dataset, Measure, Pipeline, TorchModel, run
-from compressor.evaluation import latency
+from compressor.evaluation import latency, recording
 from compressor.evaluation.costs import layers
 from stages import Distill, Export, Prune, Quantize, Target, Train
 
-latency.MIN_SECONDS, latency.MAX_WARMUP_SECONDS, layers.VISIT_SECONDS = (
+recording.MIN_SECONDS, recording.MAX_WARMUP_SECONDS, layers.VISIT_SECONDS = (
     0.02,
     0.2,
     0.01,
-)  # nobody looks at how precise a speed is here
+)  # nobody looks at how precise a speed is here,
+latency.PAUSES_SECONDS = ()  # or how quiet it was
 # The exporter builds its table of operators anew for every export, a third of the time that it takes.
 ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 PLUGIN = Path(__file__).parent / "plugin"  # a third party's package, installed for all tests

@@ -13,15 +13,8 @@ from onnx import TensorProto, helper
 
 from compressor.errors import ArtifactError
 from compressor.evaluation.engines.base import clocked
-from compressor.evaluation.latency import (
-    MIN_ROUNDS,
-    Latency,
-    OtherLoad,
-    compare,
-    in_sessions,
-    speedup_of,
-    warm_up,
-)
+from compressor.evaluation.latency import Latency, in_sessions, latency_of, speedup_of
+from compressor.evaluation.recording import MIN_TURNS, OtherLoad, Recording, compare, warm_up
 from compressor.evaluation.setting import Setting
 from compressor.export import onnx_file
 from compressor.report.wording import speed
@@ -29,8 +22,8 @@ from compressor.report.wording import speed
 
 @pytest.fixture(autouse=True)
 def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.evaluation.latency.MIN_SECONDS", 0.4)
-    monkeypatch.setattr("compressor.evaluation.latency.MAX_WARMUP_SECONDS", 3.0)
+    monkeypatch.setattr("compressor.evaluation.recording.MIN_SECONDS", 0.4)
+    monkeypatch.setattr("compressor.evaluation.recording.MAX_WARMUP_SECONDS", 3.0)
 
 
 CPU = Setting(engine="onnxruntime", device="cpu", threads=1, batch=2)
@@ -43,18 +36,18 @@ def test_runs_alternate_until_both_have_enough() -> None:
         return lambda: clocked(lambda: (calls.append(name), time.sleep(0.005)))
 
     threads = torch.get_num_threads()
-    latency = compare(run("a"), run("b"), CPU)
-    warmup, timed_runs = calls[: 2 * latency.warmup_runs], calls[2 * latency.warmup_runs :]
-    assert warmup == ["a", "b"] * latency.warmup_runs
-    assert timed_runs == (["a", "b", "b", "a"] * len(calls))[: 2 * latency.runs]
-    assert latency.runs >= MIN_ROUNDS
-    assert latency.median_ms >= 5
+    recording = compare(run("a"), run("b"), CPU)
+    warmup, timed_runs = calls[: 2 * recording.warmup_runs], calls[2 * recording.warmup_runs :]
+    assert warmup == ["a", "b"] * recording.warmup_runs
+    assert timed_runs == ["a", "b", "b", "a"] * len(recording.seconds)
+    assert len(recording.seconds) >= MIN_TURNS
+    assert recording.seconds.min() >= 0.005
     assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.25, 40), (2**-10, 410)])
-def test_rounds_go_on_until_the_faster_has_had_its_time(seconds: float, expected: int) -> None:
-    assert compare(lambda: seconds, lambda: 2 * seconds, CPU).runs == expected
+def test_turns_go_on_until_the_faster_has_had_its_time(seconds: float, expected: int) -> None:
+    assert compare(lambda: seconds, lambda: 2 * seconds, CPU).seconds[:, 0].size == expected
 
 
 def test_warm_up_continues_until_times_are_steady() -> None:
@@ -63,15 +56,15 @@ def test_warm_up_continues_until_times_are_steady() -> None:
 
 
 def test_times_that_never_settle_are_reported_as_unsteady(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.evaluation.latency.MAX_WARMUP_SECONDS", 0.0)
+    monkeypatch.setattr("compressor.evaluation.recording.MAX_WARMUP_SECONDS", 0.0)
     growing = (1.1**index for index in itertools.count())
     assert warm_up(lambda: next(growing), lambda: 1.0) == (20, False)
 
 
 def test_the_interval_holds_the_ratio_of_known_times() -> None:
     generator = np.random.default_rng(0)
-    times = np.stack([generator.normal(1.0, 0.01, 500), generator.normal(3.0, 0.03, 500)], axis=1)
-    speedup, low, high = speedup_of(times)
+    kinds = [generator.normal(mean, 0.01 * mean, 500) for mean in (0.8, 1.2, 2.5, 3.5)]
+    speedup, low, high = speedup_of(*kinds)
     assert 2.98 < low < 3.0 < high < 3.02
     assert low < speedup < high
 
@@ -94,21 +87,81 @@ def test_faster_is_never_said_when_the_interval_holds_1(low: float, high: float,
     assert speed(entry) == expected
 
 
+def recorded(ratios: list[float], *, ms: float = 1, interrupted: bool = False, **others: object) -> Recording:
+    """A session whose turns have these ratios, at `ms` for a run of the candidate."""
+    seconds = np.array([[[ms / 1e3] * 2, [ratio * ms / 1e3] * 2] for ratio in ratios])
+    about = {"warmup_runs": 20, "steady": True, "other_load": 0.0} | others
+    return Recording(CPU, seconds, np.full(seconds.shape, interrupted), **about)  # type: ignore[arg-type]
+
+
 def test_an_interval_covers_every_session() -> None:
-    entries = [
-        Latency(
-            **CPU.model_dump(), median_ms=median, p95_ms=median + 1, runs=40, speedup=speedup, speedup_low=speedup - 0.1,
-            speedup_high=speedup + 0.1, warmup_runs=20, steady=steady, other_load=load,
-        )
-        for median, speedup, steady, load in [(5.0, 9.5, True, 0.0), (8.0, 6.0, False, 0.5), (6.0, 9.0, True, 0.25)]
-    ]  # fmt: skip
-    at_each, other = iter(entries), Latency(**{**entries[0].model_dump(), "speedup": 1.0})
+    sessions = [
+        recorded([9.5] * 20, ms=5),
+        recorded([8.9] * 20, ms=5.1, steady=False),
+        recorded([9] * 20, other_load=0.5, ms=5.2),
+    ]
+    at_each, other = iter(sessions), recorded([1] * 20)
     first, second = in_sessions([lambda: next(at_each), lambda: other])
-    assert first == Latency(
-        **CPU.model_dump(), median_ms=6, p95_ms=7, runs=120, speedup=9, speedup_low=5.9, speedup_high=9.6,
-        warmup_runs=60, steady=False, other_load=0.5, moments=(9.5, 6, 9),
-    )  # fmt: skip
+    assert (first.median_ms, first.p95_ms) == pytest.approx((5.1, 5.1))
+    assert (first.speedup, first.speedup_low, first.speedup_high) == pytest.approx((9, 8.9, 9.5))
+    assert first.sessions == pytest.approx((9.5, 8.9, 9))
+    assert (first.runs, first.warmup_runs, first.steady, first.other_load, first.quiet) == (120, 60, False, 0.5, 1)
     assert second.sessions == (1, 1, 1)
+
+
+def test_runs_that_were_slow_or_interrupted_do_not_count() -> None:
+    """Of 40 turns, 5 took twice as long, and 5 quick runs of the baseline after itself were interrupted."""
+    turns = recorded([4.0] * 40)
+    turns.seconds[:5] *= 2
+    turns.seconds[5:10, 1, 0] /= 2
+    turns.interrupted[5:10, 1, 0] = True
+    latency = latency_of([turns])
+    assert (latency.speedup, latency.speedup_low, latency.speedup_high) == pytest.approx((4, 4, 4))
+    assert latency.median_ms == pytest.approx(1)
+    assert latency.p95_ms == pytest.approx(2)
+    assert latency.quiet == (160 - 20 - 5) / 160
+
+
+def test_runs_after_itself_and_after_the_other_are_judged_apart() -> None:
+    turns = recorded([4.0] * 20)
+    turns.seconds[:, 0] = (0.5e-3, 1.5e-3)  # the candidate
+    latency = latency_of([turns])
+    assert (latency.speedup, latency.quiet) == (pytest.approx(8 / 2), 1)
+
+
+def test_a_session_slower_than_the_others_does_not_count() -> None:
+    latency = latency_of([recorded([4.0] * 20), recorded([3.0] * 20, ms=1.5), recorded([4.2] * 20)])
+    assert latency.sessions == pytest.approx((4, 4.2))
+    assert latency.quiet == pytest.approx(2 / 3)
+
+
+def test_sessions_without_quiet_are_repeated_after_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("compressor.evaluation.latency.PAUSES_SECONDS", (5.0, 10.0, 20.0))
+    monkeypatch.setattr("time.sleep", pauses.append)
+    quiet, busy = recorded([4.0] * 20), recorded([3.0] * 20, interrupted=True)
+    sessions, others = iter([quiet, busy, quiet, busy, quiet]), iter([quiet] * 3)
+    first, second = in_sessions([lambda: next(sessions), lambda: next(others)])
+    assert pauses == [5, 10]
+    assert (first.sessions, first.quiet) == ((4, 4, 4), 0.6)
+    assert (second.sessions, second.quiet) == ((4, 4, 4), 1)
+
+
+def test_where_nothing_was_quiet_every_turn_counts_and_the_share_is_0() -> None:
+    latency = latency_of([recorded([ratio] * 20, interrupted=True) for ratio in (3.0, 5.0, 4.0)])
+    assert (latency.sessions, latency.quiet) == (pytest.approx((3, 5, 4)), 0)
+
+
+@pytest.mark.parametrize(
+    ("after", "interrupted"),
+    [((4, 1.75, 11.0), True), ((3, 1.75, 11.0), False), ((4, 1.99, 11.0), False)],  # put aside; waiting; for a moment
+)
+def test_a_run_is_interrupted_if_the_scheduler_takes_its_time(
+    monkeypatch: pytest.MonkeyPatch, after: tuple[int, float, float], interrupted: bool
+) -> None:
+    counters = itertools.cycle([(3, 1.0, 10.0), after])
+    monkeypatch.setattr("compressor.evaluation.recording._counters", lambda: next(counters))
+    assert (compare(lambda: 1.0, lambda: 1.0, CPU).interrupted == interrupted).all()
 
 
 def test_other_load_is_what_the_machine_does_without_us(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ from compressor.data.preprocess import Preprocess
 from compressor.environment import environment
 from compressor.errors import ArtifactError, StageError
 from compressor.evaluation.accuracy import Accuracy, ClassScore, Paired, Predictions
-from compressor.evaluation.latency import Latency, NotMeasured, Setting, compare
+from compressor.evaluation.latency import Latency, NotMeasured, Setting, latency_of
+from compressor.evaluation.recording import compare
 from compressor.evaluation.regressions import Corrupted, Flip, Regressions
 from compressor.pipeline.stage import discover
 from compressor.report.report import DataFacts, OverSeeds, Report, Row, Spread
@@ -366,7 +367,7 @@ def test_details_that_no_report_can_show_are_refused_at_their_stage(
 
 def test_a_run_too_short_for_the_clock_has_a_finite_speed() -> None:
     candidate, baseline = (itertools.cycle([0.0] * 9 + [0.2]) for _ in range(2))
-    entry = compare(lambda: next(candidate), lambda: next(baseline), SETTING)
+    entry = latency_of([compare(lambda: next(candidate), lambda: next(baseline), SETTING)])
     assert entry.speedup == 1
     assert entry.median_ms == pytest.approx(1e-6)
 

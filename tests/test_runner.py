@@ -212,7 +212,7 @@ def test_other_measurements_are_made_even_after_an_interruption(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("compressor.evaluation.latency.compare", interrupt)
+        patch.setattr("compressor.runs.timing.compare", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(wider, tmp_path / "out", device="cpu")
     report = run(wider, tmp_path / "out", device="cpu")

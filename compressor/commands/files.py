@@ -64,11 +64,11 @@ def bench(
         print(json.dumps(result.model_dump(mode="json"), indent=1))
         return
     console = Console.terminal()
-    header = ["setting", "median ms", "95th percentile", "rounds"]
+    header = ["setting", "median ms", "95th percentile", "runs", "quiet"]
     header.append("against itself: noise" if other is None else f"against {other}")
     rows = []
     for entry in result.latency:
-        figures = (f"{entry.median_ms:.3f}", f"{entry.p95_ms:.3f}", str(entry.runs))
+        figures = (f"{entry.median_ms:.3f}", f"{entry.p95_ms:.3f}", str(entry.runs), f"{entry.quiet:.0%}")
         words = report.speedup(entry) if other is None else report.speed(entry)
         rows.append([report.setting_name(entry), *figures, words])
     console.say(table(header, rows))

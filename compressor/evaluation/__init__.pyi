@@ -30,14 +30,15 @@ from .latency import SESSIONS as SESSIONS
 from .latency import Comparison as Comparison
 from .latency import Latency as Latency
 from .latency import NotMeasured as NotMeasured
-from .latency import Timed as Timed
-from .latency import compare as compare
 from .latency import in_sessions as in_sessions
 from .placement import Attempt as Attempt
 from .placement import Candidate as Candidate
 from .placement import Fastest as Fastest
 from .placement import fastest_placement as fastest_placement
 from .prediction import predict as predict
+from .recording import Recording as Recording
+from .recording import Timed as Timed
+from .recording import compare as compare
 from .regressions import Corrupted as Corrupted
 from .regressions import Regressions as Regressions
 from .regressions import png as png

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from compressor.environment import Environment, environment
 from compressor.errors import UserError
-from compressor.evaluation import latency
 from compressor.evaluation.engines.base import Subject, engine_of
-from compressor.evaluation.latency import Latency
+from compressor.evaluation.latency import Latency, in_sessions
+from compressor.evaluation.recording import Recording, compare
 from compressor.evaluation.setting import Setting
 from compressor.export import reading
 from compressor.storage import files
@@ -54,9 +54,9 @@ def bench(
         for batch in batches
     ]
 
-    def timed(setting: Setting) -> Latency:
+    def timed(setting: Setting) -> Recording:
         candidate, baseline = (chosen.open(Subject(path), setting) for path in (model, other))
-        return latency.compare(candidate.seconds, baseline.seconds, setting, candidate.on_cpu)
+        return compare(candidate.seconds, baseline.seconds, setting, candidate.on_cpu)
 
     return Bench(
         model=str(model),
@@ -64,5 +64,5 @@ def bench(
         against=str(other),
         against_sha256=digests[1],
         environment=environment(),
-        latency=tuple(latency.in_sessions([partial(timed, setting) for setting in settings])),
+        latency=tuple(in_sessions([partial(timed, setting) for setting in settings])),
     )

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from compressor.evaluation.latency import Latency, compare, in_sessions
+from compressor.evaluation.latency import Latency, in_sessions
+from compressor.evaluation.recording import compare
 from compressor.evaluation.shipping import SETTING, opened, roughly_quantized
 from compressor.export import export_onnx, layer_times
 from compressor.models.artifact import TorchModel

@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from compressor.evaluation.engines.base import Session, Subject, engine_of
-from compressor.evaluation.latency import Latency, compare, in_sessions
+from compressor.evaluation.latency import Latency, in_sessions
+from compressor.evaluation.recording import compare
 from compressor.evaluation.setting import REFERENCE, Setting
 from compressor.export import export_onnx
 from compressor.models.artifact import TorchModel

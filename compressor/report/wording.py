@@ -86,7 +86,7 @@ def remarks(report: Report) -> list[str]:
     """What a reader should know about the rows."""
     previous = (None, *report.rows)
     of_rows = [remark for row, before in zip(report.rows, previous, strict=False) for remark in _remarks(row, before)]
-    return [*of_rows, *_unsettled(report)]
+    return [*of_rows, *_unsettled(report), *_disturbed(report)]
 
 
 def _remarks(row: Row, before: Row | None) -> Iterator[str]:
@@ -134,12 +134,24 @@ def _unsettled(report: Report) -> Iterator[str]:
             yield f"{where}: latency had not settled when it was timed, so trust it less ({', '.join(names)})."
 
 
+def _disturbed(report: Report) -> Iterator[str]:
+    """A remark for each setting in which rows were never quiet when they were timed."""
+    for setting in report.settings:
+        names = [row.id for row in report.rows if (entry := row.timed.get(setting)) and entry.quiet == 0]
+        if names:
+            where = setting_name(setting)
+            yield f"{where}: the machine was never quiet while it was timed, so trust it less ({', '.join(names)})."
+
+
 def load(report: Report) -> str:
     """How busy other programs kept the machine while networks were timed."""
-    loads = [entry.other_load for row in report.rows for entry in row.timed.values()]
-    if not loads:
+    entries = [entry for row in report.rows for entry in row.timed.values()]
+    if not entries:
         return "nothing was timed"
-    return f"other programs kept at most {max(loads):.1f} of {report.environment.cores} cores busy during timing"
+    loads = f"other programs kept at most {max(entry.other_load for entry in entries):.1f}"
+    shares = [entry.quiet for entry in entries if entry.quiet is not None]
+    quiet = f", at least {min(shares):.0%} of which was quiet" if shares else ""
+    return f"{loads} of {report.environment.cores} cores busy during timing{quiet}"
 
 
 def measured_on(report: Report) -> str:

@@ -9,6 +9,7 @@ from compressor.environment import environment
 from compressor.evaluation import latency
 from compressor.evaluation.engines.base import Subject, engine_of
 from compressor.evaluation.latency import SESSIONS, Comparison, Latency, NotMeasured, in_sessions
+from compressor.evaluation.recording import Recording, compare
 from compressor.evaluation.setting import REFERENCE, Setting
 from compressor.models.artifact import TorchModel
 from compressor.pipeline.pipeline import Pipeline
@@ -87,10 +88,10 @@ def timings_of(
     return [timing.timings(outcome) for timing, outcome in zip(timings, outcomes, strict=True)]
 
 
-def _followed(compare_now: Comparison, one_more: Callable[[], None]) -> Latency:
-    figure = compare_now()
+def _followed(compare_now: Comparison, one_more: Callable[[], None]) -> Recording:
+    recording = compare_now()
     one_more()
-    return figure
+    return recording
 
 
 def _settings(pipeline: Pipeline) -> list[Setting]:
@@ -113,10 +114,10 @@ def _plan(done: Finished, reference: Finished, setting: Setting) -> Comparison |
     return partial(_compare, done, reference, setting)
 
 
-def _compare(done: Finished, reference: Finished, setting: Setting) -> Latency:
+def _compare(done: Finished, reference: Finished, setting: Setting) -> Recording:
     engine = engine_of(setting.engine)
     candidate, other = (engine.open(_subject(each), setting) for each in (done, reference))
-    return latency.compare(candidate.seconds, other.seconds, setting, candidate.on_cpu)
+    return compare(candidate.seconds, other.seconds, setting, candidate.on_cpu)
 
 
 def _subject(done: Finished) -> Subject:
