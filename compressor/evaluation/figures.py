@@ -8,6 +8,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Total = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Milliseconds = Annotated[float, Field(gt=0, le=1e12)]
+Microseconds = Annotated[float, Field(ge=0, le=1e15)]
+Rate = Annotated[float, Field(ge=0, le=1e12)]
 Factor = Annotated[float, Field(ge=1e-12, le=1e12)]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from compressor.evaluation import Diagnosis, Kind
 from compressor.report.templating import filled
-from compressor.report.wording import machine
+from compressor.report.wording import machine, slowness
 
 SHOWN = 12  # kinds of operators on a terminal
 
@@ -34,20 +34,11 @@ def diagnosis_page(found: Diagnosis) -> str:
     return filled(
         "doctor.html",
         found=found,
-        headline=diagnosis_headline(found),
+        headline=slowness(found),
         kinds=kinds,
         on_integers=sum(kind.share for kind in kinds if kind.integers),
         machine=machine(found.environment),
     )
-
-
-def diagnosis_headline(found: Diagnosis) -> str:
-    """How long an image takes, and what costs most."""
-    whole = f"{found.microseconds:,.0f} µs"
-    if not found.findings:
-        return f"{whole}: nothing that was looked for costs time"
-    worst = found.findings[0]
-    return f"{whole}, of which {worst.microseconds:,.0f} µs go into {worst.what}"
 
 
 def _spent(kinds: Sequence[Kind]) -> tuple[str, str]:

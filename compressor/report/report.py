@@ -11,6 +11,7 @@ from compressor.data.preprocess import Preprocess
 from compressor.environment import Environment
 from compressor.errors import ArtifactError
 from compressor.evaluation.accuracy import Accuracy, Paired
+from compressor.evaluation.doctor.diagnosis import Diagnosis
 from compressor.evaluation.figures import Count, Figures, Share, Total
 from compressor.evaluation.latency import Latency, NotMeasured
 from compressor.evaluation.regressions import Regressions
@@ -117,6 +118,7 @@ class Report(Figures):
     """A run: its rows and how they were measured. `spec` is the pipeline as YAML, `license` that of the weights.
 
     `shown` is a picture of some training images, each in a row of its views: a PNG in base64, "" if nothing trains.
+    `doctor` says where the shipped file's time goes.
     """
 
     schema_: Literal[1] = Field(1, alias="schema")
@@ -136,6 +138,7 @@ class Report(Figures):
     over_seeds: tuple[OverSeeds, ...] = ()
     regressions: Regressions = Field(alias="harm")
     shown: str = ""
+    doctor: Diagnosis | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Report":
@@ -150,6 +153,8 @@ class Report(Figures):
         for row in self.rows:
             if row.id != self.baseline and row.versus_baseline is None:
                 yield f"row {row.id!r} is not compared with the baseline"
+        if self.doctor is not None and self.doctor.sha256 != self.shipped_row.sha256:
+            yield "what its doctor looked at is not the file that ships"
         regressions, classes = self.regressions, len(self.labels)
         if not classes == len(regressions.baseline_classes) == len(regressions.shipped_classes) > 0:
             yield "the number of class scores is not the number of classes"

@@ -14,6 +14,7 @@ from compressor.report.wording import (
     percent,
     remarks,
     setting_name,
+    slowness,
     speedup,
     verdict,
 )
@@ -59,12 +60,20 @@ def to_markdown(report: Report) -> str:
         "",
         *(f"- {escaped(remark)}" for remark in remarks(report)),
         "",
+        *_doctor(report),
         *_over_seeds(report),
         *_regressions(report),
         f"Measured on {escaped(measured_on(report))}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _doctor(report: Report) -> list[str]:
+    """Where the page about the shipped file is, and what it says."""
+    if report.doctor is None:
+        return []
+    return [f"[Where the shipped file's time goes](doctor.html): {escaped(slowness(report.doctor))}.", ""]
 
 
 def spread(row: OverSeeds) -> list[str]:

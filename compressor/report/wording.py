@@ -6,6 +6,7 @@ from typing import Any
 from compressor.data.preprocess import Preprocess
 from compressor.environment import Environment
 from compressor.evaluation.accuracy import Accuracy, Paired
+from compressor.evaluation.doctor.diagnosis import Diagnosis
 from compressor.evaluation.engines.base import title_of
 from compressor.evaluation.latency import Latency
 from compressor.evaluation.setting import Setting
@@ -169,6 +170,15 @@ def machine(environment: Environment) -> str:
         f"{environment.cpu} ({environment.cores} cores; {', '.join(environment.isa) or 'no extensions'}), "
         f"{environment.gpu or 'no GPU'}, {environment.platform}; {versions}"
     )
+
+
+def slowness(found: Diagnosis) -> str:
+    """How long an image takes, and what costs most."""
+    whole = f"{found.microseconds:,.0f} µs an image on one thread"
+    if not found.findings:
+        return f"{whole}; nothing that was looked for costs time"
+    worst = found.findings[0]
+    return f"{whole}, of which {worst.microseconds:,.0f} µs go into {worst.what}"
 
 
 def percent(accuracy: Accuracy) -> str:

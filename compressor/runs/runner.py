@@ -13,6 +13,7 @@ from compressor.data.dataset import Dataset
 from compressor.data.settings import Augment
 from compressor.environment import environment
 from compressor.errors import UserError
+from compressor.evaluation.doctor.diagnosis import Diagnosis, diagnose
 from compressor.evaluation.regressions import regressions_of
 from compressor.models.artifact import ONNX
 from compressor.pipeline.completion import completed
@@ -20,7 +21,7 @@ from compressor.pipeline.context import Context, Services
 from compressor.pipeline.pipeline import Pipeline
 from compressor.pipeline.stage import named
 from compressor.report.contact_sheet import SHEET_IMAGES, SHEET_VIEWS, contact_sheet
-from compressor.report.report import DataFacts, Report, Row
+from compressor.report.report import DataFacts, Report, Row, Timings
 from compressor.report.writing import WRITTEN, write
 from compressor.runs.dry_run import try_stages
 from compressor.runs.keys import code_of, key_of, made_from
@@ -195,7 +196,16 @@ def _measured(
         rows=tuple(Row.of(done.row, timed, pair) for done, timed, pair in zip(finished, timings, paired, strict=True)),
         regressions=regressions,
         shown=sheet,
+        doctor=_diagnosed(shipped, timings[-1], known, console),
     )
+
+
+def _diagnosed(shipped: Finished, timings: Timings, known: Report | None, console: Console) -> Diagnosis:
+    """Where the shipped file's time goes, of an earlier report if its timings stand."""
+    if known is not None and known.doctor is not None and known.shipped_row.timings == timings:
+        return known.doctor
+    console.say("Looking where the shipped file's time goes", style="bold")
+    return diagnose(shipped.onnx).model_copy(update={"model": ONNX})
 
 
 def choose_device(name: str) -> torch.device:

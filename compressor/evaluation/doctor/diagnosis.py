@@ -2,17 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from compressor.environment import Environment, environment
 from compressor.evaluation.costs.layers import measure
 from compressor.evaluation.doctor.nodes import ROUNDING, macs_of
 from compressor.evaluation.doctor.reasons import Case, Finding, findings
 from compressor.evaluation.engines.base import clocked
+from compressor.evaluation.figures import Count, Figures, Microseconds, Rate, Share
 from compressor.export import Executed, executed_in, onnx_file, reading
 from compressor.storage import files
 
@@ -20,24 +21,21 @@ LEAST = 0.02  # of the time: a finding that costs less is left out
 RUNS, WARM_UP = 100, 10
 
 
-class Node(BaseModel):
+class Node(Figures):
     """An operator as ONNX Runtime executes it."""
-
-    model_config = ConfigDict(frozen=True)
 
     operator: str
     name: str
     shape: tuple[int, ...]
-    microseconds: float
-    share: float
+    microseconds: Microseconds
+    share: Share
     integers: bool
-    gmacs_per_second: float | None
+    gmacs_per_second: Rate | None
 
 
-class Kind(BaseModel):
+@dataclass(frozen=True)
+class Kind:
     """Operators that are alike, with their rates' mean."""
-
-    model_config = ConfigDict(frozen=True)
 
     operator: str
     shape: tuple[int, ...]
@@ -48,7 +46,7 @@ class Kind(BaseModel):
     gmacs_per_second: float | None
 
 
-class Diagnosis(BaseModel):
+class Diagnosis(Figures):
     """A file on this machine, one thread, one image.
 
     `microseconds` is the median of the file as it is. Operators are timed by a profiler, which slows them down, so
@@ -56,15 +54,13 @@ class Diagnosis(BaseModel):
     suits it, by precision; `by_threads` is the file's median on other numbers of threads.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     model: str
     sha256: str
     environment: Environment
-    microseconds: float
-    by_threads: dict[int, float]
-    fixed_batch: int | None
-    best_gmacs_per_second: dict[str, float]
+    microseconds: Microseconds
+    by_threads: dict[Count, Microseconds]
+    fixed_batch: Count | None
+    best_gmacs_per_second: dict[str, Rate]
     nodes: tuple[Node, ...]
     findings: tuple[Finding, ...]
 

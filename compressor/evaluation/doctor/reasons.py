@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from pydantic import BaseModel, ConfigDict
-
 from compressor.evaluation.costs.layers import Layer
 from compressor.evaluation.doctor.nodes import (
     DYNAMIC,
@@ -16,6 +14,7 @@ from compressor.evaluation.doctor.nodes import (
     layer_of,
     with_whole_widths,
 )
+from compressor.evaluation.figures import Figures, Microseconds, Rate
 from compressor.export import Executed
 
 BEST = Layer("conv", "int8", 64, 64, (28, 28), (3, 3), (1, 1), (1, 1))  # which every processor does well
@@ -27,17 +26,15 @@ MOST_TIMED = 8  # different layers for one reason
 Times = Mapping[Layer, float]  # in microseconds
 
 
-class Finding(BaseModel):
+class Finding(Figures):
     """Something that costs time.
 
     `microseconds` is what it costs, as far as `measured` says; `share` is of the time of all operators.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     what: str
-    microseconds: float
-    share: float
+    microseconds: Microseconds
+    share: Rate
     measured: str
     advice: str
 
