@@ -23,7 +23,7 @@ from stages import Distill, Export, Prune, Quantize, Target, Train
 
 # Nobody looks at how precise times are here, or how quiet it was.
 recording.MIN_SECONDS, recording.MAX_WARMUP_SECONDS, latency.PAUSES_SECONDS = 0.02, 0.2, ()
-layers.VISITS, layers.ROUNDS, layers.VISIT_SECONDS = 1, 10, 0.0
+layers.VISITS, layers.VISIT_SECONDS = 1, 0.01
 # The exporter builds its table of operators anew for every export, a third of the time that it takes.
 ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 PLUGIN = Path(__file__).parent / "plugin"  # a third party's package, installed for all tests

@@ -42,7 +42,7 @@ def test_bench_times_two_files_in_turn_and_takes_folders(finished: Path, capsys:
     written = json.loads(said.out)
     entries = [(entry["threads"], entry["batch"]) for entry in written["latency"]]
     assert entries == [(1, 1), (1, 4)]
-    assert all(len(entry["moments"]) == 3 for entry in written["latency"])
+    assert all(1 <= len(entry["moments"]) <= 3 for entry in written["latency"])
     rows = {row.id: row for row in Report.load(finished).rows}
     assert (written["sha256"], written["against_sha256"]) == (rows["shipped"].sha256, rows["teacher"].sha256)
     assert written["environment"]["onnxruntime"] == onnxruntime.__version__
@@ -185,6 +185,7 @@ def test_drift_is_told_from_noise(quick: Path, tmp_path: Path, capsys: pytest.Ca
     content["environment"]["torch"] = "1.0"
     for row in content["rows"]:
         row["sha256"] = "0" * 64
+    content["doctor"] = None
     (recorded / "report.json").write_text(json.dumps(content))
     assert main(["reproduce", str(recorded), "--device", "cpu"]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -15,6 +15,7 @@ from compressor.distillation.settings import Distillation
 from compressor.evaluation.engines.base import Subject, engine_of, title_of
 from compressor.evaluation.setting import Setting
 from compressor.pruning.criteria import Importance
+from compressor.report.writing import WRITTEN
 from compressor.training import Batch, Training, Watched, fit
 from stages import Export, Prune, Quantize, Target, Train
 from tests.conftest import TINY, accuracy
@@ -149,7 +150,7 @@ def test_a_tracker_comes_with_a_package_and_follows_the_run(tmp_path: Path) -> N
         "row shipped scored",
         "row teacher measured",
         "row shipped measured",
-        *(f"artifact {name}" for name in ("model.onnx", "report.json", "report.md", "report.html", "README.md")),
+        *(f"artifact {name}" for name in ("model.onnx", *WRITTEN)),
         "end",
     ]
 

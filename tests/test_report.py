@@ -22,7 +22,7 @@ from compressor.report.report import Report, Row
 from compressor.report.snippets import EXAMPLE
 from compressor.report.tradeoff import far_below, tradeoff
 from compressor.report.wording import change, remarks, verdict
-from compressor.report.writing import write
+from compressor.report.writing import WRITTEN, write
 from tests.conftest import IDS
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -134,7 +134,7 @@ def test_the_page_printed(finished: Path, browser: Browser) -> None:
 def test_the_page_is_written_again_from_the_json_alone(finished: Path, tmp_path: Path) -> None:
     shutil.copy(finished / "report.json", tmp_path)
     write(Report.load(tmp_path), tmp_path)
-    for name in ("report.json", "report.md", "report.html", "README.md"):
+    for name in WRITTEN:
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes(), name
 
 
@@ -351,4 +351,7 @@ def test_a_report_whose_rows_are_not_there_is_refused(finished: Path, tmp_path: 
     content = json.loads((finished / "report.json").read_text())
     (tmp_path / "report.json").write_text(json.dumps({**content, "baseline": "nobody"}))
     with pytest.raises(Exception, match="there is no row 'nobody'"):
+        Report.load(tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps({**content, "doctor": {**content["doctor"], "sha256": "0" * 64}}))
+    with pytest.raises(Exception, match="what its doctor looked at is not the file that ships"):
         Report.load(tmp_path)

@@ -42,9 +42,9 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def test_everything_is_where_readers_look(finished: Path) -> None:
-    assert {"model.onnx", "report.json", "report.md", "report.html", "README.md", "pipeline.yaml", "stages"} <= {
-        p.name for p in finished.iterdir()
-    }
+    names = {p.name for p in finished.iterdir()}
+    assert {"model.onnx", "pipeline.yaml", "stages"} <= names
+    assert {"report.json", "report.md", "report.html", "doctor.html", "README.md"} <= names
     assert sorted(p.name for p in (finished / "stages").iterdir()) == sorted(IDS)
     for stage_id in IDS:
         assert (finished / "stages" / stage_id / "model.onnx").is_file()
@@ -65,6 +65,19 @@ def test_the_report_has_the_agreed_keys(finished: Path) -> None:
         assert set(row["accuracy"]) == {"split", "engine", "correct", "total", "value", "low", "high"}
         assert row["artifact"] == f"stages/{row['id']}"
         assert row["size_bytes"] == (finished / row["artifact"] / "model.onnx").stat().st_size
+
+
+def test_the_doctor_looked_at_what_ships(finished: Path) -> None:
+    found, shipped = content(finished)["doctor"], content(finished)["rows"][-1]
+    assert (found["model"], found["sha256"]) == ("model.onnx", shipped["sha256"])
+    assert "QLinearConv" in {node["operator"] for node in found["nodes"]}
+    said = f"{found['microseconds']:,.0f} µs an image on one thread"
+    assert (
+        f"""<a href="doctor.html">Where the shipped file's time goes</a>: {said}"""
+        in (finished / "report.html").read_text()
+    )
+    assert f"(doctor.html): {said}" in (finished / "report.md").read_text()
+    assert "QLinearConv" in (finished / "doctor.html").read_text()
 
 
 def test_accuracy_is_that_of_the_onnx_file_on_the_whole_test_split(finished: Path) -> None:
@@ -97,7 +110,7 @@ def test_latency_has_figures_or_a_reason(finished: Path) -> None:
         entries = {(e["engine"], e["device"]): e for e in row["latency"]}
         assert set(entries) == expected
         onnx_entry = entries["onnxruntime", "cpu"]
-        assert len(onnx_entry["moments"]) == 3
+        assert 1 <= len(onnx_entry["moments"]) <= 3
         assert onnx_entry["speedup"] == float(np.median(onnx_entry["moments"]))
         assert onnx_entry["speedup_low"] <= min(onnx_entry["moments"])
         assert onnx_entry["speedup_high"] >= max(onnx_entry["moments"])
@@ -113,7 +126,7 @@ def test_details_say_what_stages_did(finished: Path) -> None:
     assert rows["pruned"]["details"]["widths"]["fc"] == [10, 10]
     assert rows["shipped"]["details"]["agreement"]["top1_agreement"] >= 0.99
     (versus_float,) = rows["int8"]["versus_float"]
-    assert (versus_float["engine"], len(versus_float["moments"])) == ("onnxruntime", 3)
+    assert versus_float["engine"] == "onnxruntime"
     assert all(not row["versus_float"] for row_id, row in rows.items() if row_id != "int8")
 
 
@@ -154,7 +167,8 @@ def test_what_is_done_is_not_repeated(copied: Path, monkeypatch: pytest.MonkeyPa
     ran = stage_runs(monkeypatch)
     run(PIPELINE, copied, device="cpu")
     assert ran == []
-    assert content(copied)["rows"] == before["rows"]
+    after = content(copied)
+    assert (after["rows"], after["doctor"]) == (before["rows"], before["doctor"])
 
 
 def test_a_changed_stage_runs_with_those_after_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -399,7 +399,7 @@ def test_what_only_looks_like_a_run_is_not_written_to(tmp_path: Path, name: str)
     assert all(path.read_text() == "mine" for path in tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["report.md", "report.html", "README.md"])
+@pytest.mark.parametrize("name", ["report.md", "report.html", "doctor.html", "README.md"])
 def test_no_page_of_the_users_is_written_over(made: Path, tmp_path: Path, name: str) -> None:
     shutil.copy(made / "report.json", tmp_path)
     (tmp_path / name).write_text("mine")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from compressor.environment import Environment, environment
 from compressor.evaluation.costs.layers import measure
 from compressor.evaluation.doctor.nodes import ROUNDING, macs_of
-from compressor.evaluation.doctor.reasons import Case, Finding, findings
+from compressor.evaluation.doctor.reasons import TICK, Case, Finding, findings
 from compressor.evaluation.engines.base import clocked
 from compressor.evaluation.figures import Count, Figures, Microseconds, Rate, Share
 from compressor.export import Executed, executed_in, onnx_file, reading
@@ -121,7 +121,7 @@ def _described(node: Executed, total: float) -> Node:
         microseconds=microseconds,
         share=microseconds / total,
         integers=node.on_integers and node.operator not in ROUNDING,
-        gmacs_per_second=macs / max(microseconds, 1e-3) / 1e3 if macs else None,
+        gmacs_per_second=macs / max(microseconds, TICK) / 1e3 if macs else None,
     )
 
 

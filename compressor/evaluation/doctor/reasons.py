@@ -21,6 +21,7 @@ BEST = Layer("conv", "int8", 64, 64, (28, 28), (3, 3), (1, 1), (1, 1))  # which 
 FASTEST = 1.5  # times the rate of that: no layer is faster
 MULTIPLE = 16
 SLOWER = 1.1  # less than this times slower is not said to be slower
+TICK = 1e-3  # microseconds: what took no time that can be measured
 MOST_TIMED = 8  # different layers for one reason
 
 Times = Mapping[Layer, float]  # in microseconds
@@ -70,7 +71,7 @@ class Case:
         """The GMAC/s that this processor reaches in a convolution that suits it, by precision."""
         layers = {"int8": BEST, "float32": replace(BEST, precision="float32")}
         times = self.measure(layers.values())
-        return {name: layer.macs / times[layer] / 1e3 for name, layer in layers.items()}
+        return {name: layer.macs / max(times[layer], TICK) / 1e3 for name, layer in layers.items()}
 
     def time(self, layers: Iterable[Layer]) -> Times:
         """What layers take by themselves, and no less than this processor can do: noise would be taken for a gain."""
