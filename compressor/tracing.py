@@ -2,6 +2,7 @@
 
 import io
 import logging
+import operator
 import sys
 import traceback
 import warnings
@@ -53,8 +54,17 @@ def functional_graph(network: nn.Module, input_shape: Sequence[int]) -> fx.Graph
     program = trace(network, input_shape)
     for node in program.graph.nodes:
         _write_elsewhere(node)
-    graph_module: fx.GraphModule = program.run_decompositions({}).module(check_guards=False)
+    if any(_writes(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # takes longer than the trace
+    graph_module: fx.GraphModule = program.module(check_guards=False)
+    for node in list(graph_module.graph.nodes):
+        _as_decomposed(node)
     return graph_module
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an operator writes to its input."""
+    return isinstance(node.target, OpOverload) and bool(node.target._schema.is_mutable)
 
 
 def _write_elsewhere(node: fx.Node) -> None:
@@ -62,7 +72,7 @@ def _write_elsewhere(node: fx.Node) -> None:
 
     torch would do so too, and more besides, but takes 0.1 s for each ReLU6.
     """
-    if not (isinstance(node.target, OpOverload) and node.target._schema.is_mutable):
+    if not _writes(node):
         return
     written = node.args[0]
     unknown = isinstance(written, fx.Node) and len(written.users) == 1 and _makes_new_tensors(written)
@@ -75,6 +85,21 @@ def _write_elsewhere(node: fx.Node) -> None:
 def _makes_new_tensors(node: fx.Node) -> bool:
     """Whether what an operator outputs shares no memory with anything before it."""
     return isinstance(node.target, OpOverload) and all(made.alias_info is None for made in node.target._schema.returns)
+
+
+def _as_decomposed(node: fx.Node) -> None:
+    """Write a BatchNorm with statistics as torch's decompositions do, so that there is one way to write it."""
+    if node.target is not torch.ops.aten.batch_norm.default or node.args[5]:
+        return
+    *given, _, momentum, eps, _ = node.args
+    with node.graph.inserting_before(node):
+        norm = node.graph.call_function(
+            torch.ops.aten._native_batch_norm_legit_no_training.default, (*given, momentum, eps)
+        )
+        output = node.graph.call_function(operator.getitem, (norm, 0))
+    norm.meta, output.meta = {**node.meta, "val": (node.meta["val"],)}, dict(node.meta)
+    node.replace_all_uses_with(output)
+    node.graph.erase_node(node)
 
 
 @contextmanager

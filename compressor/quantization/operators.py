@@ -16,16 +16,19 @@ ACTIVATIONS = {aten.relu.default, aten.hardtanh.default, aten.relu6.default, ate
 SAME_GRID = {  # their outputs are values of their input
     aten.view.default,
     aten.reshape.default,
+    aten.unflatten.int,
     aten.flatten.using_ints,
     aten.permute.default,
     aten.squeeze.dims,
     aten.unsqueeze.default,
     aten.slice.Tensor,
+    aten.chunk.default,
     aten.split.Tensor,
     aten.split_with_sizes.default,
     aten.max_pool2d.default,
     aten.max_pool2d_with_indices.default,
     aten.clone.default,
+    aten.contiguous.default,
     aten.dropout.default,
 }
 BETWEEN_LAYERS = {  # the wide placement rounds these too, where nothing in float lies before them
