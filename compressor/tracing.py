@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import fx, nn
@@ -54,7 +55,7 @@ def functional_graph(network: nn.Module, input_shape: Sequence[int]) -> fx.Graph
     program = trace(network, input_shape)
     for node in program.graph.nodes:
         _write_elsewhere(node)
-    if any(_writes(node) for node in program.graph.nodes):
+    if any(_writes(node.target) for node in program.graph.nodes):
         program = program.run_decompositions({})  # takes longer than the trace
     graph_module: fx.GraphModule = program.module(check_guards=False)
     for node in list(graph_module.graph.nodes):
@@ -62,9 +63,9 @@ def functional_graph(network: nn.Module, input_shape: Sequence[int]) -> fx.Graph
     return graph_module
 
 
-def _writes(node: fx.Node) -> bool:
+def _writes(target: object) -> TypeGuard[OpOverload]:
     """Whether an operator writes to its input."""
-    return isinstance(node.target, OpOverload) and bool(node.target._schema.is_mutable)
+    return isinstance(target, OpOverload) and target._schema.is_mutable
 
 
 def _write_elsewhere(node: fx.Node) -> None:
@@ -72,13 +73,14 @@ def _write_elsewhere(node: fx.Node) -> None:
 
     torch would do so too, and more besides, but takes 0.1 s for each ReLU6.
     """
-    if not _writes(node):
+    if not _writes(node.target):
         return
     written = node.args[0]
-    unknown = isinstance(written, fx.Node) and len(written.users) == 1 and _makes_new_tensors(written)
+    safe = isinstance(written, fx.Node) and len(written.users) == 1 and _makes_new_tensors(written)
+    safe |= node.target is torch.ops.aten.dropout_.default and not node.args[2]  # not in training: it writes nothing
     packet = getattr(torch.ops.aten, node.target._opname.removesuffix("_"), None)
     elsewhere = getattr(packet, node.target._overloadname, None)
-    if unknown and isinstance(elsewhere, OpOverload):
+    if safe and isinstance(elsewhere, OpOverload):
         node.target = elsewhere
 
 
