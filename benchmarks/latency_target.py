@@ -187,7 +187,7 @@ class Channels:
 
 
 class Pruner(torch_pruning.pruner.BasePruner):
-    """Torch-Pruning leaves a layer as it is if rounding would leave nothing of it; here it keeps `round_to` channels."""
+    """Torch-Pruning leaves a layer as it is if rounding would leave nothing of it; here it keeps so many channels."""
 
     def _round_to(self, n_pruned: int, current_channels: int, round_to: int) -> int:
         return current_channels - max((current_channels - n_pruned) // round_to, 1) * round_to
