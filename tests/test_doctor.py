@@ -19,7 +19,7 @@ from compressor.evaluation import diagnose
 from compressor.evaluation.costs.layers import Layer
 from compressor.evaluation.doctor import diagnosis
 from compressor.evaluation.doctor.nodes import layer_of, macs_of, with_whole_widths
-from compressor.evaluation.doctor.reasons import Case, findings
+from compressor.evaluation.doctor.reasons import BEST, Case, findings
 from compressor.export import Executed, executed_in
 from compressor_command import main
 
@@ -129,6 +129,14 @@ def test_dynamic_ranges_and_threads() -> None:
     assert found["dynamic quantization"].microseconds == pytest.approx(35)
     assert of({}, CONV, threads=(100, 150))["threads beyond the cores"].share == pytest.approx(1 / 3)
     assert "threads beyond the cores" not in of({}, CONV, threads=(100, 105))
+
+
+def test_integers_on_a_processor_that_is_slow_with_them() -> None:
+    """A convolution that suits it takes 30 µs in float."""
+    name = "integers without the instructions that make them fast"
+    assert of({BEST: 20.0}, ON_INTEGERS, node("Relu", 10))[name].microseconds == pytest.approx(30)
+    assert name not in of({BEST: 20.0}, CONV)
+    assert name not in of({BEST: 10.0}, ON_INTEGERS)
 
 
 def test_the_best_of_this_processor() -> None:

@@ -11,6 +11,7 @@ from compressor.evaluation.doctor.nodes import (
     DYNAMIC,
     MOVING,
     ROUNDING,
+    is_layer,
     layer_of,
     with_whole_widths,
 )
@@ -20,6 +21,7 @@ from compressor.export import Executed
 BEST = Layer("conv", "int8", 64, 64, (28, 28), (3, 3), (1, 1), (1, 1))  # which every processor does well
 FASTEST = 1.5  # times the rate of that: no layer is faster
 MULTIPLE = 16
+GAIN = 2  # times the rate of float: less, and the processor lacks the instructions that make int8 fast
 SLOWER = 1.1  # less than this times slower is not said to be slower
 TICK = 1e-3  # microseconds: what took no time that can be measured
 MOST_TIMED = 8  # different layers for one reason
@@ -228,6 +230,20 @@ def dynamic(case: Case) -> Iterator[Finding]:
         )
 
 
+def instructions(case: Case) -> Iterator[Finding]:
+    """Integers on a processor that computes with them hardly faster than in float."""
+    nodes = [node for node in case.nodes if is_layer(node) and node.on_integers]
+    if nodes and case.best["int8"] < GAIN * case.best["float32"]:
+        spent = _microseconds(nodes)
+        yield case.finding(
+            "integers without the instructions that make them fast",
+            spent,
+            f"{len(nodes)} layers on integers take {spent:.0f} µs; in a convolution that suits it this processor "
+            f"reaches {case.best['int8']:.0f} GMAC/s in int8 and {case.best['float32']:.0f} in float32",
+            "time it where it will run: with VNNI (x86) or dot products (ARM) int8 is several times as fast as float",
+        )
+
+
 def threads(case: Case) -> Iterator[Finding]:
     """More threads than cores; a share of the time on so many."""
     more, all_cores = case.by_threads[2 * case.cores], case.by_threads[case.cores]
@@ -242,7 +258,7 @@ def threads(case: Case) -> Iterator[Finding]:
         )
 
 
-REASONS = (conversions, moves, floats, widths, groups, signs, dynamic)
+REASONS = (conversions, moves, floats, widths, groups, signs, dynamic, instructions)
 
 
 def _layer(node: Executed) -> Layer:
