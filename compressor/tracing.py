@@ -13,12 +13,21 @@ from typing import TypeGuard
 
 import torch
 from torch import fx, nn
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 
 from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
 
 TORCH = Path(torch.__file__).parent
+aten = torch.ops.aten
+NEW = {  # made of others, and always a new tensor
+    aten.adaptive_avg_pool2d, aten.batch_norm, aten.conv1d, aten.conv2d, aten.group_norm, aten.layer_norm, aten.linear,
+    aten.matmul, aten.max_pool2d, aten.scaled_dot_product_attention, aten.softmax,
+}  # fmt: skip
+READ = NEW | {  # by all who read graphs
+    aten.chunk, aten.contiguous, aten.dropout, aten.einsum, aten.flatten, aten.pad, aten.reshape, aten.sym_size,
+    aten.unflatten, aten.upsample_bilinear2d,
+}  # fmt: skip
 LOGGERS = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
 
 
@@ -55,7 +64,7 @@ def functional_graph(network: nn.Module, input_shape: Sequence[int]) -> fx.Graph
     program = trace(network, input_shape)
     for node in program.graph.nodes:
         _write_elsewhere(node)
-    if any(_writes(node.target) for node in program.graph.nodes):
+    if not all(_is_plain(node) for node in program.graph.nodes):
         program = program.run_decompositions({})  # takes longer than the trace
     graph_module: fx.GraphModule = program.module(check_guards=False)
     for node in list(graph_module.graph.nodes):
@@ -63,9 +72,24 @@ def functional_graph(network: nn.Module, input_shape: Sequence[int]) -> fx.Graph
     return graph_module
 
 
+def _is_plain(node: fx.Node) -> bool:
+    """Whether torch's decompositions would leave a node as it is, or as something that we read as well."""
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return not isinstance(target, HigherOrderOperator)
+    if target is aten.batch_norm.default and node.args[5]:  # in training, it writes statistics
+        return False
+    return not _writes(target) and (not _is_composite(target) or target.overloadpacket in READ)
+
+
 def _writes(target: object) -> TypeGuard[OpOverload]:
     """Whether an operator writes to its input."""
     return isinstance(target, OpOverload) and target._schema.is_mutable
+
+
+def _is_composite(target: OpOverload) -> bool:
+    """Whether an operator is made of others, one of which may return its input although the schema does not say so."""
+    return bool(target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
 
 
 def _write_elsewhere(node: fx.Node) -> None:
@@ -77,8 +101,8 @@ def _write_elsewhere(node: fx.Node) -> None:
         return
     written = node.args[0]
     safe = isinstance(written, fx.Node) and len(written.users) == 1 and _makes_new_tensors(written)
-    safe |= node.target is torch.ops.aten.dropout_.default and not node.args[2]  # not in training: it writes nothing
-    packet = getattr(torch.ops.aten, node.target._opname.removesuffix("_"), None)
+    safe |= node.target is aten.dropout_.default and not node.args[2]  # not in training: it writes nothing
+    packet = getattr(aten, node.target._opname.removesuffix("_"), None)
     elsewhere = getattr(packet, node.target._overloadname, None)
     if safe and isinstance(elsewhere, OpOverload):
         node.target = elsewhere
@@ -86,18 +110,19 @@ def _write_elsewhere(node: fx.Node) -> None:
 
 def _makes_new_tensors(node: fx.Node) -> bool:
     """Whether what an operator outputs shares no memory with anything before it."""
-    return isinstance(node.target, OpOverload) and all(made.alias_info is None for made in node.target._schema.returns)
+    target = node.target
+    if not isinstance(target, OpOverload) or any(made.alias_info is not None for made in target._schema.returns):
+        return False
+    return not _is_composite(target) or target.overloadpacket in NEW
 
 
 def _as_decomposed(node: fx.Node) -> None:
     """Write a BatchNorm with statistics as torch's decompositions do, so that there is one way to write it."""
-    if node.target is not torch.ops.aten.batch_norm.default or node.args[5]:
+    if node.target is not aten.batch_norm.default:
         return
     *given, _, momentum, eps, _ = node.args
     with node.graph.inserting_before(node):
-        norm = node.graph.call_function(
-            torch.ops.aten._native_batch_norm_legit_no_training.default, (*given, momentum, eps)
-        )
+        norm = node.graph.call_function(aten._native_batch_norm_legit_no_training.default, (*given, momentum, eps))
         output = node.graph.call_function(operator.getitem, (norm, 0))
     norm.meta, output.meta = {**node.meta, "val": (node.meta["val"],)}, dict(node.meta)
     node.replace_all_uses_with(output)

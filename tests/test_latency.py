@@ -63,8 +63,8 @@ def test_times_that_never_settle_are_reported_as_unsteady(monkeypatch: pytest.Mo
 
 def test_the_interval_holds_the_ratio_of_known_times() -> None:
     generator = np.random.default_rng(0)
-    kinds = [generator.normal(mean, 0.01 * mean, 500) for mean in (0.8, 1.2, 2.5, 3.5)]
-    speedup, low, high = speedup_of(*kinds)
+    runs = generator.normal([0.8, 1.2, 2.5, 3.5], [0.01, 0.01, 0.03, 0.03], (500, 4))
+    speedup, low, high = speedup_of(runs)
     assert 2.98 < low < 3.0 < high < 3.02
     assert low < speedup < high
 
@@ -129,8 +129,17 @@ def test_runs_after_itself_and_after_the_other_are_judged_apart() -> None:
     assert (latency.speedup, latency.quiet) == (pytest.approx(8 / 2), 1)
 
 
+def test_both_networks_are_compared_at_the_same_moments() -> None:
+    """A clock that slows down by 4% in the middle, where more runs of the baseline are too slow to be quiet."""
+    turns = recorded([10.0] * 200)
+    turns.seconds[60:] *= 1.04
+    turns.seconds[60:160, 1] *= 1.1
+    latency = latency_of([turns])
+    assert (latency.speedup, latency.speedup_low, latency.speedup_high) == pytest.approx((10, 10, 10))
+
+
 def test_a_session_slower_than_the_others_does_not_count() -> None:
-    latency = latency_of([recorded([4.0] * 20), recorded([3.0] * 20, ms=1.5), recorded([4.2] * 20)])
+    latency = latency_of([recorded([4.0] * 20), recorded([3.6] * 20, ms=1.2), recorded([4.2] * 20)])
     assert latency.sessions == pytest.approx((4, 4.2))
     assert latency.quiet == pytest.approx(2 / 3)
 

@@ -17,15 +17,14 @@ from compressor.evaluation.recording import Recording
 from compressor.evaluation.setting import Setting
 
 SESSIONS = 3
-QUIET = 1.05  # a quiet run takes at most this factor of what the network takes at its best,
-BEST_PERCENTILE = 10  # which is this percentile of a session's runs, in the best session
-FEWEST_RUNS = 10  # a session with fewer quiet runs does not count
+QUIET = 1.1  # a quiet run takes at most this factor of what the network takes at its best,
+BEST_PERCENTILE = 10  # which is this percentile of a session's runs
+AS_USUAL = 1.15  # a session in which the best is over this factor of the best of all sessions was not quiet
+FEWEST_RUNS = 10  # nor was one with fewer quiet runs of a kind
 PAUSES_SECONDS = (5.0, 10.0, 20.0)  # before sessions that are missing are repeated
-BLOCKS = 20
+BLOCKS, FEWEST_TURNS = 20, 4  # of a block
 RESAMPLES = 2000
 
-# Seconds of the runs of the candidate after itself and after the baseline, and of the baseline likewise.
-Kinds = Sequence[NDArray[np.float64]]
 Comparison = Callable[[], Recording]  # times a network in alternation with another, both newly loaded
 
 
@@ -85,13 +84,12 @@ def latency_of(recordings: Sequence[Recording]) -> Latency:
     The times and the speed-up are the medians of the sessions that count; the interval spans all of theirs.
     """
     counted = _quiet_sessions(recordings)
-    quiet = sum(len(runs) for session in counted for runs in session) / sum(each.seconds.size for each in recordings)
-    counted = counted or [_by_kind(each.seconds, np.isfinite(each.seconds)) for each in recordings]
-    speedups = np.array([speedup_of(*session) for session in counted])  # [sessions, 3]
-    candidates = [np.concatenate(session[:2]) for session in counted]
+    quiet = sum(np.isfinite(runs).sum() for runs in counted) / sum(each.seconds.size for each in recordings)
+    counted = counted or [_by_kind(each.seconds) for each in recordings]
+    speedups = np.array([speedup_of(runs) for runs in counted])  # [sessions, 3]
     return Latency(
         **recordings[0].setting.model_dump(),
-        median_ms=float(np.median([np.median(seconds) for seconds in candidates]) * 1e3),
+        median_ms=float(np.median([np.nanmedian(runs[:, :2], axis=0).mean() for runs in counted]) * 1e3),
         p95_ms=float(np.median([np.percentile(each.seconds[:, 0], 95) for each in recordings]) * 1e3),
         runs=sum(each.seconds[:, 0].size for each in recordings),
         speedup=float(np.median(speedups[:, 0])),
@@ -100,51 +98,59 @@ def latency_of(recordings: Sequence[Recording]) -> Latency:
         warmup_runs=sum(each.warmup_runs for each in recordings),
         steady=all(each.steady for each in recordings),
         other_load=max(each.other_load for each in recordings),
-        quiet=quiet,
+        quiet=float(quiet),
         on_cpu=recordings[0].on_cpu,
         sessions=tuple(speedups[:, 0]),
     )
 
 
-def _quiet_sessions(recordings: Sequence[Recording]) -> list[Kinds]:
-    """The quiet runs of each session that has enough of them.
+def _quiet_sessions(recordings: Sequence[Recording]) -> list[NDArray[np.float64]]:
+    """The seconds of each session that was quiet, `[turns, kinds]`; NaN for runs that were not.
 
     A run is quiet if it was not interrupted and did not take much longer than the network takes at its best: after
     itself, or after the other, whichever it ran after.
     """
-    calm = [_by_kind(each.seconds, ~each.interrupted) for each in recordings]
-    calm = [session for session in calm if _counts(session)]
+    calm = [_by_kind(np.where(each.interrupted, np.nan, each.seconds)) for each in recordings]
+    calm = [runs for runs in calm if _counts(runs)]
     if not calm:
         return []
-    best = np.min([[np.percentile(runs, BEST_PERCENTILE) for runs in session] for session in calm], axis=0)  # [4]
-    quiet = [[runs[runs <= QUIET * least] for runs, least in zip(session, best, strict=True)] for session in calm]
-    return [session for session in quiet if _counts(session)]
+    best = np.array([np.nanpercentile(runs, BEST_PERCENTILE, axis=0) for runs in calm])  # [sessions, kinds]
+    usual = (best <= AS_USUAL * best.min(axis=0)).all(axis=1)
+    quiet = [np.where(runs <= QUIET * own, runs, np.nan) for runs, own in zip(calm, best, strict=True)]
+    return [runs for runs, as_usual in zip(quiet, usual, strict=True) if as_usual and _counts(runs)]
 
 
-def _by_kind(seconds: NDArray[np.float64], chosen: NDArray[np.bool_]) -> Kinds:
-    """The chosen seconds, both `[turns, 2, 2]`, as four arrays."""
-    return [seconds[:, network, place][chosen[:, network, place]] for network in (0, 1) for place in (0, 1)]
+def _by_kind(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[turns, 2, 2]` as `[turns, kinds]`: the candidate after itself and after the baseline, then the baseline."""
+    return seconds.reshape(len(seconds), 4)
 
 
-def _counts(session: Kinds) -> bool:
-    return min(map(len, session)) >= FEWEST_RUNS
+def _counts(runs: NDArray[np.float64]) -> bool:
+    """Whether there are enough runs of each kind, and blocks with all kinds."""
+    return int(np.isfinite(runs).sum(axis=0).min()) >= FEWEST_RUNS and len(_blocks(runs)) > 0
 
 
-def speedup_of(*kinds: NDArray[np.float64]) -> tuple[float, float, float]:
-    """How many times faster the candidate is, and the bootstrap interval of that, for the seconds of four kinds of run.
+def _blocks(runs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The medians of contiguous blocks of turns, `[blocks, kinds]`, without blocks that lack a kind."""
+    blocks = np.array_split(runs, max(min(BLOCKS, len(runs) // FEWEST_TURNS), 1))
+    whole = [block for block in blocks if np.isfinite(block).any(axis=0).all()]
+    return np.array([np.nanmedian(block, axis=0) for block in whole])
 
-    A network's time is the sum of its two kinds' medians. The runs of each kind are cut into contiguous blocks, whose
-    medians are resampled together, so that a long disturbance counts once.
+
+def speedup_of(runs: NDArray[np.float64]) -> tuple[float, float, float]:
+    """How many times faster the candidate is, and the bootstrap interval of that.
+
+    A network's time is the sum of its two kinds' medians. Blocks of turns are resampled, so that a long disturbance
+    counts once, and both networks are compared at the same moments.
 
     Args:
-        kinds: of the candidate after itself and after the baseline, of the baseline after itself and after the
-            candidate.
+        runs: seconds, `[turns, kinds]`: the candidate after itself and after the baseline, then the baseline likewise;
+            NaN for those that do not count.
     """
-    count = min(BLOCKS, *map(len, kinds))
-    blocks = np.array([[np.median(block) for block in np.array_split(runs, count)] for runs in kinds])  # [4, count]
-    picks = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    candidate, baseline = np.median(blocks[:, picks], axis=2).reshape(2, 2, -1).sum(axis=1)  # each [RESAMPLES]
+    blocks = _blocks(runs)
+    picks = np.random.default_rng(0).integers(len(blocks), size=(RESAMPLES, len(blocks)))
+    candidate, baseline = np.median(blocks[picks], axis=1).reshape(-1, 2, 2).sum(axis=2).T  # each [RESAMPLES]
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(baseline / candidate, [tail, 100 - tail])
-    candidate, baseline = np.median(blocks, axis=1).reshape(2, 2).sum(axis=1)
+    candidate, baseline = np.median(blocks, axis=0).reshape(2, 2).sum(axis=1)
     return float(baseline / candidate), float(low), float(high)

@@ -52,6 +52,8 @@ def compare(candidate: Timed, baseline: Timed, setting: Setting, on_cpu: tuple[s
             seconds, interrupted = _turns(candidate, baseline)
     finally:
         torch.set_num_threads(threads)
+    if setting.threads > 1 or setting.device != "cpu":
+        interrupted = np.zeros_like(interrupted)  # the counters do not tell which of several threads was put aside
     return Recording(setting, seconds, interrupted, warmup_runs, steady, load.cores, on_cpu)
 
 

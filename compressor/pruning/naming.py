@@ -21,8 +21,8 @@ aten = torch.ops.aten
 
 UNTAGGED = {aten.dropout, aten.feature_dropout, aten.hardswish, aten.relu6}  # pointwise, though torch does not say so
 REARRANGING = {
-    aten.alias, aten.contiguous, aten.detach, aten.expand, aten.lift_fresh_copy, aten.moveaxis, aten.movedim,
-    aten.permute, aten.squeeze, aten.swapaxes, aten.swapdims, aten.t, aten.transpose, aten.unsqueeze,
+    aten.alias, aten.contiguous, aten.detach, aten.expand, aten.lift_fresh_copy, aten.movedim, aten.permute,
+    aten.squeeze, aten.t, aten.transpose, aten.unsqueeze,
 }  # fmt: skip
 RESHAPING = {aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten}
 PARTS = {aten.chunk, aten.split, aten.split_with_sizes, aten.tensor_split}
