@@ -17,11 +17,12 @@ from PIL import ExifTags, Image
 from playwright.sync_api import Browser, sync_playwright
 
 from compressor.evaluation.accuracy import Accuracy, Paired
+from compressor.evaluation.doctor.reasons import Finding
 from compressor.evaluation.latency import Latency
 from compressor.report.report import Report, Row
 from compressor.report.snippets import EXAMPLE
 from compressor.report.tradeoff import far_below, tradeoff
-from compressor.report.wording import change, remarks, verdict
+from compressor.report.wording import change, remarks, slowness, verdict
 from compressor.report.writing import WRITTEN, write
 from tests.conftest import IDS
 
@@ -254,6 +255,36 @@ def test_latency_that_had_not_settled_is_reported_once_per_setting(report: Repor
     assert [remark for remark in said if "settled" in remark] == [
         "ONNX Runtime, 1 thread, batch 1: latency had not settled when it was timed, so trust it less (teacher, recovered)."
     ]
+
+
+def test_timing_that_was_hardly_ever_quiet_is_reported(report: Report) -> None:
+    changes = {"teacher": {"quiet": 0.0}, "int8": {"sessions": (2.0,)}, "shipped": {"quiet": None, "sessions": ()}}
+    rows = []
+    for row in report.rows:
+        latency = [entry for entry in row.latency if isinstance(entry, Latency) and entry.engine == "onnxruntime"]
+        quiet = {"quiet": 0.5, "sessions": (2.0, 2.1)} | changes.get(row.id, {})
+        rows.append(row.model_copy(update={"latency": tuple(entry.model_copy(update=quiet) for entry in latency)}))
+    said = remarks(report.model_copy(update={"rows": tuple(rows)}))
+    assert [remark for remark in said if "quiet" in remark] == [
+        "ONNX Runtime, 1 thread, batch 1: the machine was hardly ever quiet, so trust it less (teacher, int8)."
+    ]
+
+
+def test_the_doctor_in_a_sentence(report: Report) -> None:
+    assert report.doctor is not None
+    found = report.doctor.model_copy(update={"microseconds": 1234.5, "findings": ()})
+    assert slowness(found) == "1,234 µs an image on one thread; nothing that was looked for costs time"
+    finding = Finding(what="rounding", microseconds=30, share=0.3, measured="", advice="")
+    found = found.model_copy(update={"fixed_batch": 8, "findings": (finding,)})
+    assert slowness(found) == "1,234 µs for 8 images on one thread; what costs most is rounding (30%)"
+
+
+def test_an_earlier_doctors_page_does_not_stay(report: Report, tmp_path: Path) -> None:
+    write(report, tmp_path)
+    assert (tmp_path / "doctor.html").is_file()
+    write(report.model_copy(update={"doctor": None}), tmp_path)
+    assert not (tmp_path / "doctor.html").exists()
+    assert "doctor.html" not in (tmp_path / "report.html").read_text()
 
 
 def test_flips_are_counted_image_by_image(report: Report) -> None:

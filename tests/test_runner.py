@@ -19,7 +19,7 @@ from compressor import Data, Measure, Pipeline, run
 from compressor.console import Console
 from compressor.data.dataset import Dataset
 from compressor.distillation.settings import Cache
-from compressor.errors import StageError, UserError
+from compressor.errors import ArtifactError, StageError, UserError
 from compressor.evaluation.engines.base import Session, Subject
 from compressor.evaluation.engines.onnx_runtime import OnnxRuntime
 from compressor.evaluation.setting import Setting
@@ -78,6 +78,16 @@ def test_the_doctor_looked_at_what_ships(finished: Path) -> None:
     )
     assert f"(doctor.html): {said}" in (finished / "report.md").read_text()
     assert "QLinearConv" in (finished / "doctor.html").read_text()
+
+
+def test_a_file_that_no_doctor_can_look_at_has_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise ArtifactError("it holds an If")
+
+    monkeypatch.setattr("compressor.runs.runner.diagnose", refuse)
+    assert run(SHORT, tmp_path, device="cpu").doctor is None
+    assert content(tmp_path)["doctor"] is None
+    assert not (tmp_path / "doctor.html").exists()
 
 
 def test_accuracy_is_that_of_the_onnx_file_on_the_whole_test_split(finished: Path) -> None:

@@ -136,12 +136,17 @@ def _unsettled(report: Report) -> Iterator[str]:
 
 
 def _disturbed(report: Report) -> Iterator[str]:
-    """A remark for each setting in which rows were never quiet when they were timed."""
+    """A remark for each setting in which rows were timed while the machine was hardly ever quiet."""
     for setting in report.settings:
-        names = [row.id for row in report.rows if (entry := row.timed.get(setting)) and entry.quiet == 0]
+        names = [row.id for row in report.rows if (entry := row.timed.get(setting)) and not _was_quiet(entry)]
         if names:
             where = setting_name(setting)
-            yield f"{where}: the machine was never quiet while it was timed, so trust it less ({', '.join(names)})."
+            yield f"{where}: the machine was hardly ever quiet, so trust it less ({', '.join(names)})."
+
+
+def _was_quiet(entry: Latency) -> bool:
+    """Whether more than one session was quiet, as far as is known."""
+    return entry.quiet is None or (entry.quiet > 0 and len(entry.sessions) > 1)
 
 
 def load(report: Report) -> str:
@@ -174,11 +179,12 @@ def machine(environment: Environment) -> str:
 
 def slowness(found: Diagnosis) -> str:
     """How long an image takes, and what costs most."""
-    whole = f"{found.microseconds:,.0f} µs an image on one thread"
+    images = "an image" if found.fixed_batch in (None, 1) else f"for {found.fixed_batch} images"
+    whole = f"{found.microseconds:,.0f} µs {images} on one thread"
     if not found.findings:
         return f"{whole}; nothing that was looked for costs time"
     worst = found.findings[0]
-    return f"{whole}, of which {worst.microseconds:,.0f} µs go into {worst.what}"
+    return f"{whole}; what costs most is {worst.what} ({worst.share:.0%})"
 
 
 def percent(accuracy: Accuracy) -> str:

@@ -26,6 +26,8 @@ def write(report: Report, folder: Path) -> None:
     files.write_text(folder / HTML, to_html(report))
     if report.doctor is not None:
         files.write_text(folder / DOCTOR, diagnosis_page(report.doctor))
+    elif (folder / DOCTOR).is_file() and is_written(folder / DOCTOR):
+        files.remove(folder / DOCTOR)  # of an earlier file
     files.write_text(folder / CARD, to_card(report))
 
 

@@ -12,7 +12,7 @@ from compressor.console import Console
 from compressor.data.dataset import Dataset
 from compressor.data.settings import Augment
 from compressor.environment import environment
-from compressor.errors import UserError
+from compressor.errors import ArtifactError, UserError
 from compressor.evaluation.doctor.diagnosis import Diagnosis, diagnose
 from compressor.evaluation.regressions import regressions_of
 from compressor.models.artifact import ONNX
@@ -200,12 +200,16 @@ def _measured(
     )
 
 
-def _diagnosed(shipped: Finished, timings: Timings, known: Report | None, console: Console) -> Diagnosis:
+def _diagnosed(shipped: Finished, timings: Timings, known: Report | None, console: Console) -> Diagnosis | None:
     """Where the shipped file's time goes, of an earlier report if its timings stand."""
     if known is not None and known.doctor is not None and known.shipped_row.timings == timings:
         return known.doctor
     console.say("Looking where the shipped file's time goes", style="bold")
-    return diagnose(shipped.onnx).model_copy(update={"model": ONNX})
+    try:
+        return diagnose(shipped.onnx).model_copy(update={"model": ONNX})
+    except ArtifactError as error:
+        console.say(f"  it cannot be said: {error}")
+        return None
 
 
 def choose_device(name: str) -> torch.device:

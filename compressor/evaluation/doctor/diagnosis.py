@@ -18,7 +18,7 @@ from compressor.export import Executed, executed_in, onnx_file, reading
 from compressor.storage import files
 
 LEAST = 0.02  # of the time: a finding that costs less is left out
-RUNS, WARM_UP = 100, 10
+RUNS, WARM_UP, SECONDS = 100, 10, 2.0  # of a slow file fewer runs, but 5
 
 
 class Node(Figures):
@@ -132,5 +132,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def _median(content: bytes, feed: dict[str, NDArray[np.float32]], threads: int) -> float:
     """The median microseconds of a file on so many threads."""
     session = onnx_file.session(content, threads)
-    times = [clocked(lambda: session.run(None, feed)) for _ in range(WARM_UP + RUNS)]
-    return 1e6 * float(np.median(times[WARM_UP:]))
+    times: list[float] = []
+    while len(times) < 5 or (len(times) < WARM_UP + RUNS and sum(times) < SECONDS):
+        times.append(clocked(lambda: session.run(None, feed)))
+    return 1e6 * float(np.median(times[min(WARM_UP, len(times) // 2) :]))
