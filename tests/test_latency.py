@@ -138,6 +138,14 @@ def test_both_networks_are_compared_at_the_same_moments() -> None:
     assert (latency.speedup, latency.speedup_low, latency.speedup_high) == pytest.approx((10, 10, 10))
 
 
+def test_a_session_that_was_quiet_for_a_moment_does_not_count() -> None:
+    """15 turns of 200 are quiet, in two of 20 blocks: too few to tell how far they can be trusted."""
+    turns = recorded([4.0] * 200)
+    turns.interrupted[15:] = True
+    latency = latency_of([turns])
+    assert (latency.speedup, latency.quiet) == (pytest.approx(4), 0)
+
+
 def test_a_session_slower_than_the_others_does_not_count() -> None:
     latency = latency_of([recorded([4.0] * 20), recorded([3.6] * 20, ms=1.2), recorded([4.2] * 20)])
     assert latency.sessions == pytest.approx((4, 4.2))

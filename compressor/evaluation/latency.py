@@ -20,12 +20,12 @@ SESSIONS = 3
 QUIET = 1.1  # a quiet run takes at most this factor of what the network takes at its best,
 BEST_PERCENTILE = 10  # which is this percentile of a session's runs
 AS_USUAL = 1.15  # a session in which the best is over this factor of the best of all sessions was not quiet
-FEWEST_RUNS = 10  # nor was one with fewer quiet runs of a kind
+FEWEST_RUNS, FEWEST_BLOCKS = 10, 3  # nor was one with fewer quiet runs of a kind, or fewer blocks that hold all kinds
 PAUSES_SECONDS = (5.0, 10.0, 20.0)  # before sessions that are missing are repeated
 BLOCKS, FEWEST_TURNS = 20, 4  # of a block
 RESAMPLES = 2000
 
-Comparison = Callable[[], Recording]  # times a network in alternation with another, both newly loaded
+Comparison = Callable[[], Recording]  # times a network in alternation with another
 
 
 class Latency(Setting):
@@ -126,8 +126,8 @@ def _by_kind(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _counts(runs: NDArray[np.float64]) -> bool:
-    """Whether there are enough runs of each kind, and blocks with all kinds."""
-    return int(np.isfinite(runs).sum(axis=0).min()) >= FEWEST_RUNS and len(_blocks(runs)) > 0
+    """Whether there are enough runs of each kind, and enough blocks with all kinds for an interval."""
+    return int(np.isfinite(runs).sum(axis=0).min()) >= FEWEST_RUNS and len(_blocks(runs)) >= FEWEST_BLOCKS
 
 
 def _blocks(runs: NDArray[np.float64]) -> NDArray[np.float64]:
