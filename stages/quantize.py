@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compressor import Context, Split, TorchModel
-    from compressor.evaluation import Attempt, Candidate
+    from compressor.evaluation import Candidate
     from compressor.quantization import QuantizedNetwork
 
 JUDGED_IMAGES = 1000  # of the validation split, on which a measured placement has to hold
@@ -157,7 +157,8 @@ class Quantize(Distillation, Stage):
     def _fastest(self, model: "TorchModel", context: "Context") -> tuple[Placed | None, dict[str, Any]]:
         """The fastest placement whose accuracy holds, and what a report says of those tried.
 
-        Nothing if none is faster than the float file. Mode qat takes the fastest: training mends what rounding costs.
+        Nothing if none is faster than the float file, or none keeps its accuracy. Mode qat takes the fastest: training
+        mends what rounding costs.
         """
         say = context.services.console.say
         say(f"  {self.id}: timing placements of integers in ONNX Runtime; this takes a minute or two")
@@ -173,31 +174,18 @@ class Quantize(Distillation, Stage):
         validation = context.data.validation
         judged = validation.take(validation.spread(JUDGED_IMAGES))
         in_float = self._correct(model.copy_network(), judged, context)
-        kept, placed, correct = self._that_holds(measured.faster, in_float, judged, model, context)
-        say(f"  {self.id}: {kept.in_words()}")
         judgement = {"judged": len(judged), "correct_in_float": in_float}
-        return placed, {"placement": measured.details(kept, correct) | judgement}
-
-    def _that_holds(
-        self, attempts: tuple["Attempt", ...], in_float: int, judged: "Split", model: "TorchModel", context: "Context"
-    ) -> tuple["Attempt", Placed, dict["Candidate", int]]:
-        """The first attempt that predicts hardly fewer of the images correctly than the float network, or the best.
-
-        With the number of correct images of those that were looked at.
-        """
-        correct: dict[Candidate, int] = {}
-        best: tuple[Attempt, Placed] | None = None
-        for attempt in attempts:
+        correct: dict[evaluation.Candidate, int] = {}
+        for attempt in measured.faster:
             placed = self._placed(attempt.candidate, model, context)
             right = correct[attempt.candidate] = self._correct(placed.network, judged, context)
-            if best is None or right > correct[best[0].candidate]:
-                best = attempt, placed
             if right >= in_float - TOLERATED * len(judged):
-                break
+                say(f"  {self.id}: {attempt.in_words()}")
+                return placed, {"placement": measured.details(attempt, correct) | judgement}
             words = f"{right} of {len(judged)} validation images right, {in_float} in float"
-            context.services.console.say(f"  {self.id}: {attempt.in_words()} costs accuracy: {words}")
-        assert best is not None
-        return *best, correct
+            say(f"  {self.id}: {attempt.in_words()} costs accuracy: {words}")
+        say(f"  {self.id}: the network stays in float; mode: qat trains what rounding costs")
+        return None, {"placement": measured.details(None, correct) | judgement}
 
     def _correct(self, network: "nn.Module", split: "Split", context: "Context") -> int:
         """How many images of a split the network predicts correctly."""

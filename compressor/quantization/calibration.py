@@ -17,6 +17,7 @@ CALIBRATION_BATCH = 64
 CALIBRATION_SHARE = 10  # of the images that a forward pass takes at once: activations then stay in the cache
 OBSERVED = 2**14  # values of an image at a point of which histograms are made
 LINE = 16  # values that lie side by side are drawn together: one by one, most of the time goes into reaching them
+TOGETHER = 8  # samples that an observer is shown at once, since a call takes as long as 16,384 values
 NOISE_IMAGES = 8  # of which the rounding error is measured: millions of values
 
 
@@ -34,29 +35,44 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Ob
     from compressor.quantization.observers import HISTOGRAMS, observer_of
 
     observers = {point: observer_of(observer, percentile) for point in network.points}
-    whole = observer in HISTOGRAMS
-    with _watched(network, {point: partial(_observe, point, observers[point], whole) for point in network.points}):
+    shown = {point: _Shown(point, observers[point], observer in HISTOGRAMS) for point in network.points}
+    with _watched(network, shown):
         for inputs in batches:
             network(inputs)
     for point, quantizer in network.activation_quantizers.items():
+        shown[point].rest()
         scale, zero_point = observers[point].calculate_qparams()
         quantizer.scale.copy_(scale.squeeze())
         quantizer.zero_point.copy_(zero_point.squeeze())
 
 
-def _observe(point: str, observer: Callable[[Tensor], object], whole: bool, values: Tensor) -> None:
-    """Show an observer the least and the greatest value and, if it looks at the `whole`, a sample of the others."""
-    seen, values = len(values) * OBSERVED, _in_memory_order(values)
-    ends = torch.stack(torch.aminmax(values))
-    if not bool(ends.isfinite().all()):
-        raise StageError(f"{point} is not finite on the calibration images, so it has no range")
-    if not whole:
-        observer(ends)
-    elif len(values) <= seen:
-        observer(values)
-    else:
-        lines = values[: len(values) // LINE * LINE].view(-1, LINE)
-        observer(torch.cat([ends, lines[_positions(len(lines), seen // LINE)].flatten()]))
+class _Shown:
+    """Shows an observer the least and the greatest value and, if it looks at the `whole`, a sample of the others."""
+
+    def __init__(self, point: str, observer: Callable[[Tensor], object], whole: bool) -> None:
+        self.point, self.observer, self.whole = point, observer, whole
+        self.samples: list[Tensor] = []
+
+    def __call__(self, values: Tensor) -> None:
+        drawn, values = len(values) * OBSERVED, _in_memory_order(values)
+        ends = torch.stack(torch.aminmax(values))
+        if not bool(ends.isfinite().all()):
+            raise StageError(f"{self.point} is not finite on the calibration images, so it has no range")
+        if not self.whole:
+            self.observer(ends)
+        elif len(values) <= drawn:
+            self.observer(values)
+        else:
+            lines = values[: len(values) // LINE * LINE].view(-1, LINE)
+            self.samples += [ends, lines[_positions(len(lines), drawn // LINE)].flatten()]
+            if len(self.samples) == 2 * TOGETHER:
+                self.rest()
+
+    def rest(self) -> None:
+        """Show the samples that were kept."""
+        if self.samples:
+            self.observer(torch.cat(self.samples))
+            self.samples.clear()
 
 
 @lru_cache(maxsize=64)

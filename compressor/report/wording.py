@@ -109,7 +109,10 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
         yield f"{row.id}: {_latency_reached(target)}."
     placed = row.details.get("placement")
     if isinstance(placed, Mapping) and placed.get("placement", "") is None:
-        yield f"{row.id} stays in float: with integers no placement was faster on the machine that tried them."
+        why = "was faster on the machine that tried them"
+        if placed.get("judged"):
+            why = "that was faster held its accuracy; mode: qat trains what rounding costs"
+        yield f"{row.id} stays in float: with integers no placement {why}."
     if row.details.get("zeros"):
         yield (
             f"{row.id}: {row.parameters - row.nonzero_parameters:,} parameters are zero; zeros alone make nothing "
