@@ -272,8 +272,9 @@ def test_timing_that_was_hardly_ever_quiet_is_reported(report: Report) -> None:
 
 def test_the_doctor_in_a_sentence(report: Report) -> None:
     assert report.doctor is not None
-    found = report.doctor.model_copy(update={"microseconds": 1234.5, "findings": ()})
-    assert slowness(found) == "1,234 µs an image on one thread; nothing that was looked for costs time"
+    threads = Finding(what="threads beyond the cores", microseconds=9, share=0.9, measured="", advice="")
+    found = report.doctor.model_copy(update={"microseconds": 1234.5, "findings": (threads,)})
+    assert slowness(found) == "1,234 µs an image on one thread; nothing in the file that was looked for costs time"
     finding = Finding(what="rounding", microseconds=30, share=0.3, measured="", advice="")
     found = found.model_copy(update={"fixed_batch": 8, "findings": (finding,)})
     assert slowness(found) == "1,234 µs for 8 images on one thread; what costs most is rounding (30%)"

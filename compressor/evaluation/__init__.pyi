@@ -15,6 +15,7 @@ from .doctor.diagnosis import Diagnosis as Diagnosis
 from .doctor.diagnosis import Kind as Kind
 from .doctor.diagnosis import Node as Node
 from .doctor.diagnosis import diagnose as diagnose
+from .doctor.reasons import THREADS as THREADS
 from .doctor.reasons import Finding as Finding
 from .engines.base import Engine as Engine
 from .engines.base import Session as Session

@@ -7,6 +7,7 @@ from compressor.data.preprocess import Preprocess
 from compressor.environment import Environment
 from compressor.evaluation.accuracy import Accuracy, Paired
 from compressor.evaluation.doctor.diagnosis import Diagnosis
+from compressor.evaluation.doctor.reasons import THREADS
 from compressor.evaluation.engines.base import title_of
 from compressor.evaluation.latency import Latency
 from compressor.evaluation.setting import Setting
@@ -184,9 +185,9 @@ def slowness(found: Diagnosis) -> str:
     """How long an image takes, and what costs most."""
     images = "an image" if found.fixed_batch in (None, 1) else f"for {found.fixed_batch} images"
     whole = f"{found.microseconds:,.0f} µs {images} on one thread"
-    if not found.findings:
-        return f"{whole}; nothing that was looked for costs time"
-    worst = found.findings[0]
+    worst = next((finding for finding in found.findings if finding.what != THREADS), None)
+    if worst is None:
+        return f"{whole}; nothing in the file that was looked for costs time"
     return f"{whole}; what costs most is {worst.what} ({worst.share:.0%})"
 
 

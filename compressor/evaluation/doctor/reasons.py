@@ -24,6 +24,7 @@ MULTIPLE = 16
 GAIN = 2  # times the rate of float: less, and the processor lacks the instructions that make int8 fast
 SLOWER = 1.1  # less than this times slower is not said to be slower
 TICK = 1e-3  # microseconds: what took no time that can be measured
+THREADS = "threads beyond the cores"  # which lies in how a file is run
 MOST_TIMED = 8  # different layers for one reason
 
 Times = Mapping[Layer, float]  # in microseconds
@@ -249,7 +250,7 @@ def threads(case: Case) -> Iterator[Finding]:
     more, all_cores = case.by_threads[2 * case.cores], case.by_threads[case.cores]
     if more > SLOWER * all_cores:
         yield Finding(
-            what="threads beyond the cores",
+            what=THREADS,
             microseconds=more - all_cores,
             share=1 - all_cores / more,
             measured=f"{2 * case.cores} threads on {case.cores} cores take {more:.0f} µs, {case.cores} take "
