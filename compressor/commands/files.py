@@ -109,8 +109,7 @@ def doctor(model: Path, page: Path | None, as_json: bool) -> None:
             ["operator", "output", "on", "count", "µs", "share", "GMAC/s"], report.diagnosis_rows(found), figures=True
         )
     )
-    images = "an image" if found.fixed_batch is None else f"for {found.fixed_batch} images"
-    console.say(f"{found.microseconds:.0f} µs {images} on one thread; {_threads(found)}")
+    console.say(f"{found.microseconds:.0f} µs {found.timed_for} on one thread; {_threads(found)}")
     best = ", ".join(f"{best:.0f} in {name}" for name, best in found.best_gmacs_per_second.items())
     console.say(f"GMAC/s that this processor reaches in a convolution of 64 channels: {best}")
     if found.fixed_batch is not None:

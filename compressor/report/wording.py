@@ -183,8 +183,7 @@ def machine(environment: Environment) -> str:
 
 def slowness(found: Diagnosis) -> str:
     """How long an image takes, and what costs most."""
-    images = "an image" if found.fixed_batch in (None, 1) else f"for {found.fixed_batch} images"
-    whole = f"{found.microseconds:,.0f} µs {images} on one thread"
+    whole = f"{found.microseconds:,.0f} µs {found.timed_for} on one thread"
     worst = next((finding for finding in found.findings if finding.what != THREADS), None)
     if worst is None:
         return f"{whole}; nothing in the file that was looked for costs time"

@@ -64,6 +64,11 @@ class Diagnosis(Figures):
     nodes: tuple[Node, ...]
     findings: tuple[Finding, ...]
 
+    @property
+    def timed_for(self) -> str:
+        """What `microseconds` are for."""
+        return "an image" if self.fixed_batch in (None, 1) else f"for {self.fixed_batch} images"
+
     def kinds(self) -> list[Kind]:
         """Operators of one type and output, those that take longest first."""
         alike: dict[tuple[str, tuple[int, ...], bool], list[Node]] = defaultdict(list)
