@@ -24,7 +24,8 @@ NEW = {  # made of others, and always a new tensor
     aten.adaptive_avg_pool2d, aten.batch_norm, aten.conv1d, aten.conv2d, aten.group_norm, aten.layer_norm, aten.linear,
     aten.matmul, aten.max_pool2d, aten.scaled_dot_product_attention, aten.softmax,
 }  # fmt: skip
-READ = NEW | {  # by all who read graphs
+CONVERSIONS = {aten.to, aten._to_copy, aten.type_as}
+READ = NEW | CONVERSIONS | {  # by all who read graphs
     aten.chunk, aten.contiguous, aten.dropout, aten.einsum, aten.flatten, aten.pad, aten.reshape, aten.sym_size,
     aten.unflatten, aten.upsample_bilinear2d,
 }  # fmt: skip
@@ -69,6 +70,7 @@ def functional_graph(network: nn.Module, input_shape: Sequence[int]) -> fx.Graph
     graph_module: fx.GraphModule = program.module(check_guards=False)
     for node in list(graph_module.graph.nodes):
         _as_decomposed(node)
+        _without_effect(node)
     return graph_module
 
 
@@ -127,6 +129,18 @@ def _as_decomposed(node: fx.Node) -> None:
     norm.meta, output.meta = {**node.meta, "val": (node.meta["val"],)}, dict(node.meta)
     node.replace_all_uses_with(output)
     node.graph.erase_node(node)
+
+
+def _without_effect(node: fx.Node) -> None:
+    """Leave out a conversion to the type and device that a tensor has (`x.float()`), and assertions of these."""
+    if node.target is aten._assert_tensor_metadata.default:
+        node.graph.erase_node(node)
+    elif isinstance(node.target, OpOverload) and node.target.overloadpacket in CONVERSIONS:
+        given = node.all_input_nodes[0]
+        before, after = given.meta["val"], node.meta["val"]
+        if (before.dtype, before.device, before.layout) == (after.dtype, after.device, after.layout):
+            node.replace_all_uses_with(given)
+            node.graph.erase_node(node)
 
 
 @contextmanager

@@ -147,6 +147,18 @@ def test_odd_networks_are_folded_correctly(context: Context, tmp_path: Path) -> 
     assert torch.equal(loaded.predict(inputs), quantized.predict(inputs))
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_batch_norm_without_weights_is_folded_into_a_linear_layer(bias: bool) -> None:
+    norm = nn.BatchNorm1d(16, affine=False)
+    norm.running_mean, norm.running_var = torch.linspace(-1, 1, 16), torch.linspace(0.5, 2, 16)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16, bias=bias), norm, nn.ReLU(), nn.Linear(16, 10)).eval()
+    network = quantize_network(model, (2, 1, 8, 8))
+    switch_rounding_off(network)
+    images = torch.rand(5, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(network(images), model(images), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "integers"),
     [

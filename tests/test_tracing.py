@@ -51,6 +51,9 @@ def gated(y: Tensor) -> Tensor:
         (lambda y: functional.hardtanh(y, 0.0, 6.0, inplace=True), False),
         (lambda y: functional.dropout(y.flatten(1), 0.5, training=False, inplace=True).view(y.shape), False),
         (lambda y: torch.cat(y.chunk(2, 1), 1).contiguous(), False),
+        (lambda y: y.float().type_as(y).to(torch.device("cpu")).to(y.dtype, copy=True), False),
+        (lambda y: y.float().relu_() + y, True),  # that writes to y
+        (lambda y: (y.double() * 2).float(), False),
         (dropped_in_place, True),
         (without_gradients, True),
         (gated, True),
@@ -79,5 +82,6 @@ def test_what_has_no_gradient_is_rounded_too() -> None:
     assert points == quantize_network(network, SHAPE).points
 
 
-def test_a_gate_that_is_expanded_leaves_channels_free() -> None:
-    assert {"conv1", "conv2"} <= set(Groups(Plain(gated).eval(), SHAPE).by_layer)
+@pytest.mark.parametrize("then", [gated, lambda y: (y.double().float() + y).type_as(y)])
+def test_channels_stay_free(then: Callable[[Tensor], Tensor]) -> None:
+    assert {"conv1", "conv2"} <= set(Groups(Plain(then).eval(), SHAPE).by_layer)

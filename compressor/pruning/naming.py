@@ -19,7 +19,7 @@ from compressor.tracing import functional_graph
 
 aten = torch.ops.aten
 
-UNTAGGED = {aten.dropout, aten.feature_dropout, aten.hardswish, aten.relu6}  # pointwise, though torch does not say so
+UNTAGGED = {aten.dropout, aten.feature_dropout, aten.hardswish, aten.relu6, aten.to}  # pointwise, untold by torch
 REARRANGING = {
     aten.alias, aten.contiguous, aten.detach, aten.expand, aten.lift_fresh_copy, aten.movedim, aten.permute,
     aten.squeeze, aten.t, aten.transpose, aten.unsqueeze,

@@ -15,15 +15,17 @@ def fold_batch_norm(graph_module: fx.GraphModule) -> None:
     """Fold every BatchNorm into the layer before it, if nothing else uses that layer and its parameters."""
     graph = graph_module.graph
     for norm in [node for node in graph.nodes if node.target is BATCH_NORM]:
-        layer, *statistics = norm.args[:5]
-        eps = norm.args[6]
+        layer, *affine, mean_node, var_node, _, eps = norm.args[:7]
         if layer.target in ADDITIONS or not is_layer(layer) or len(layer.users) > 1:
             continue
         weight, bias = parameters(layer)
         if len(weight.users) > 1 or (bias is not None and len(bias.users) > 1):
             continue
         old_bias = None if bias is None else attribute(graph_module, bias)
-        gamma, beta, mean, var = (None if node is None else attribute(graph_module, node) for node in statistics)
+        mean, var = attribute(graph_module, mean_node), attribute(graph_module, var_node)
+        gamma, beta = (None if node is None else attribute(graph_module, node) for node in affine)
+        if gamma is None:  # not affine, which `fuse_linear_bn_weights` does not take
+            gamma, beta = torch.ones_like(mean), torch.zeros_like(mean)
         fuse: Callable[..., tuple[nn.Parameter, nn.Parameter]] = (
             fuse_conv_bn_weights if layer.target in CONVOLUTIONS else fuse_linear_bn_weights
         )
