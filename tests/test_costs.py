@@ -5,6 +5,7 @@ import inspect
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,11 +191,19 @@ def test_the_script_for_another_machine_needs_numpy_and_onnxruntime_alone(tmp_pa
     assert (bare.returncode, bare.stderr) == (1, "usage: python pi.py TABLE.json\n")
 
 
+def test_what_a_network_reads_and_writes() -> None:
+    assert [layer.output_bytes for layer in KINDS if layer.precision == "int8"] == [128, 128, 256, 10, 32, 128, 0]
+    assert DOWN.output_bytes == 4 * 16 * 2 * 2
+    assert MEAN.output_bytes == 4 * 8
+    assert costs.footprint_of([INPUT, CONV, CONV, LINEAR]) == 2 * (8 * 8 * 9 + 128) + 160 + 10
+
+
 def test_the_weights_of_a_layer() -> None:
     assert CONV.weight_bytes == 8 * 8 * 9
     assert DOWN.weight_bytes == 4 * 8 * 16
     assert DEPTHWISE.weight_bytes == 16 * 9
     assert LINEAR.weight_bytes == 160
     assert ADD.weight_bytes == 0
+    assert replace(CONV, precision="float32").weight_bytes == 4 * 8 * 8 * 9
     assert np.prod(DOWN.input_shape) == 8 * 16
     assert torch.Size(LINEAR.input_shape) == (1, 16)

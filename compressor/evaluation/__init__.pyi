@@ -5,7 +5,9 @@ from .accuracy import Predictions as Predictions
 from .benchmark import bench as bench
 from .costs.layers import Layer as Layer
 from .costs.layers import Precision as Precision
+from .costs.layers import footprint_of as footprint_of
 from .costs.operations import Operation as Operation
+from .costs.operations import layers_of as layers_of
 from .costs.operations import operations_of as operations_of
 from .costs.table import CostTable as CostTable
 from .costs.table import GivenTable as GivenTable
@@ -32,6 +34,7 @@ from .latency import Comparison as Comparison
 from .latency import Latency as Latency
 from .latency import NotMeasured as NotMeasured
 from .latency import in_sessions as in_sessions
+from .pair import Pair as Pair
 from .placement import Attempt as Attempt
 from .placement import Candidate as Candidate
 from .placement import Fastest as Fastest

@@ -16,7 +16,8 @@ from compressor.evaluation import (
     Layer,
     MeasuredTable,
     Precision,
-    operations_of,
+    footprint_of,
+    layers_of,
     rough_file,
     timed_against,
 )
@@ -157,8 +158,7 @@ def timed_layers(prunable: Prunable, target: Share, context: Context) -> set[Lay
 
 def _layers_of(model: TorchModel) -> list[Layer]:
     shape = model.preprocess.input_shape(2)
-    network = operations_of(model.network, shape, "int8" if model.quantized else "float32")
-    return [operation.exported() for operation in network]
+    return layers_of(model.network, shape, "int8" if model.quantized else "float32")
 
 
 def _precision(context: Context) -> Precision:
@@ -174,8 +174,7 @@ def _best(tried: Sequence[Tried], goal: float) -> Tried | None:
 def _table(times: Times, target: Share, context: Context) -> CostTable:
     if target.table is not None:
         return GivenTable(target.table)
-    weights = sum(layer.weight_bytes for layer in times.left(WHOLE))
-    return MeasuredTable(weights, console=context.services.console)
+    return MeasuredTable(footprint_of(times.left(WHOLE)), console=context.services.console)
 
 
 def _divergence(prunable: Prunable, context: Context) -> Callable[[Choice], float]:

@@ -4,18 +4,16 @@ from typing import NamedTuple
 
 from compressor.console import Console
 from compressor.errors import UserError
-from compressor.evaluation import Layer
-from compressor.models.artifact import Artifact
+from compressor.evaluation import Layer, Precision, footprint_of, layers_of
+from compressor.models.artifact import Artifact, TorchModel
 from compressor.pipeline.context import Context
 from compressor.pipeline.pipeline import Pipeline
 from compressor.pipeline.stage import Stage
 from compressor.runs.dry_run import try_stages
 
-FLOAT_BYTES = 4
-
 
 class Wanted(NamedTuple):
-    """What a table has to hold, and the weights of the network that its layers are in, in bytes."""
+    """What a table has to hold, and the bytes that the network which its layers are in reads and writes."""
 
     layers: set[Layer]
     footprint_bytes: int
@@ -33,9 +31,10 @@ def layers_for(pipeline: Pipeline, console: Console | None = None) -> Wanted:
     footprints = [0]
 
     def watch(stage: Stage, model: Artifact | None, context: Context) -> None:
-        if model is not None and (layers := stage.timed_layers(model, context)):
+        if isinstance(model, TorchModel) and (layers := stage.timed_layers(model, context)):
             wanted.update(layers)
-            footprints.append(model.counts.parameters * (1 if context.ships_int8 else FLOAT_BYTES))
+            precision: Precision = "int8" if context.ships_int8 else "float32"
+            footprints.append(footprint_of(layers_of(model.network, model.preprocess.input_shape(2), precision)))
 
     try_stages(pipeline, pipeline.data.labels(), pipeline.data.preprocess(), console=console, watch=watch)
     if not wanted:

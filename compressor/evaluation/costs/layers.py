@@ -77,7 +77,17 @@ class Layer:
         """The size of its weights."""
         if self.operator not in ("conv", "linear"):
             return 0
-        count = self.outputs * (self.inputs // self.groups) * self.kernel[0] * self.kernel[1]
+        return self._bytes(self.outputs * (self.inputs // self.groups) * self.kernel[0] * self.kernel[1])
+
+    @property
+    def output_bytes(self) -> int:
+        """The size of its output for one image; `input` makes none that stays."""
+        if self.operator == "input":
+            return 0
+        rows = self.size[0] if self.operator == "linear" else self.output_size[0] * self.output_size[1]
+        return self._bytes(rows * self.outputs)
+
+    def _bytes(self, count: int) -> int:
         return count if self.precision == "int8" else 4 * count
 
     def in_words(self) -> str:
@@ -96,6 +106,11 @@ class Layer:
         return self.inputs == self.outputs and self.size == self.output_size and self.operator != "global_average_pool"
 
 
+def footprint_of(network: Iterable[Layer]) -> int:
+    """The bytes that a network's layers read and write for one image: their weights and outputs."""
+    return sum(layer.weight_bytes + layer.output_bytes for layer in network)
+
+
 def measure(
     layers: Iterable[Layer],
     *,
@@ -107,7 +122,7 @@ def measure(
 
     Args:
         layers: what to measure.
-        footprint_bytes: the size of the network's weights, which drive one another out of the processor's caches.
+        footprint_bytes: of the network, whose weights and outputs drive one another out of the processor's caches.
         threads: of a session.
         advance: called with 1 after each of the `VISITS` to each layer.
     """

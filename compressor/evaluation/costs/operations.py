@@ -55,6 +55,11 @@ def operations_of(
     return Operation("", session), *recorder.operations
 
 
+def layers_of(network: nn.Module, input_shape: tuple[int, int, int, int], precision: Precision) -> list[Layer]:
+    """The layers of its file, which run for one image; arguments as in `operations_of`."""
+    return [operation.exported() for operation in operations_of(network, input_shape, precision)]
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self, image: Tensor, precision: Precision, running: Sequence[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

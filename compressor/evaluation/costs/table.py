@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -108,7 +109,7 @@ class MeasuredTable(CostTable):
     """What layers take on this machine, each measured when it is first asked for, and kept in the user's cache.
 
     Args:
-        footprint_bytes: of the weights of the network that the layers are in; rounded up to a power of two.
+        footprint_bytes: of the network that the layers are in; rounded to a power of two.
         threads: of a session.
         console: where progress is shown.
     """
@@ -158,8 +159,8 @@ def script_of(wanted: Iterable[Layer], footprint_bytes: int, threads: int = 1) -
 
 
 def rounded_footprint(footprint_bytes: int) -> int:
-    """The next power of two: networks of about one size share a table."""
-    return max(SMALLEST_FOOTPRINT, 1 << max(footprint_bytes - 1, 0).bit_length())
+    """The nearest power of two: networks of about one size share a table."""
+    return int(2 ** round(math.log2(max(footprint_bytes, SMALLEST_FOOTPRINT))))
 
 
 def _code() -> str:
