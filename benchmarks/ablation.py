@@ -8,14 +8,13 @@ in turn with the teacher's, all of them once before any is a second time: the re
 
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 
 from compressor.environment import environment
-from compressor.evaluation import Latency, Recording, Setting, Subject, compare, engine_of, in_sessions
+from compressor.evaluation import Latency, Pair, Setting, Subject, in_sessions
 from compressor.report import Report, Row, machine, markdown
 from compressor.storage import files
 
@@ -61,13 +60,8 @@ def check_teachers(folders: list[Path]) -> None:
 
 def times_of(lines: list[Line]) -> list[Latency]:
     """Every line's file timed in alternation with the teacher's, the first line's."""
-    return in_sessions([partial(_time, line, lines[0]) for line in lines], SESSIONS)
-
-
-def _time(line: Line, teacher: Line) -> Recording:
-    engine = engine_of(SETTING.engine)
-    file, baseline = (engine.open(Subject(each.onnx), SETTING) for each in (line, teacher))
-    return compare(file.seconds, baseline.seconds, SETTING)
+    teacher = Subject(lines[0].onnx)
+    return in_sessions([Pair(Subject(line.onnx), teacher, SETTING) for line in lines], SESSIONS)
 
 
 def cells(line: Line, latency: Latency, teacher: Row) -> list[str]:

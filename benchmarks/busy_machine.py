@@ -9,7 +9,6 @@ sessions come to if every run counts, quiet or not.
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from measurement_aa import networks
 
 from compressor.environment import environment
-from compressor.evaluation import SESSIONS, Recording, Setting, Subject, compare, engine_of, in_sessions
+from compressor.evaluation import SESSIONS, Pair, Recording, Setting, Subject, in_sessions
 from compressor.storage import files
 
 TRIES, MINUTES = 20, 6.0
@@ -48,8 +47,14 @@ def main() -> None:
 
 def one_try(candidate: Path, baseline: Path) -> dict[str, Any]:
     """One comparison, as a run makes it."""
+    pair = Pair(Subject(candidate), Subject(baseline), SETTING)
     recordings: list[Recording] = []
-    (latency,) = in_sessions([partial(session, candidate, baseline, recordings)])
+
+    def session() -> Recording:
+        recordings.append(pair())
+        return recordings[-1]
+
+    (latency,) = in_sessions([session])
     return {
         "speedup": latency.speedup,
         "low": latency.speedup_low,
@@ -59,13 +64,6 @@ def one_try(candidate: Path, baseline: Path) -> dict[str, Any]:
         "sessions": len(recordings),
         "every_run": float(np.median([every_run(each) for each in recordings[:SESSIONS]])),
     }
-
-
-def session(candidate: Path, baseline: Path, kept: list[Recording]) -> Recording:
-    """Times both, newly loaded, and keeps what was recorded."""
-    first, second = (engine_of(SETTING.engine).open(Subject(path), SETTING) for path in (candidate, baseline))
-    kept.append(compare(first.seconds, second.seconds, SETTING))
-    return kept[-1]
 
 
 def every_run(recording: Recording) -> float:

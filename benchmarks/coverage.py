@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ from compressor.data.preprocess import Preprocess
 from compressor.data.split import InMemory, Split
 from compressor.environment import environment
 from compressor.errors import CompressorError
-from compressor.evaluation import compare, in_sessions
-from compressor.evaluation.setting import Setting
-from compressor.export import onnx_file
+from compressor.evaluation import timed_against
 from compressor.storage import files
 from stages import Export, Prune, Quantize, Target, Train
 
@@ -106,7 +103,7 @@ def measured(name: str, seconds: dict[str, float]) -> dict[str, Any]:
     row |= {key: shipped.details["agreement"][key] for key in ("top1_agreement", "largest_logit_difference")}
     whole = step("export the float file", lambda: recovered.to_onnx("coverage"))
     row |= {"bytes": len(shipped.content), "float_bytes": len(whole.content)}
-    row |= step("time", lambda: timed(shipped.content, whole.content, preprocess))
+    row |= step("time", lambda: timed(shipped.content, whole.content))
     if row["faster"] < ENOUGH:
         placed = step("measure", lambda: Quantize(mode="ptq", placement="measured").run(recovered, context))
         shipped = Export(agreement=0.0).run(placed, context)
@@ -116,7 +113,7 @@ def measured(name: str, seconds: dict[str, float]) -> dict[str, Any]:
             "skip": len(chosen["skip"]),
             "float_share": round(sum(placed.details.get("float_layers", {"": 1.0}).values()), 3),
             "top1_agreement": shipped.details["agreement"]["top1_agreement"],
-            **step("time again", lambda: timed(shipped.content, whole.content, preprocess)),
+            **step("time again", lambda: timed(shipped.content, whole.content)),
         }
     return row
 
@@ -132,21 +129,9 @@ def parameters_of(name: str) -> int:
     return sum(parameter.numel() for parameter in timm.create_model(own).parameters())
 
 
-def timed(candidate: bytes, baseline: bytes, preprocess: Preprocess) -> dict[str, Any]:
+def timed(candidate: bytes, baseline: bytes) -> dict[str, Any]:
     """The first file in alternation with the second in ONNX Runtime: one thread, one image."""
-    torch.set_num_threads(1)
-    image = preprocess.normalise(torch.from_numpy(drawn(1, preprocess.size[0]))[None]).numpy()
-
-    def once(session: Any) -> float:
-        started = time.perf_counter()
-        onnx_file.logits_of(session, image)
-        return time.perf_counter() - started
-
-    def session() -> Any:
-        runs = [partial(once, onnx_file.session(content, threads=1)) for content in (candidate, baseline)]
-        return compare(*runs, Setting(engine="onnxruntime", device="cpu", threads=1, batch=1))
-
-    (latency,) = in_sessions([session])
+    (latency,) = timed_against(baseline, [candidate])
     return {
         "int8_ms": round(latency.median_ms, 3),
         "faster": round(latency.speedup, 3),

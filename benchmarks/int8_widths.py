@@ -1,7 +1,6 @@
 """One 3x3 convolution, c channels in and out on 16x16 images: int8 against float in ONNX Runtime, 1 thread, batch 1."""
 
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from compressor import Context, Dataset, Preprocess, TorchModel
 from compressor.data import InMemory, Split
 from compressor.environment import environment
-from compressor.evaluation import Recording, Setting, Subject, compare, engine_of, in_sessions
+from compressor.evaluation import Pair, Setting, Subject, in_sessions
 from compressor.models.architectures import Architecture
 from compressor.storage import files
 from stages import Quantize
@@ -46,19 +45,13 @@ def main() -> None:
             for kind, each in (("int8", Quantize(mode="ptq").run(model, context)), ("float", model)):
                 paths[channels].append(Path(folder) / f"{channels}-{kind}.onnx")
                 files.write_bytes(paths[channels][-1], export(each))
-        times = in_sessions([partial(int8_against_float, *paths[channels]) for channels in CHANNELS])
+        times = in_sessions([Pair(*map(Subject, paths[channels]), SETTING) for channels in CHANNELS])
     rows = []
     for channels, latency in zip(CHANNELS, times, strict=True):
         rows.append({"channels": channels, "macs": channels**2 * 9 * 256 * DEPTH, **latency.model_dump()})
         print(f"{channels:4d} channels: int8 {latency.median_ms:.3f} ms, {latency.speedup:.2f}x faster than float")
     RESULT.parent.mkdir(exist_ok=True)
     files.write_json(RESULT, {"environment": environment().model_dump(mode="json"), "rows": rows})
-
-
-def int8_against_float(int8: Path, float_: Path) -> Recording:
-    engine = engine_of(SETTING.engine)
-    candidate, baseline = (engine.open(Subject(path), SETTING) for path in (int8, float_))
-    return compare(candidate.seconds, baseline.seconds, SETTING)
 
 
 def export(model: TorchModel) -> bytes:

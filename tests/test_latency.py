@@ -12,8 +12,9 @@ import torch
 from onnx import TensorProto, helper
 
 from compressor.errors import ArtifactError
-from compressor.evaluation.engines.base import clocked
+from compressor.evaluation.engines.base import Subject, clocked
 from compressor.evaluation.latency import Latency, in_sessions, latency_of, speedup_of
+from compressor.evaluation.pair import Pair
 from compressor.evaluation.recording import MIN_TURNS, OtherLoad, Recording, compare, warm_up
 from compressor.evaluation.setting import Setting
 from compressor.export import onnx_file
@@ -48,6 +49,26 @@ def test_runs_alternate_until_both_have_enough() -> None:
 @pytest.mark.parametrize(("seconds", "expected"), [(0.25, 40), (2**-10, 410)])
 def test_turns_go_on_until_the_faster_has_had_its_time(seconds: float, expected: int) -> None:
     assert compare(lambda: seconds, lambda: 2 * seconds, CPU).seconds[:, 0].size == expected
+
+
+def test_the_two_take_turns_at_being_opened_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    class Opened:
+        on_cpu = ()
+
+        def __init__(self, subject: Subject) -> None:
+            opened.append(subject.onnx.stem)
+            self.seconds = {"small": lambda: 0.25, "large": lambda: 1.0}[subject.onnx.stem]
+
+    class Engine:
+        def open(self, subject: Subject, setting: Setting) -> Opened:
+            return Opened(subject)
+
+    monkeypatch.setattr("compressor.evaluation.pair.engine_of", lambda name: Engine())
+    pair = Pair(Subject(Path("small.onnx")), Subject(Path("large.onnx")), CPU)
+    assert [pair().seconds[0, :, 0].tolist() for _ in range(3)] == [[0.25, 1.0]] * 3
+    assert opened == ["small", "large", "large", "small", "small", "large"]
 
 
 def test_warm_up_continues_until_times_are_steady() -> None:

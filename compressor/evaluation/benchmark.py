@@ -1,7 +1,6 @@
 """How fast an ONNX file is on this machine, alone or against another: `compress bench`."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -10,7 +9,7 @@ from compressor.environment import Environment, environment
 from compressor.errors import UserError
 from compressor.evaluation.engines.base import Subject, engine_of
 from compressor.evaluation.latency import Latency, in_sessions
-from compressor.evaluation.recording import Recording, compare
+from compressor.evaluation.pair import Pair
 from compressor.evaluation.setting import Setting
 from compressor.export import reading
 from compressor.storage import files
@@ -53,16 +52,12 @@ def bench(
         for count in (threads if device == "cpu" else threads[:1])
         for batch in batches
     ]
-
-    def timed(setting: Setting) -> Recording:
-        candidate, baseline = (chosen.open(Subject(path), setting) for path in (model, other))
-        return compare(candidate.seconds, baseline.seconds, setting, candidate.on_cpu)
-
+    pairs = [Pair(Subject(model), Subject(other), setting) for setting in settings]
     return Bench(
         model=str(model),
         sha256=digests[0],
         against=str(other),
         against_sha256=digests[1],
         environment=environment(),
-        latency=tuple(in_sessions([partial(timed, setting) for setting in settings])),
+        latency=tuple(in_sessions(pairs)),
     )

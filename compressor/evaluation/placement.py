@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from compressor.evaluation.engines.base import Subject
 from compressor.evaluation.latency import Latency, in_sessions
-from compressor.evaluation.recording import compare
-from compressor.evaluation.shipping import SETTING, opened, roughly_quantized
+from compressor.evaluation.pair import Pair
+from compressor.evaluation.shipping import SETTING, roughly_quantized
 from compressor.export import export_onnx, layer_times
 from compressor.models.artifact import TorchModel
 from compressor.quantization import Placement, layer_names
@@ -123,9 +123,8 @@ class _Trial:
 
     def timed(self, *candidates: Candidate) -> list[Attempt]:
         """How long the candidates take, in alternation with the float file and session by session with one another."""
-        baseline = opened(self.float_file)
-        sessions = [opened(self._file(candidate)) for candidate in candidates]
-        times = in_sessions([partial(compare, each.seconds, baseline.seconds, SETTING) for each in sessions])
+        baseline = Subject(self.float_file)
+        times = in_sessions([Pair(Subject(self._file(candidate)), baseline, SETTING) for candidate in candidates])
         return [Attempt(candidate, latency) for candidate, latency in zip(candidates, times, strict=True)]
 
     def without_losses(self, best: Candidate) -> Iterator[Candidate]:

@@ -1,15 +1,14 @@
 """Files as they would ship, made in seconds: ranges hardly change the speed, so a few images calibrate them."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from compressor.evaluation.engines.base import Session, Subject, engine_of
+from compressor.evaluation.engines.base import Subject
 from compressor.evaluation.latency import Latency, in_sessions
-from compressor.evaluation.recording import compare
+from compressor.evaluation.pair import Pair
 from compressor.evaluation.setting import REFERENCE, Setting
 from compressor.export import export_onnx
 from compressor.models.artifact import TorchModel
@@ -59,18 +58,12 @@ def rough_file(model: TorchModel, images: Tensor, *, int8: bool) -> bytes:
 def timed_against(baseline: bytes, contents: Sequence[bytes]) -> list[Latency]:
     """How long each ONNX file takes on one thread, for one image, in alternation with the baseline's."""
     with TemporaryDirectory() as folder:
-        reference, *sessions = (
-            opened(_written(Path(folder, f"{index}.onnx"), content))
-            for index, content in enumerate([baseline, *contents])
+        reference, *subjects = (
+            _written(Path(folder, f"{index}.onnx"), content) for index, content in enumerate([baseline, *contents])
         )
-        return in_sessions([partial(compare, each.seconds, reference.seconds, SETTING) for each in sessions])
+        return in_sessions([Pair(subject, reference, SETTING) for subject in subjects])
 
 
-def opened(file: Path) -> Session:
-    """The file in ONNX Runtime, on one thread and with one image."""
-    return engine_of(SETTING.engine).open(Subject(file), SETTING)
-
-
-def _written(path: Path, content: bytes) -> Path:
+def _written(path: Path, content: bytes) -> Subject:
     path.write_bytes(content)
-    return path
+    return Subject(path)

@@ -9,7 +9,8 @@ from compressor.environment import environment
 from compressor.evaluation import latency
 from compressor.evaluation.engines.base import Subject, engine_of
 from compressor.evaluation.latency import SESSIONS, Comparison, Latency, NotMeasured, in_sessions
-from compressor.evaluation.recording import Recording, compare
+from compressor.evaluation.pair import Pair
+from compressor.evaluation.recording import Recording
 from compressor.evaluation.setting import REFERENCE, Setting
 from compressor.models.artifact import TorchModel
 from compressor.pipeline.pipeline import Pipeline
@@ -111,13 +112,7 @@ def _plan(done: Finished, reference: Finished, setting: Setting) -> Comparison |
     for each in (done, reference):
         if (reason := engine.why_not(_subject(each), setting.device)) is not None:
             return NotMeasured(**setting.model_dump(), reason=reason)
-    return partial(_compare, done, reference, setting)
-
-
-def _compare(done: Finished, reference: Finished, setting: Setting) -> Recording:
-    engine = engine_of(setting.engine)
-    candidate, other = (engine.open(_subject(each), setting) for each in (done, reference))
-    return compare(candidate.seconds, other.seconds, setting, candidate.on_cpu)
+    return Pair(_subject(done), _subject(reference), setting)
 
 
 def _subject(done: Finished) -> Subject:
