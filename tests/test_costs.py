@@ -195,7 +195,7 @@ def test_what_a_network_reads_and_writes() -> None:
     assert [layer.output_bytes for layer in KINDS if layer.precision == "int8"] == [128, 128, 256, 10, 32, 128, 0]
     assert DOWN.output_bytes == 4 * 16 * 2 * 2
     assert MEAN.output_bytes == 4 * 8
-    assert costs.footprint_of([INPUT, CONV, CONV, LINEAR]) == 2 * (8 * 8 * 9 + 128) + 160 + 10
+    assert costs.footprint_of([INPUT, CONV, CONV, LINEAR]) == 2 * (8 * 8 * 9 + 64) + 160 + 5
 
 
 def test_the_weights_of_a_layer() -> None:
