@@ -1,10 +1,13 @@
-"""Four ways to prune a ResNet-56 to the same measured int8 latency, recovered with the same budget.
+"""Four ways to prune a network to the same measured int8 latency, recovered with the same budget.
 
-    python benchmarks/latency_target.py weights/resnet56-cifar10-jpeg.safetensors data/cifar10-jpeg
+    python benchmarks/latency_target.py data/cifar10-jpeg resnet56 weights/resnet56-cifar10-jpeg.safetensors
+    python benchmarks/latency_target.py data/cifar10-jpeg torchvision:mobilenet_v2
+    python benchmarks/latency_target.py data/cifar10-jpeg torchvision:resnet18
 
+The last two are trained first, on images enlarged to 96 pixels; the first such run keeps the teacher.
 Ours chooses depth and width by what layers take; `prune_blocks` removes blocks until the file is fast enough; and
 Torch-Pruning removes channels, ranked globally or isomorphically, at the least ratio that makes the file fast enough,
-if there is one: it removes no blocks, and 55 narrow layers take their time.
+if there is one: it removes no blocks, and many narrow layers take their time.
 Then each learns from the teacher, is quantized (PTQ), exported, and scored from its ONNX file on the test images. Rows
 that results/latency_target.json has are not made again.
 """
@@ -16,32 +19,48 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch_pruning
+from torch import nn
 
-from compressor import Context, Data, Dataset, TorchModel
+from compressor import Context, Data, Dataset, TorchModel, load
 from compressor.data.settings import Augment
 from compressor.environment import environment
 from compressor.evaluation import ROUGH_IMAGES, rough_file, timed_against
-from compressor.models import Removed, Widths
+from compressor.models import Removed, Size, Widths
 from compressor.pipeline import Services
-from compressor.pruning import estimate_batch_norm
+from compressor.pruning import estimate_batch_norm, removable_blocks
 from compressor.storage import files
 from stages import Distill, Prune, PruneBlocks, Quantize, Share, Target, Train
 
 RESULT = Path(__file__).parent / "results" / "latency_target.json"
-SHARES = (0.25, 0.125, 0.5, 0.75)  # of the teacher's int8 latency; channels alone reach the last
-SEEDS = (0, 1)
+KEPT = Path("runs/latency_target")  # teachers, and what they say about images
 EPOCHS, LEARNING_RATE = 4, 0.05  # of recovery
 HALVINGS = 7  # of the ratio of channels
 REACHED = 1.15  # times the share, timed on a machine that may be busy
-FEW_MACS = 0.07  # where blocks alone stop: nearly all that can go are gone; without any, 0.062 is left
 ROUND_TO = 16  # for Torch-Pruning: at 8 channels int8 takes as long as unpruned
 
 Way = Callable[[TorchModel, Context, float], TorchModel]
+
+
+class Case(NamedTuple):
+    """What a network is tried on: shares of the teacher's int8 latency, seeds, and how the teacher is trained."""
+
+    side: int  # pixels
+    shares: tuple[float, ...]
+    seeds: tuple[int, ...]
+    train_images: int | None = None
+    teacher_epochs: int = 0
+
+
+CASES = {
+    "resnet56": Case(32, (0.25, 0.125, 0.5, 0.75), (0, 1)),  # channels alone reach the last share only
+    "torchvision:mobilenet_v2": Case(96, (0.5,), (0,), train_images=8000, teacher_epochs=10),
+    "torchvision:resnet18": Case(96, (0.5,), (0,), train_images=8000, teacher_epochs=10),
+}
 
 
 class Clock:
@@ -57,21 +76,21 @@ class Clock:
 
 
 def main() -> None:
-    weights, images = map(Path, sys.argv[1:])
+    images, name, *weights = sys.argv[1:]
+    case = CASES[name]
     made = json.loads(RESULT.read_text())["rows"] if RESULT.is_file() else []
-    for seed in SEEDS:
+    for seed in case.seeds:
         data = Data(
             name="image_folder",
             root=images,
-            size=(32, 32),
+            size=(case.side, case.side),
+            train=case.train_images,
             validation=2000,
             calibration=512,
-            augment=Augment(crop=4, flip=True),
+            augment=Augment(crop=case.side // 8, flip=True),
         ).load(seed)
-        context = Context(
-            data=data, seed=seed, ships_int8=True, services=Services(soft_labels=Path("runs/latency_target"))
-        )
-        teacher = Train(model="resnet56", weights=weights, epochs=0).run(None, context)
+        context = Context(data=data, seed=seed, ships_int8=True, services=Services(soft_labels=KEPT))
+        teacher = teacher_of(name, Path(weights[0]) if weights else None, context)
         context = replace(context, teachers={"teacher": teacher})
         clock = Clock(teacher, context)
         ways: dict[str, Way] = {
@@ -80,14 +99,32 @@ def main() -> None:
             "torch-pruning, global": Channels(clock, isomorphic=False),
             "torch-pruning, isomorphic": Channels(clock, isomorphic=True),
         }
-        for share in SHARES:
-            for name, way in ways.items():
-                row = {"share": share, "seed": seed, "way": name}
+        inputs, labels = data.preprocess.normalise(data.test.images), data.test.labels.numpy()
+        int8 = Quantize(mode="ptq").run(teacher, context).to_onnx("").predict(inputs.numpy())
+        print(name, "float", accuracy(teacher.predict(inputs).numpy(), labels), "int8", accuracy(int8, labels))
+        for share in case.shares:
+            for label, way in ways.items():
+                row = {"network": name, "share": share, "seed": seed, "way": label}
                 if not any(row.items() <= other.items() for other in made):
                     made.append({**row, **outcome(way, teacher, context, share, clock, data)})
                     print(made[-1], flush=True)
                     about = {"environment": environment().model_dump(), "epochs": EPOCHS, "rows": made}
                     files.write_text(RESULT, json.dumps(about, indent=1) + "\n")
+
+
+def teacher_of(name: str, weights: Path | None, context: Context) -> TorchModel:
+    """The network with these weights; without any, trained here, or by an earlier run."""
+    if weights is not None:
+        return Train(model=name, weights=weights, epochs=0).run(None, context)
+    folder = KEPT / name.rpartition(":")[2] / str(context.seed)
+    if not folder.is_dir():
+        training = Train(
+            model=name, epochs=CASES[name].teacher_epochs, batch_size=64, optimizer="adamw", learning_rate=0.002
+        )
+        training.run(None, context).save(folder)
+    teacher = load(folder)
+    assert isinstance(teacher, TorchModel)
+    return teacher
 
 
 def outcome(
@@ -131,8 +168,7 @@ class Blocks:
 
     def __call__(self, teacher: TorchModel, context: Context, share: float) -> TorchModel:
         if not self.order:
-            shortest = PruneBlocks(target=Share(macs=FEW_MACS)).run(teacher, context)
-            self.order = list(shortest.details["removed"])
+            self.order = list(self._shortest(teacher, context).details["removed"])
         low, high = 1, len(self.order)
         while low < high:
             middle = (low + high) // 2
@@ -141,6 +177,13 @@ class Blocks:
             else:
                 low = middle + 1
         return self._without(high, teacher, context)
+
+    def _shortest(self, teacher: TorchModel, context: Context) -> TorchModel:
+        network = teacher.copy_network()
+        blocks = removable_blocks(network, next(context.data.calibration_batches())[:2])
+        Removed(modules=tuple(blocks)).apply(network, teacher.preprocess.input_shape(2))
+        least = Size.of(network, teacher.preprocess).macs / teacher.counts.macs
+        return PruneBlocks(target=Share(macs=least)).run(teacher, context)
 
     def _without(self, count: int, teacher: TorchModel, context: Context) -> TorchModel:
         removed = Removed(modules=tuple(self.order[:count]))
@@ -179,7 +222,7 @@ class Channels:
             isomorphic=self.isomorphic,
             pruning_ratio=ratio,
             round_to=ROUND_TO,
-            ignored_layers=[network.get_submodule("fc")],
+            ignored_layers=[[each for each in network.modules() if isinstance(each, nn.Linear)][-1]],
         ).step()
         estimate_batch_norm(network, context.data.calibration_batches())
         shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}

@@ -1,3 +1,9 @@
+from .distill import DIST as DIST
+from .distill import DKD as DKD
+from .distill import KL as KL
+from .distill import MSE as MSE
+from .distill import SRD as SRD
+from .distill import Attention as Attention
 from .distill import Cache as Cache
 from .distill import Distill as Distill
 from .distill import Hints as Hints

@@ -5,6 +5,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from compressor import training
+from compressor.distillation.settings import DIST as DIST
+from compressor.distillation.settings import DKD as DKD
+from compressor.distillation.settings import KL as KL
+from compressor.distillation.settings import MSE as MSE
+from compressor.distillation.settings import SRD as SRD
+from compressor.distillation.settings import Attention as Attention
 from compressor.distillation.settings import Cache as Cache
 from compressor.distillation.settings import Distillation
 from compressor.distillation.settings import Hints as Hints

@@ -5,6 +5,8 @@ import functools
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker, and for what it starts; read when torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,11 +16,14 @@ import onnxruntime
 import pytest
 import torch
 from filelock import FileLock
+from torch import Tensor
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from compressor import Context, Data, Dataset, Measure, Pipeline, TorchModel, run
+from compressor.distillation.lesson import Lesson
 from compressor.evaluation import latency, recording
 from compressor.evaluation.costs import layers
+from compressor.training.objectives import Batch, Watched
 from stages import Distill, Export, Prune, Quantize, Target, Train
 
 # Nobody looks at how precise times are here, or how quiet it was.
@@ -104,6 +109,23 @@ def int8(tiny: TorchModel, context: Context) -> TorchModel:
 def accuracy(model: TorchModel, data: Dataset) -> float:
     inputs = data.preprocess.normalise(data.validation.images)
     return float((model.predict(inputs).argmax(1) == data.validation.labels).float().mean())
+
+
+def taught(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    *,
+    progress: float = 0.0,
+    class_weights: Tensor | None = None,
+    **settings: Any,
+) -> Tensor:
+    """What `distill` with these settings minimises for given logits `[N, classes]`."""
+    known = SimpleNamespace(logits=lambda batch: teacher.float())
+    lesson = Lesson(known, Distill(teacher="teacher", epochs=1, **settings), class_weights)  # type: ignore[arg-type]
+    batch = Batch(student, labels, torch.arange(len(student)), 0, progress)
+    loss: Tensor = lesson(Watched(torch.nn.Identity()), batch)
+    return loss
 
 
 def executed(content: bytes, folder: Path) -> collections.Counter[str]:

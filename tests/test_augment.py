@@ -16,12 +16,11 @@ from pydantic import ValidationError
 from compressor import Augment, Context, Data, Dataset
 from compressor.data import InMemory, Preprocess, Split, View, decoding
 from compressor.data.views import Shift
-from compressor.distillation.losses.hinton import distillation_loss
 from compressor.errors import DataError
 from compressor.report import contact_sheet
 from compressor.training import Batch, CrossEntropy, Watched, shown
 from stages import Cache, Distill, Train
-from tests.conftest import TINY
+from tests.conftest import TINY, taught
 
 CPU = torch.device("cpu")
 EVERYTHING = (
@@ -227,7 +226,7 @@ def test_losses_of_mixed_labels_are_those_of_numpy() -> None:
     t, s = log_softmax(teacher / 3), log_softmax(logits / 3)
     soft = (np.exp(t) * (t - s)).sum(1).mean()
     expected = 0.7 * 9 * soft - 0.3 * (shares * log_softmax(logits)).sum(1).mean()
-    got = distillation_loss(*given, temperature=3, alpha=0.7)
+    got = taught(*given, temperature=3, alpha=0.7)
     assert got.item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -11,7 +11,6 @@ from sklearn.metrics import balanced_accuracy_score
 
 from compressor import Context, Dataset, TorchModel
 from compressor.config.spec import validated_copy
-from compressor.distillation.losses.hinton import distillation_loss
 from compressor.evaluation.accuracy import Predictions
 from compressor.report import Report, to_table
 from compressor.report.tables import to_markdown
@@ -20,6 +19,7 @@ from compressor.report.writing import to_card, to_html
 from compressor.training import Batch, CrossEntropy, Training, Watched, class_weights, fit
 from compressor.training.balance import epoch_order
 from stages import Distill, Quantize
+from tests.conftest import taught
 from tests.test_report_properties import small
 
 LABELS = np.repeat([0, 1, 3], [2, 5, 93])
@@ -99,7 +99,7 @@ def test_weighted_losses_are_those_of_numpy(mixed: bool) -> None:
     t, s = log_softmax(teacher / 2), log_softmax(logits / 2)
     soft = (np.exp(t) * (t - s)).sum(1).mean()
     expected = 0.6 * 4 * soft - 0.4 * (weights * shares * log_softmax(logits)).sum(1).mean()
-    got = distillation_loss(given, torch.from_numpy(teacher).float(), labels, temperature=2, alpha=0.6, class_weights=w)
+    got = taught(given, torch.from_numpy(teacher).float(), labels, class_weights=w, temperature=2, alpha=0.6)
     assert got.item() == pytest.approx(expected, rel=1e-5)
 
 

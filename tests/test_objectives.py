@@ -5,16 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from compressor import Context, Pipeline, Services, TorchModel, run
 from compressor.console import Console, TrainingProgress
+from compressor.distillation.layers import classifier_of, shared_layers
+from compressor.distillation.losses.attention import Attention
 from compressor.distillation.losses.hints import Hint
+from compressor.distillation.losses.srd import SRD
 from compressor.distillation.teacher import Teacher
 from compressor.errors import ArchitectureError, UserError
 from compressor.storage.checkpoints import Checkpoints
 from compressor.training import Batch, CrossEntropy, Objective, Training, Watched, WeightedSum, fit, layer_outputs
-from stages import Distill
+from stages import Distill, Prune, Target
 from tests.conftest import TINY, equal_states
 
 
@@ -125,7 +129,7 @@ def tensors_start(context: Context) -> str:
         ({"student": "layer1", "teacher": "layr2"}, "the network has no layer 'layr2'; did you mean `layer2`"),
         (
             {"student": "fc", "teacher": "layer2"},
-            r"the student's layer 'fc' has output \[2, 10\]; a hint needs \[N, C, H, W\]",
+            r"the student's layer 'fc' has output \[2, 10\]; this loss needs \[N, C, H, W\]",
         ),
     ],
 )
@@ -171,3 +175,88 @@ def test_a_layer_that_never_runs_is_reported(context: Context) -> None:
 
     with pytest.raises(ArchitectureError, match="layer 'idle' outputs no tensor when the network runs"):
         fit(Idle(), Looks(), Training(epochs=1), context, label="x")
+
+
+def shown_by(network: nn.Module, layer: str, batch: Batch) -> np.ndarray:  # type: ignore[type-arg]
+    return layer_outputs(network, [layer], batch.inputs)[layer].double().numpy()
+
+
+def test_attention_by_numpy(context: Context, tiny: TorchModel) -> None:
+    """The student's map is 8 x 8, the teacher's 4 x 4."""
+    batch = batch_of(context)
+    teacher, student = Teacher(tiny, context, None, ("layer2",)), tiny.copy_network()
+    g, h = shown_by(student, "layer1", batch), shown_by(tiny.copy_network(), "layer2", batch)
+    loss = Attention(teacher, "layer1", "layer2", torch.from_numpy(g), torch.from_numpy(h))
+    watched = Watched(student)
+    with watched.watching(loss.layers):
+        got = loss(watched, batch)
+    own = (g**2).mean(1).reshape(5, 4, 2, 4, 2).mean((2, 4)).reshape(5, 16)
+    hint = (h**2).mean(1).reshape(5, 16)
+    own, hint = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (own, hint))
+    assert got.item() == pytest.approx(((own - hint) ** 2).sum(1).mean(), rel=0.02)  # the teacher may run in bf16
+
+
+def test_srd_by_numpy(context: Context, tiny: TorchModel) -> None:
+    batch = batch_of(context, 16)
+    name = "input of fc"
+    teacher, student = Teacher(tiny, context, None, (name,)), tiny.copy_network()
+    with torch.no_grad():
+        student.get_parameter("conv1.weight").mul_(torch.linspace(-1, 1, 8).view(8, 1, 1, 1))
+    f, h = shown_by(student, name, batch), shown_by(tiny.copy_network(), name, batch)
+    assert f.shape == h.shape == (16, 16)
+    loss = SRD(teacher, name, name, torch.from_numpy(f), torch.from_numpy(h))
+    watched = Watched(student)
+    with watched.watching(loss.layers):
+        got = loss(watched, batch)
+    f = f @ loss.projector.weight.detach().double().numpy().T
+    f, h = ((each - each.mean(0)) / np.sqrt(each.var(0) + 1e-5) for each in (f, h))
+    assert got.item() == pytest.approx(np.log(((f - h) ** 4).sum(1).mean()), rel=0.05)  # the teacher may run in bf16
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_srd_of_equal_features_and_of_an_only_image_is_finite(context: Context, tiny: TorchModel, count: int) -> None:
+    batch, name = batch_of(context, count), "input of fc"
+    features = torch.rand(count, 16)
+    loss = SRD(Teacher(tiny, context, None, (name,)), name, name, features, features)
+    student = tiny.copy_network()
+    torch.nn.init.eye_(loss.projector.weight)
+    watched = Watched(student)
+    with watched.watching(loss.layers):
+        got = loss(watched, batch)
+    got.backward()
+    assert got.isfinite()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in student.parameters())
+
+
+def test_layers_of_a_pruned_network_are_found_without_being_named(context: Context, tiny: TorchModel) -> None:
+    pruned = Prune(target=Target(ratio=0.5), round_to=4).run(tiny, context)
+    example = torch.zeros(context.data.preprocess.input_shape(2))
+    assert shared_layers(pruned.network, tiny.network, example) == ["layer1", "layer2"]
+    assert (classifier_of(pruned.network, example), classifier_of(tiny.network, example)) == ("fc", "fc")
+    features = [{"loss": "hints"}, {"loss": "attention", "weight": 3}, {"loss": "srd"}]
+    stage = Distill.model_validate({"teacher": "t", "epochs": 1, "features": features})
+    teaching = Context(data=context.data, teachers={"t": tiny})
+    objective, _ = stage.objective(pruned.copy_network(), teaching)
+    assert isinstance(objective, WeightedSum)
+    assert [type(term).__name__ for term in objective.terms] == ["Lesson", *["Hint"] * 2, *["Attention"] * 2, "SRD"]
+    assert objective.weights == [1, 0.5, 0.5, 1.5, 1.5, 1]
+    assert list(objective.layers) == ["layer1", "layer2", "layer1", "layer2", "input of fc"]
+    trained = stage.run(pruned, teaching)
+    assert not equal_states(trained.network, pruned.network)
+    assert set(trained.network.state_dict()) == set(tiny.network.state_dict())
+
+
+def test_a_student_of_other_blocks_has_to_name_layers(context: Context, tiny: TorchModel) -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stem(x).mean((2, 3)))
+
+    stage = Distill.model_validate({"teacher": "t", "epochs": 1, "features": [{"loss": "hints"}]})
+    with pytest.raises(ArchitectureError, match="no layer of maps by the same name; name one of each"):
+        stage.objective(Other(), Context(data=context.data, teachers={"t": tiny}))
+    with pytest.raises(ValidationError, match="name both, or neither"):
+        Distill.model_validate({"teacher": "t", "epochs": 1, "features": [{"loss": "attention", "student": "a"}]})

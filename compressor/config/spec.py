@@ -95,12 +95,13 @@ def problems_of(error: ValidationError, prefix: Key, spec: type[BaseModel]) -> I
     for detail in found:
         if detail["type"] == "too_short" and any(_inside(other["loc"], detail["loc"]) for other in found):
             continue  # the list is short for want of an item that is wrong itself
-        key = (*prefix, *detail["loc"])
+        place, models = _place(spec, detail["loc"])
+        key = (*prefix, *place)
         given = json.dumps(detail["input"], default=str, ensure_ascii=False)
         given = given if len(given) <= MAX_SHOWN else given[:MAX_SHOWN] + "…"
         kind, context = detail["type"], detail.get("ctx", {})
         if kind == "extra_forbidden":
-            names = _fields(spec, detail["loc"])
+            names = list(models[0].model_fields) if models else []
             expected = f"; expected one of {', '.join(f'`{name}`' for name in names)}"
             yield key, f"unknown key{did_you_mean(str(key[-1]), names) or expected}"
         elif kind == "missing":
@@ -126,16 +127,32 @@ def _inside(location: Key, whole: Key) -> bool:
     return len(location) > len(whole) and location[: len(whole)] == whole
 
 
-def _fields(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The names that could stand where `location` points."""
-    for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-        models = [kind for kind in kinds if issubclass(kind, BaseModel)]
-        if not models:
-            return []
-        model = models[0]
-    return list(model.model_fields)
+def _place(spec: type[BaseModel], location: Sequence[str | int]) -> tuple[Key, list[type[BaseModel]]]:
+    """Where a file has it, and the models of which it may be a field.
+
+    Pydantic's location also says which of several models was taken, by its name (`losses.0.dist.inter`).
+    """
+    place: list[str | int] = []
+    models, inside = [spec], [spec]
+    for part in location:
+        inside = models
+        if isinstance(part, str) and not any(part in model.model_fields for model in models):
+            if named := [model for model in models if part in [field.default for field in model.model_fields.values()]]:
+                models = named
+                continue
+            models = []
+        elif isinstance(part, str):
+            annotations = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+            models = [model for annotation in annotations for model in _models_in(annotation)]
+        place.append(part)
+    return tuple(place), inside
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a value of this type may be, or hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for each in get_args(annotation) for model in _models_in(each)]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,3 +1,9 @@
+from .settings import DIST as DIST
+from .settings import DKD as DKD
+from .settings import KL as KL
+from .settings import MSE as MSE
+from .settings import SRD as SRD
+from .settings import Attention as Attention
 from .settings import Cache as Cache
 from .settings import Distillation as Distillation
 from .settings import Hints as Hints

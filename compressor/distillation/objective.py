@@ -1,19 +1,32 @@
 """From settings to the objective: teachers, their weights, losses on logits and on inner layers."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from compressor.distillation.losses.hinton import Hinton
-from compressor.distillation.losses.hints import Hint
-from compressor.distillation.settings import Distillation, Hints
+from compressor.distillation.layers import classifier_of, shared_layers
+from compressor.distillation.lesson import Lesson
+from compressor.distillation.losses import attention, hints, srd
+from compressor.distillation.settings import SRD, Attention, Distillation, Hints
 from compressor.distillation.teacher import Teacher
 from compressor.training.balance import class_weights
-from compressor.training.objectives import Objective, WeightedSum, layer_outputs
+from compressor.training.objectives import INPUT_OF, Objective, WeightedSum, layer_outputs
 
 if TYPE_CHECKING:
     from compressor.pipeline.context import Context
+
+ON_LAYERS = {Hints: hints.Hint, Attention: attention.Attention, SRD: srd.SRD}
+
+
+class Pair(NamedTuple):
+    """A layer of each network, and the loss between them."""
+
+    feature: Hints | Attention | SRD
+    weight: float
+    student: str
+    teacher: str
 
 
 def objective_of(settings: Distillation, network: nn.Module, context: "Context") -> tuple[Objective, list[float]]:
@@ -22,22 +35,17 @@ def objective_of(settings: Distillation, network: nn.Module, context: "Context")
     Raises:
         UserError: there is no such teacher, or no such layer.
     """
-    watched = tuple(feature.teacher for feature in settings.features)
-    teachers = [
-        Teacher(context.teacher(stage_id), context, settings.views, watched if number == 0 else ())
-        for number, stage_id in enumerate(settings.teacher_ids)
-    ]
+    first, *others = (context.teacher(stage_id) for stage_id in settings.teacher_ids)
+    example = torch.zeros(context.data.preprocess.input_shape(2))
+    pairs = list(_pairs(settings.features, network, first.copy_network(), example)) if settings.features else []
+    teachers = [Teacher(first, context, settings.views, tuple(pair.teacher for pair in pairs))]
+    teachers += [Teacher(other, context, settings.views) for other in others]
     weights, by_class = _weights(settings, teachers, context), class_weights(settings, context.data)
     terms: list[tuple[float, Objective]] = [
-        (weight, Hinton(teacher, temperature=settings.temperature, alpha=settings.alpha, class_weights=by_class))
-        for weight, teacher in zip(weights, teachers, strict=True)
+        (weight, Lesson(teacher, settings, by_class)) for weight, teacher in zip(weights, teachers, strict=True)
     ]
-    if settings.features:
-        terms += zip(
-            [feature.weight for feature in settings.features],
-            _hints(settings.features, network, teachers[0], context),
-            strict=True,
-        )
+    if pairs:
+        terms += zip([pair.weight for pair in pairs], _on_layers(pairs, network, teachers[0], context), strict=True)
     return WeightedSum(terms), weights
 
 
@@ -49,13 +57,31 @@ def _weights(settings: Distillation, teachers: list[Teacher], context: "Context"
     return [1 / len(teachers)] * len(teachers)
 
 
-def _hints(features: tuple[Hints, ...], network: nn.Module, teacher: Teacher, context: "Context") -> list[Objective]:
-    """One hint for each setting, with initial weights from the seed."""
+def _pairs(
+    features: Sequence[Hints | Attention | SRD], student: nn.Module, teacher: nn.Module, example: Tensor
+) -> Iterator[Pair]:
+    """The layers that each setting means."""
+    for feature in features:
+        if isinstance(feature, SRD):
+            ends = (INPUT_OF + classifier_of(network, example) for network in (student, teacher))
+            yield Pair(feature, feature.weight, *ends)
+        elif feature.student is not None and feature.teacher is not None:
+            yield Pair(feature, feature.weight, feature.student, feature.teacher)
+        else:
+            shared = shared_layers(student, teacher, example)
+            yield from (Pair(feature, feature.weight / len(shared), name, name) for name in shared)
+
+
+def _on_layers(pairs: Sequence[Pair], network: nn.Module, teacher: Teacher, context: "Context") -> list[Objective]:
+    """One loss for each pair, with initial weights from the seed."""
     example = torch.zeros(context.data.preprocess.input_shape(2))
-    given = layer_outputs(network, [feature.student for feature in features], example)
-    wanted = teacher.layer_outputs([feature.teacher for feature in features], example)
+    given = layer_outputs(network, [pair.student for pair in pairs], example)
+    wanted = teacher.layer_outputs([pair.teacher for pair in pairs], example)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed_for("adapters"))
         return [
-            Hint(teacher, each.student, each.teacher, given[each.student], wanted[each.teacher]) for each in features
+            ON_LAYERS[type(pair.feature)](
+                teacher, pair.student, pair.teacher, given[pair.student], wanted[pair.teacher]
+            )
+            for pair in pairs
         ]

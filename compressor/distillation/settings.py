@@ -1,8 +1,9 @@
 """The distillation settings that stages share."""
 
-from typing import TYPE_CHECKING, Literal, Self
+from operator import not_
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from compressor.config.spec import Spec
 from compressor.training.settings import Training
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from compressor.training.objectives import Objective
 
 
+FROM_TEACHERS = (
+    "losses", "standardise", "temperature", "temperature_end", "alpha", "alpha_end", "cache", "features"
+)  # fmt: skip
+
+
 class Cache(Spec):
     """Store the teacher's outputs for augmented views of the training images, once, and cycle through them."""
 
@@ -21,17 +27,106 @@ class Cache(Spec):
     """How many views of every image."""
 
 
-class Hints(Spec):
+class KL(Spec):
+    """KL divergence of softened probabilities (Hinton, Vinyals and Dean 2015)."""
+
+    loss: Literal["kl"] = "kl"
+    """Which loss this is."""
+    weight: float = Field(1.0, gt=0, le=1e6)
+    """What the loss is multiplied by before it is added."""
+
+
+class DKD(Spec):
+    """KL divergence in two parts: the label against the rest, and the rest among itself (Zhao et al. 2022)."""
+
+    loss: Literal["dkd"] = "dkd"
+    """Which loss this is."""
+    weight: float = Field(1.0, gt=0, le=1e6)
+    """What the loss is multiplied by before it is added."""
+    target: float = Field(1.0, ge=0, le=1e6)
+    """The weight of the label against the rest, the paper's α."""
+    others: float = Field(8.0, ge=0, le=1e6)
+    """The weight of the rest among itself, the paper's β."""
+
+
+class DIST(Spec):
+    """Correlation of probabilities, over classes and over images (Huang et al. 2022)."""
+
+    loss: Literal["dist"] = "dist"
+    """Which loss this is."""
+    weight: float = Field(1.0, gt=0, le=1e6)
+    """What the loss is multiplied by before it is added."""
+    inter: float = Field(1.0, ge=0, le=1e6)
+    """The weight of the correlation over the classes of an image, the paper's β."""
+    intra: float = Field(1.0, ge=0, le=1e6)
+    """The weight of the correlation over the images of a class, the paper's γ."""
+
+
+class MSE(Spec):
+    """Mean squared error of logits (Kim et al. 2021)."""
+
+    loss: Literal["mse"] = "mse"
+    """Which loss this is."""
+    weight: float = Field(1.0, gt=0, le=1e6)
+    """What the loss is multiplied by before it is added."""
+
+
+class _OnLayers(Spec):
+    student: str | None = None
+    """The student's layer, by its module name, as in `layer2`."""
+    teacher: str | None = None
+    """The teacher's layer; without names, a student made of its teacher's blocks learns where each stage ends."""
+    weight: float = Field(1.0, gt=0, le=1e6)
+    """What the loss is multiplied by before it is added; of several layers, that of their mean."""
+
+    @model_validator(mode="after")
+    def _both_are_named_or_none(self) -> Self:
+        if (self.student is None) != (self.teacher is None):
+            raise ValueError("`student` and `teacher` name a layer of each network; name both, or neither")
+        return self
+
+
+class Hints(_OnLayers):
     """Train a layer of the student to predict a layer of the teacher (FitNets; Romero et al. 2015)."""
 
     loss: Literal["hints"] = "hints"
     """Which loss this is."""
-    student: str
-    """The student's layer, by its module name, as in `layer2`."""
-    teacher: str
-    """The teacher's layer, by its module name."""
+
+
+class Attention(_OnLayers):
+    """Let a layer of the student be large where a layer of the teacher is (Zagoruyko and Komodakis 2017)."""
+
+    loss: Literal["attention"] = "attention"
+    """Which loss this is."""
+
+
+class SRD(Spec):
+    """Train what the student's classifier reads to predict what the teacher's does (Miles and Mikolajczyk 2024)."""
+
+    loss: Literal["srd"] = "srd"
+    """Which loss this is."""
     weight: float = Field(1.0, gt=0, le=1e6)
     """What the loss is multiplied by before it is added."""
+
+
+def _named(*known: type[Spec]) -> Discriminator:
+    """A loss is told by its name."""
+    names = " or ".join(f"`loss: {each.model_fields['loss'].default}`" for each in known)
+    return Discriminator(
+        lambda value: value.get("loss") if isinstance(value, dict) else getattr(value, "loss", None),
+        custom_error_type="loss_name",
+        custom_error_message=f"expected a mapping with {names}",
+    )
+
+
+OnLogits = Annotated[
+    Annotated[KL, Tag("kl")] | Annotated[DKD, Tag("dkd")] | Annotated[DIST, Tag("dist")] | Annotated[MSE, Tag("mse")],
+    _named(KL, DKD, DIST, MSE),
+]
+OnLayers = Annotated[
+    Annotated[Hints, Tag("hints")] | Annotated[Attention, Tag("attention")] | Annotated[SRD, Tag("srd")],
+    _named(Hints, Attention, SRD),
+]
 
 
 class Distillation(Training):
@@ -43,13 +138,21 @@ class Distillation(Training):
     """The ids of earlier stages, instead of one `teacher`."""
     weighting: Literal["equal", "accuracy"] = "equal"
     """Weigh several teachers equally, or by accuracy on the validation images (equally if none is ever correct)."""
+    losses: tuple[OnLogits, ...] = Field((KL(),), min_length=1, exclude_if=(KL(),).__eq__)
+    """What is learned from the teachers' logits; several are added."""
+    standardise: bool = Field(False, exclude_if=not_)
+    """Take the mean from the logits of every image, and divide them by their standard deviation (Sun et al. 2024)."""
     temperature: float = Field(4.0, ge=0.1, le=100)
     """T: the logits of both networks are divided by it."""
+    temperature_end: float | None = Field(None, ge=0.1, le=100, exclude_if=not_)
+    """The temperature at the end of training, if it changes; linear in between."""
     alpha: float = Field(0.9, ge=0, le=1)
     """The teachers' share of the loss."""
+    alpha_end: float | None = Field(None, ge=0, le=1, exclude_if=lambda value: value is None)
+    """Their share at the end of training, if it changes; linear in between."""
     cache: Cache | None = None
     """Store the teachers' outputs, instead of running them at every step."""
-    features: tuple[Hints, ...] = ()
+    features: tuple[OnLayers, ...] = ()
     """Losses on inner layers, added to the loss on logits; with several teachers, the layers are those of the first."""
 
     @model_validator(mode="after")
@@ -59,12 +162,12 @@ class Distillation(Training):
         if self.teachers and len(set(self.teachers)) < max(len(self.teachers), 2):
             raise ValueError("`teachers` needs at least two different ids; name a single one with `teacher:`")
         default = Distillation.model_fields
-        for name in ("temperature", "alpha", "cache", "features"):
+        for name in FROM_TEACHERS:
             if not self.teacher_ids and getattr(self, name) != default[name].default:
                 raise ValueError(f"{name} needs a teacher; name one with `teacher:`, or leave {name} out")
         if not self.teachers and self.weighting != default["weighting"].default:
             raise ValueError("weighting needs several teachers; name them with `teachers:`, or leave weighting out")
-        if self.teacher_ids and self.balance == "weights" and self.alpha == 1:
+        if self.teacher_ids and self.balance == "weights" and self.alpha == 1 and self.alpha_end in (None, 1):
             raise ValueError("balance: weights weighs the loss on labels, of which alpha 1 leaves none; lower alpha")
         if self.features and self.cache is not None:
             raise ValueError("features run the teacher at every step, so a cache would save nothing; leave one out")

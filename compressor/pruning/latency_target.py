@@ -35,7 +35,8 @@ from compressor.training import layout_of
 TOLERATED = 1.05  # of the latency that is asked for
 TOO_FAST = 0.95  # of it: less than this gives away what could have been kept
 MOST_TRIED = 15  # candidates
-JUDGED_IMAGES = 256  # of the calibration images, on which predictions are compared
+JUDGED_IMAGES, FEWEST_JUDGED = 256, 64  # of the calibration images, on which predictions are compared,
+JUDGED_MACS = 64e9  # and how much computing that may be for one comparison; there are hundreds
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ def _table(times: Times, target: Share, context: Context) -> CostTable:
 
 def _divergence(prunable: Prunable, context: Context) -> Callable[[Choice], float]:
     network, data = copy.deepcopy(prunable.network), context.data
-    batches = data.calibration_batches(images=JUDGED_IMAGES)
+    fitting = round(JUDGED_MACS / max(Size.of(network, data.preprocess).macs, 1))
+    batches = data.calibration_batches(images=min(max(fitting, FEWEST_JUDGED), JUDGED_IMAGES))
     divergence = Divergence(network, batches, layout_of(network, data))
     return lambda choice: divergence.of(prunable.without(choice))
 

@@ -15,9 +15,9 @@ from compressor.quantization.settings import Observer
 
 CALIBRATION_BATCH = 64
 CALIBRATION_SHARE = 10  # of the images that a forward pass takes at once: activations then stay in the cache
-OBSERVED = 2**14  # values of an image at a point of which histograms are made
+OBSERVED = 2**12  # values of an image at a point of which histograms are made
 LINE = 16  # values that lie side by side are drawn together: one by one, most of the time goes into reaching them
-TOGETHER = 8  # samples that an observer is shown at once, since a call takes as long as 16,384 values
+KEPT = 2**18  # values at a point before its observer is shown them, since a call takes as long as 16,384 values
 NOISE_IMAGES = 8  # of which the rounding error is measured: millions of values
 
 
@@ -32,10 +32,11 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Ob
         StageError: an activation is not finite.
     """
     # torchao takes seconds to import, and a wrong pipeline is told before
-    from compressor.quantization.observers import HISTOGRAMS, observer_of
+    from compressor.quantization.observers import HISTOGRAMS, ONE_BY_ONE, observer_of
 
     observers = {point: observer_of(observer, percentile) for point in network.points}
-    shown = {point: _Shown(point, observers[point], observer in HISTOGRAMS) for point in network.points}
+    kept = 0 if observer in ONE_BY_ONE else KEPT
+    shown = {point: _Shown(point, observers[point], observer in HISTOGRAMS, kept) for point in network.points}
     with _watched(network, shown):
         for inputs in batches:
             network(inputs)
@@ -47,32 +48,37 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Ob
 
 
 class _Shown:
-    """Shows an observer the least and the greatest value and, if it looks at the `whole`, a sample of the others."""
+    """Shows an observer the least and the greatest value and, if it looks at the `whole`, a sample of the others.
 
-    def __init__(self, point: str, observer: Callable[[Tensor], object], whole: bool) -> None:
-        self.point, self.observer, self.whole = point, observer, whole
-        self.samples: list[Tensor] = []
+    Those of several batches are kept until there are more than `most`.
+    """
+
+    def __init__(self, point: str, observer: Callable[[Tensor], object], whole: bool, most: int) -> None:
+        self.point, self.observer, self.whole, self.most = point, observer, whole, most
+        self.kept: list[Tensor] = []
 
     def __call__(self, values: Tensor) -> None:
         drawn, values = len(values) * OBSERVED, _in_memory_order(values)
         ends = torch.stack(torch.aminmax(values))
-        if not bool(ends.isfinite().all()):
+        if not all(map(math.isfinite, ends.tolist())):
             raise StageError(f"{self.point} is not finite on the calibration images, so it has no range")
-        if not self.whole:
-            self.observer(ends)
-        elif len(values) <= drawn:
-            self.observer(values)
-        else:
-            lines = values[: len(values) // LINE * LINE].view(-1, LINE)
-            self.samples += [ends, lines[_positions(len(lines), drawn // LINE)].flatten()]
-            if len(self.samples) == 2 * TOGETHER:
-                self.rest()
+        self.kept.append(_sample(values, drawn, ends) if self.whole else ends)
+        if sum(map(len, self.kept)) > self.most:
+            self.rest()
 
     def rest(self) -> None:
-        """Show the samples that were kept."""
-        if self.samples:
-            self.observer(torch.cat(self.samples))
-            self.samples.clear()
+        """Show the values that were kept."""
+        if self.kept:
+            self.observer(torch.cat(self.kept))
+            self.kept.clear()
+
+
+def _sample(values: Tensor, drawn: int, ends: Tensor) -> Tensor:
+    """So many of the values, and their ends; or all, if there are no more."""
+    if len(values) <= drawn:
+        return values
+    lines = values[: len(values) // LINE * LINE].view(-1, LINE)
+    return torch.cat([ends, lines[_positions(len(lines), drawn // LINE)].flatten()])
 
 
 @lru_cache(maxsize=64)

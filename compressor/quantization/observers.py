@@ -15,6 +15,7 @@ from compressor.quantization.network import UINT8_MAX
 from compressor.quantization.settings import Observer
 
 HISTOGRAMS: tuple[Observer, ...] = ("histogram", "percentile")  # look at all values, the others at the ends only
+ONE_BY_ONE: tuple[Observer, ...] = ("moving_average",)  # batch by batch, the others however many at once
 HISTOGRAM_BINS = 2048
 MIN_SHARE, SHARES_TRIED = 0.3, 141  # of the observed range, by the least-error observer
 

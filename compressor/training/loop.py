@@ -255,9 +255,10 @@ def _batches(
     number = epoch if views is None else epoch % views
     view = _view(context, number)
     generator = torch.Generator().manual_seed(context.seed_for(f"order of epoch {epoch}"))
-    for indices in epoch_order(context.data.train.labels, training, generator).tensor_split(steps):
+    order = epoch_order(context.data.train.labels, training, generator)
+    for step, indices in enumerate(order.tensor_split(steps)):
         inputs, labels = _inputs(context, view, indices, layout)
-        yield Batch(inputs, labels, indices, number)
+        yield Batch(inputs, labels, indices, number, progress=(epoch + step / steps) / training.epochs)
 
 
 def _view(context: "Context", number: int) -> View:

@@ -16,6 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from compressor.config.spec import did_you_mean
 from compressor.errors import ArchitectureError
 
+INPUT_OF = "input of "
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -25,12 +27,14 @@ class Batch:
     labels: Tensor  # classes int64 [B]; of mixed images the share of each class, float32 [B, classes]
     indices: Tensor  # [B], into the training images
     view: int  # which augmented view of them
+    progress: float = 0.0  # the share of the training that is done
 
 
 class Watched:
     """A network that runs once per batch, however often it is asked, and shows the outputs of its inner layers.
 
-    `run` calls the network: it may cast, or be wrapped for several devices.
+    The layer `input of fc` is what layer `fc` reads. `run` calls the network: it may cast, or be wrapped for several
+    devices.
     """
 
     def __init__(self, network: nn.Module, run: Any = None) -> None:
@@ -46,9 +50,11 @@ class Watched:
         Raises:
             ArchitectureError: the network has no such layer.
         """
-        found = {name: layer_of(self.network, name) for name in layers}
+        found = {name: layer_of(self.network, name.removeprefix(INPUT_OF)) for name in layers}
         return [
-            layer.register_forward_hook(lambda _, __, output, name=name: self._show(name, output))
+            layer.register_forward_pre_hook(lambda _, given, name=name: self._show(name, given[0] if given else None))
+            if name.startswith(INPUT_OF)
+            else layer.register_forward_hook(lambda _, __, output, name=name: self._show(name, output))
             for name, layer in found.items()
         ]
 

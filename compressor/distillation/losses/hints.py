@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressor.distillation.losses.maps import check_maps, to_the_smaller
 from compressor.distillation.teacher import Teacher
-from compressor.errors import ArchitectureError
 from compressor.training.objectives import Batch, Objective, Watched
 
 
@@ -22,17 +22,11 @@ class Hint(Objective):
             ArchitectureError: a layer's output has another shape.
         """
         super().__init__()
-        for whose, layer, example in (("student", student_layer, given), ("teacher", teacher_layer, wanted)):
-            if example.dim() != 4:
-                raise ArchitectureError(
-                    f"the {whose}'s layer {layer!r} has output {list(example.shape)}; a hint needs [N, C, H, W]"
-                )
+        check_maps(student_layer, teacher_layer, given, wanted)
         self.teacher, self.teacher_layer = teacher, teacher_layer
         self.layers = (student_layer,)
         self.regressor = nn.Conv2d(given.shape[1], wanted.shape[1], 1)
 
     def forward(self, network: Watched, batch: Batch) -> Tensor:
         predicted = self.regressor(network.layer(self.layers[0], batch))
-        hint = self.teacher.layer(self.teacher_layer, batch)
-        size = min(predicted.shape[2], hint.shape[2]), min(predicted.shape[3], hint.shape[3])
-        return F.mse_loss(F.adaptive_avg_pool2d(predicted, size), F.adaptive_avg_pool2d(hint, size)) / 2
+        return F.mse_loss(*to_the_smaller(predicted, self.teacher.layer(self.teacher_layer, batch))) / 2

@@ -1,0 +1,30 @@
+"""Correlation in place of equality: Huang et al., "Knowledge Distillation from A Stronger Teacher" (NeurIPS 2022)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+EPSILON = 1e-8  # the least length of a vector; an only image has no correlation over images
+
+
+def dist(student_logits: Tensor, teacher_logits: Tensor, temperature: float, *, inter: float, intra: float) -> Tensor:
+    """T² · (β · mean_i(1 − ρ(p_s[i], p_t[i])) + γ · mean_c(1 − ρ(p_s[:, c], p_t[:, c]))).
+
+    ρ is Pearson's correlation: of the classes of image i, and of the images of class c; p = softmax(z / T).
+
+    Args:
+        student_logits: z_s, `[N, classes]`.
+        teacher_logits: z_t, `[N, classes]`.
+        temperature: T, above 0.
+        inter: β.
+        intra: γ.
+    """
+    student, teacher = ((logits / temperature).softmax(1) for logits in (student_logits, teacher_logits))
+    between_classes = 1 - correlation(student, teacher).mean()
+    between_images = 1 - correlation(student.T, teacher.T).mean()
+    return temperature**2 * (inter * between_classes + intra * between_images)
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's ρ of every row, `[N]`; 0 where a row is constant."""
+    a, b = (each - each.mean(1, keepdim=True) for each in (a, b))
+    return F.cosine_similarity(a, b, dim=1, eps=EPSILON)

@@ -1,0 +1,39 @@
+"""What the classifier reads: Miles and Mikolajczyk, "Understanding the Role of the Projector" (AAAI 2024)."""
+
+from torch import Tensor, nn
+
+from compressor.distillation.teacher import Teacher
+from compressor.training.objectives import Batch, Objective, Watched
+
+EPSILON = 1e-8  # of features that are equal
+
+
+class SRD(Objective):
+    """log(Σ_j |n(W f)_j − n(h)_j|⁴, averaged over the batch); h are the teacher's features, f the student's.
+
+    n is BatchNorm without weights, with the statistics of the batch, and W is trained too. Maps of features are
+    averaged over height and width.
+    """
+
+    def __init__(self, teacher: Teacher, student_layer: str, teacher_layer: str, given: Tensor, wanted: Tensor) -> None:
+        """`given` and `wanted` are examples of the two layers' features, each `[N, C]` or `[N, C, H, W]`."""
+        super().__init__()
+        self.teacher, self.teacher_layer = teacher, teacher_layer
+        self.layers = (student_layer,)
+        self.projector = nn.Linear(given.shape[1], wanted.shape[1], bias=False)
+
+    def forward(self, network: Watched, batch: Batch) -> Tensor:
+        own = _normalised(self.projector(_features(network.layer(self.layers[0], batch))))
+        wanted = _normalised(_features(self.teacher.layer(self.teacher_layer, batch)))
+        distance = (own - wanted).abs().pow(4).sum(1).mean()
+        return (distance + EPSILON).log()
+
+
+def _features(x: Tensor) -> Tensor:
+    """`[N, C]`."""
+    return x.mean((2, 3)) if x.dim() == 4 else x
+
+
+def _normalised(x: Tensor) -> Tensor:
+    """Every feature with mean 0 and variance 1 over the batch; an only image has no variance."""
+    return (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
