@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_a_shift_is_the_crop_and_mirror_it_says() -> None:
     many = Shift.draw(augment, 1000, torch.Generator().manual_seed(0))
     assert (many.offsets.min(), many.offsets.max()) == (0, 4)
     assert many.flips.float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_alternating_images_are_mirrored_in_every_other_view() -> None:
+    augment = Augment(flip=True, alternate=True)
+    flips = [Shift.draw(augment, 1000, torch.Generator().manual_seed(number), number).flips for number in range(4)]
+    assert all(bool((before ^ after).all()) for before, after in itertools.pairwise(flips))
+    assert flips[0].float().mean().item() == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(ValidationError, match="add flip: true"):
+        Augment(alternate=True)
 
 
 def test_no_augmentation_leaves_images_alone() -> None:

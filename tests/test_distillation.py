@@ -70,7 +70,25 @@ def test_stored_outputs_are_those_of_each_view(context: Context, counting: Torch
     assert teacher.stored is not None
     for stored, inputs in zip(teacher.stored, training_views(context, 2, torch.channels_last), strict=True):
         expected = torch.cat([counting.network(x) for x in inputs])
-        assert torch.allclose(stored, expected, atol=0.05)  # the teacher may run in bf16
+        assert torch.allclose(stored.float(), expected, atol=0.05)  # the teacher may run in bf16
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1, torch.float16), (1e6, torch.float32)])
+def test_stored_outputs_are_mapped_in_half_precision(
+    context: Context, counting: TorchModel, tmp_path: Path, scale: float, dtype: torch.dtype
+) -> None:
+    network = counting.copy_network()
+    network.get_parameter("fc.weight").data *= scale  # too large for half precision
+    large = counting.with_network(network, details={})
+    for _ in range(2):  # stored, then read
+        teacher = Teacher(large, replace(context, services=Services(soft_labels=tmp_path)), 1)
+        assert teacher.stored is not None
+        assert teacher.stored[0].dtype == dtype
+        (file,) = tmp_path.iterdir()
+        assert str(file) in Path("/proc/self/maps").read_text()
+        logits = teacher.logits(batch_of(context))
+        assert logits.dtype == torch.float32
+        assert torch.equal(logits, teacher.stored[0][:9].float())
 
 
 @pytest.mark.parametrize(("cache", "passes"), [(None, 5), (Cache(views=2), 2)])
@@ -129,14 +147,15 @@ def test_damaged_outputs_are_made_again(
     context: Context, counting: TorchModel, tmp_path: Path, content: bytes | str
 ) -> None:
     keeping = replace(context, services=Services(soft_labels=tmp_path))
-    whole = Teacher(counting, keeping, 1).stored
+    stored = Teacher(counting, keeping, 1).stored
+    assert stored is not None
+    whole = stored[0].clone()  # not mapped from the file, which is written over here
     (file,) = tmp_path.iterdir()
     before = file.read_bytes()
     file.write_bytes(content if isinstance(content, bytes) else before[:-1] + bytes([before[-1] ^ 1]))
     again = Teacher(counting, keeping, 1).stored
-    assert whole is not None
     assert again is not None
-    assert torch.equal(whole[0], again[0])
+    assert torch.equal(whole, again[0])
     assert file.read_bytes() == before
 
 

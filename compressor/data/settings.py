@@ -43,6 +43,8 @@ class Augment(Spec):
     """Pad with this many black pixels on each side, then crop at random back to the original size."""
     flip: bool = False
     """Mirror half of the images."""
+    alternate: bool = Field(False, exclude_if=not_)
+    """Mirror every image in every other view, one half of them first, and not at random (Jordan 2024); with `flip`."""
     resized_crop: tuple[Part, Part] | None = Field(None, exclude_if=not_)
     """Cut out a part of this range of areas, 3/4 to 4/3 as wide as high, and enlarge it (Szegedy et al. 2015)."""
     randaugment: RandAugment | None = Field(None, exclude_if=not_)
@@ -55,6 +57,12 @@ class Augment(Spec):
     """Mix each image and its label with another one's, at a share drawn from Beta(this, this) (Zhang et al. 2018)."""
     cutmix: float = Field(0.0, ge=0, le=100, exclude_if=not_)
     """Paste a part of another image, whose area is drawn likewise (Yun et al. 2019); with mixup, each has even odds."""
+
+    @model_validator(mode="after")
+    def _what_alternates_is_mirrored(self) -> Self:
+        if self.alternate and not self.flip:
+            raise ValueError("alternate says how images are mirrored, which flip switches on; add flip: true")
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_crop(self) -> Self:

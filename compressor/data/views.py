@@ -32,10 +32,13 @@ class Shift:
     flips: Tensor
 
     @classmethod
-    def draw(cls, augment: Augment, count: int, generator: torch.Generator) -> Self:
-        """That of `count` images."""
+    def draw(cls, augment: Augment, count: int, generator: torch.Generator, number: int = 0) -> Self:
+        """That of `count` images in the view of this number."""
         offsets = torch.randint(0, 2 * augment.crop + 1, (count, 2), generator=generator)
         flips = torch.rand(count, generator=generator) < (0.5 if augment.flip else 0.0)
+        if augment.alternate:
+            mirrored_first = torch.rand(count, generator=torch.Generator().manual_seed(0)) < 0.5  # in every even view
+            flips = mirrored_first if number % 2 == 0 else ~mirrored_first
         return cls(augment.crop, offsets, flips)
 
     def of(self, images: Tensor, indices: Tensor) -> Tensor:
@@ -80,10 +83,10 @@ class View:
     partners: Tensor
 
     @classmethod
-    def draw(cls, data: Dataset, seed: int) -> Self:
-        """A view of the training images of `data`, the same for the same arguments."""
+    def draw(cls, data: Dataset, seed: int, number: int = 0) -> Self:
+        """View `number` of the training images of `data`, the same for the same arguments."""
         generator = torch.Generator().manual_seed(seed)
-        shift = Shift.draw(data.augment, len(data.train), generator)
+        shift = Shift.draw(data.augment, len(data.train), generator, number)
         partners = torch.randperm(len(data.train), generator=generator)
         change, mix = _change(data.augment, data.preprocess), _mix(data.augment, len(data.labels))
         return cls(data.train, seed, shift, data.augment.resized_crop is not None, change, mix, partners)

@@ -27,9 +27,9 @@ class Teacher:
     """A teacher's outputs for training batches.
 
     With `views`, its logits for that many augmented views of all training images are computed once; training then
-    cycles through these views, and the teacher is not run again. If the run keeps soft labels, every later
-    stage and run with the same teacher, images, augmentation, seed and code reuses them. `layers` are its inner layers
-    that `layer` can return.
+    cycles through these views, and the teacher is not run again. They are kept in half precision. If the run keeps soft
+    labels, they are mapped from files and take no memory, and every later stage and run with the same teacher, images,
+    augmentation, seed and code reuses them. `layers` are its inner layers that `layer` can return.
     """
 
     def __init__(self, teacher: TorchModel, context: "Context", views: int | None, layers: Sequence[str] = ()) -> None:
@@ -38,7 +38,7 @@ class Teacher:
         self.layout = layout_of(self.network, context.data)
         self.watched = Watched(self.network, self._run)
         self.watched.watch(layers)
-        self.stored: list[Tensor] | None = None  # for each view, [N, classes]
+        self.stored: list[Tensor] | None = None  # for each view, [N, classes] on the CPU
         if views is not None:
             self.stored = list(self._soft_labels(teacher, context, views))
 
@@ -46,7 +46,7 @@ class Teacher:
         """Logits `[B, classes]` for this batch."""
         if self.stored is None:
             return self.watched.logits(batch)
-        return self.stored[batch.view][batch.indices.to(self.device)]
+        return self.stored[batch.view][batch.indices.cpu()].to(self.device).float()
 
     def layer(self, name: str, batch: Batch) -> Tensor:
         """The output of layer `name` for this batch."""
@@ -67,12 +67,13 @@ class Teacher:
         for path, inputs in zip(paths, training_views(context, views, self.layout), strict=True):
             stored = _read(path, context)
             if stored is None:
-                stored = torch.cat([self._run(x) for x in inputs])
+                stored = _halved(torch.cat([self._run(x).cpu() for x in inputs]))
                 if path is not None:
                     tensors.write(path, {"logits": stored})
+                    stored = tensors.read(path)[0]["logits"]
             else:
                 reused += 1
-            yield stored.to(self.device)
+            yield stored
         if reused:
             context.services.console.say(f"  {reused} of {views} views of the teacher's outputs are reused")
 
@@ -81,6 +82,12 @@ class Teacher:
         with autocast(self.device, "auto"):
             logits: Tensor = self.network(inputs.contiguous(memory_format=self.layout))
         return logits.float()
+
+
+def _halved(logits: Tensor) -> Tensor:
+    """In half precision, unless they are too large for it."""
+    halves = logits.half()
+    return halves if bool(halves.isfinite().all()) else logits
 
 
 def _paths(teacher: TorchModel, context: "Context", views: int) -> list[Path | None]:
@@ -111,7 +118,11 @@ def _read(path: Path | None, context: "Context") -> Tensor | None:
     except (ArtifactError, KeyError) as error:
         context.services.console.say(f"  soft labels: {error}; they are computed again")
         return None
-    if logits.dtype != torch.float32 or tuple(logits.shape) != expected or not bool(logits.isfinite().all()):
+    if (
+        logits.dtype not in (torch.float16, torch.float32)
+        or tuple(logits.shape) != expected
+        or not bool(logits.isfinite().all())
+    ):
         context.services.console.say(f"  soft labels: {path} does not hold {list(expected)}; they are computed again")
         return None
     return logits

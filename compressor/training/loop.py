@@ -262,7 +262,7 @@ def _batches(
 
 
 def _view(context: "Context", number: int) -> View:
-    return View.draw(context.data, context.seed_for(f"view {number}"))
+    return View.draw(context.data, context.seed_for(f"view {number}"), number)
 
 
 def _inputs(context: "Context", view: View, indices: Tensor, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
