@@ -48,7 +48,7 @@ class Distill(Start, Distillation, Stage):
             StageError: training diverged.
         """
         student = self.start(model, context)
-        network = student.copy_network()
+        network, context = student.copy_network(), self.shown(context)
         objective, weights = self.objective(network, context)
         details = training.fit(
             network,

@@ -101,15 +101,16 @@ class Quantize(Distillation, Stage):
         if placed is None:
             return model.with_network(model.copy_network(), details=measured)
         network = placed.network
+        shown = self.shown(context)
         if self.teacher_ids:
-            objective, weights = self.objective(network, context)
+            objective, weights = self.objective(network, shown)
         else:
             objective, weights = training.CrossEntropy(class_weights=training.class_weights(self, context.data)), []
         details = training.fit(
             network,
             objective,
             self,
-            context,
+            shown,
             label=self.id,
             views=self.views,
             start=model,

@@ -25,7 +25,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from compressor import Augment, Context, Data, Pipeline, TorchModel, load
+from compressor import Context, Data, Pipeline, TorchModel, load
 from compressor.console import Console
 from compressor.errors import ArchitectureError, ArtifactError
 from compressor.models.architectures import Architecture
@@ -91,7 +91,7 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Host]:
 def images(size: int, channels: int = 3) -> Context:
     """A context with four random images of ten classes."""
     preprocess = Data.model_validate({"name": "digits", "size": [size, size], "channels": channels}).preprocess()
-    return Context(data=synthetic(tuple("0123456789"), preprocess, Augment()))
+    return Context(data=synthetic(tuple("0123456789"), preprocess, Data(name="digits")))
 
 
 def timm_weights(host: Host, name: str, commit: str = COMMIT, **arguments: object) -> dict[str, Tensor]:

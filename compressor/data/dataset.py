@@ -16,14 +16,18 @@ from torch import Tensor
 
 from compressor.data.preprocess import Preprocess
 from compressor.data.settings import Augment
-from compressor.data.split import Split
+from compressor.data.split import Joined, Split
+from compressor.errors import UserError
 
 CALIBRATION_BATCH = 128
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything a run knows about its images. `notes` say what was odd about their files."""
+    """Everything a run knows about its images. `notes` say what was odd about their files.
+
+    `unlabeled` images have no class; teachers say what is on them.
+    """
 
     train: Split
     validation: Split
@@ -33,13 +37,15 @@ class Dataset:
     preprocess: Preprocess
     augment: Augment = field(default_factory=Augment)
     notes: tuple[str, ...] = ()
+    unlabeled: Split | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the pixels and classes of every split, the labels and the preprocessing."""
         sha = hashlib.sha256(repr((self.labels, self.preprocess, self.augment)).encode())
-        for split in (self.train, self.validation, self.calibration, self.test):
-            sha.update(split.fingerprint.encode())
+        for split in (self.train, self.validation, self.calibration, self.test, self.unlabeled):
+            if split is not None:
+                sha.update(split.fingerprint.encode())
         return sha.hexdigest()
 
     def calibration_batches(self, size: int = CALIBRATION_BATCH, images: int | None = None) -> Iterator[Tensor]:
@@ -50,6 +56,16 @@ class Dataset:
         count = min(len(self.calibration), images or len(self.calibration))
         for positions in torch.arange(count).tensor_split(math.ceil(count / min(size, self.preprocess.max_batch))):
             yield self.preprocess.normalise(self.calibration.batch(positions))
+
+    def with_unlabeled(self) -> "Dataset":
+        """The same, with images that have no class behind the training images.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self.unlabeled is None:
+            raise UserError("unlabeled: true needs images without classes; name their folder in data.unlabeled")
+        return replace(self, train=Split.of(Joined(self.train, self.unlabeled)))
 
     def without_test(self) -> "Dataset":
         """The same with an empty test split: what stages are given."""

@@ -65,6 +65,7 @@ def load(data: Data, seed: int, console: Console | None = None) -> Dataset:
         labels=tuple(read.labels),
         preprocess=request.preprocess,
         augment=data.augment or Augment(crop=known.crop, flip=known.flip),
+        unlabeled=None if read.unlabeled is None else Split.of(read.unlabeled),
         notes=(
             *read.notes,
             *_missing("training", train, read.labels),
@@ -85,6 +86,7 @@ def _request(data: Data, seed: int) -> Request:
         revision=data.revision,
         columns=data.columns or Columns(),
         whole=data.augment is not None and data.augment.resized_crop is not None,
+        unlabeled=data.unlabeled,
     )
 
 

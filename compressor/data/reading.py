@@ -31,6 +31,7 @@ class Request:
         revision: the commit there.
         columns: which hold images and classes.
         whole: whether training cuts parts out of whole images.
+        unlabeled: the folder of images without classes.
     """
 
     root: Path
@@ -42,16 +43,21 @@ class Request:
     revision: str | None = None
     columns: Columns = field(default_factory=Columns)
     whole: bool = False
+    unlabeled: Path | None = None
 
 
 class Read(NamedTuple):
-    """Training images, the other splits where the data has its own, the names of the classes, and what was odd."""
+    """Training images, the other splits where the data has its own, the names of the classes, and what was odd.
+
+    `unlabeled` images have no class; the one that they are given is not read.
+    """
 
     train: Source
     test: Source | None
     labels: Sequence[str]
     validation: Source | None = None
     notes: Sequence[str] = ()
+    unlabeled: Source | None = None
 
 
 class Reader(Protocol):

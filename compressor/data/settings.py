@@ -115,6 +115,8 @@ class Data(Spec):
     """The commit of `hub`, 40 hexadecimal digits: a branch would be other images tomorrow."""
     columns: Columns | None = Field(None, exclude_if=not_)
     """Which columns hold the images and the classes, where a `hugging_face` data set has several of a kind."""
+    unlabeled: Path | None = Field(None, exclude_if=not_)
+    """With `name: image_folder`, a folder of more images, of no class, from which stages with `unlabeled` learn too."""
     size: tuple[Side, Side] | None = None
     """`[height, width]` that every image is resized to; by default the data set's own (224 x 224 for a folder)."""
     resize: Side | None = None
@@ -148,6 +150,12 @@ class Data(Spec):
             self.preprocess()
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        return self
+
+    @model_validator(mode="after")
+    def _images_without_classes_are_in_a_folder(self) -> Self:
+        if self.unlabeled is not None and self.name != "image_folder":
+            raise ValueError("unlabeled needs name: image_folder; use that, or leave unlabeled out")
         return self
 
     @model_validator(mode="after")

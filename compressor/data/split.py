@@ -54,6 +54,39 @@ class InMemory(Source):
         return self.images[indices]
 
 
+class Joined(Source):
+    """The images of one split, then those of another."""
+
+    def __init__(self, first: "Split", second: "Split") -> None:
+        self.first, self.second = first, second
+        self.labels = torch.cat([first.labels, second.labels])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        of_first, first, second = self._parted(indices)
+        parts = [split.batch(positions) for split, positions in ((self.first, first), (self.second, second))]
+        images = parts[0].new_empty((len(indices), *parts[0].shape[1:]))
+        images[of_first], images[~of_first] = parts
+        return images
+
+    def whole(self, indices: Tensor) -> Iterator[Tensor]:
+        of_first, first, second = self._parted(indices)
+        parts = self.second.whole(second), self.first.whole(first)
+        return (next(parts[own]) for own in of_first.tolist())
+
+    def fingerprint(self, indices: Tensor) -> str:
+        of_first, first, second = self._parted(indices)
+        parts = self.first.take(first).fingerprint, self.second.take(second).fingerprint
+        return hashlib.sha256(repr(parts).encode() + of_first.numpy().tobytes()).hexdigest()
+
+    def _parted(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which indices are of the first split, and the positions in each of the two."""
+        of_first = indices < len(self.first)
+        return of_first, indices[of_first], indices[~of_first] - len(self.first)
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Some images of a source, in an order of their own: `indices` int64 `[N]` into the source."""

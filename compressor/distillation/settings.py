@@ -1,5 +1,6 @@
 """The distillation settings that stages share."""
 
+from dataclasses import replace
 from operator import not_
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 FROM_TEACHERS = (
-    "losses", "standardise", "temperature", "temperature_end", "alpha", "alpha_end", "cache", "features"
+    "losses", "standardise", "temperature", "temperature_end", "alpha", "alpha_end", "cache", "unlabeled", "features"
 )  # fmt: skip
 
 
@@ -152,6 +153,8 @@ class Distillation(Training):
     """Their share at the end of training, if it changes; linear in between."""
     cache: Cache | None = None
     """Store the teachers' outputs, instead of running them at every step."""
+    unlabeled: bool = Field(False, exclude_if=not_)
+    """Learn from the images of `data.unlabeled` too, which only teachers know something of; with `alpha: 1`."""
     features: tuple[OnLayers, ...] = ()
     """Losses on inner layers, added to the loss on logits; with several teachers, the layers are those of the first."""
 
@@ -169,6 +172,12 @@ class Distillation(Training):
             raise ValueError("weighting needs several teachers; name them with `teachers:`, or leave weighting out")
         if self.teacher_ids and self.balance == "weights" and self.alpha == 1 and self.alpha_end in (None, 1):
             raise ValueError("balance: weights weighs the loss on labels, of which alpha 1 leaves none; lower alpha")
+        if self.unlabeled and (self.alpha < 1 or self.alpha_end not in (None, 1) or self.balance):
+            raise ValueError(
+                "unlabeled images have no class to learn; set alpha: 1, and leave alpha_end and balance out"
+            )
+        if self.unlabeled and any(isinstance(loss, DKD) for loss in self.losses):
+            raise ValueError("the loss dkd needs a class for every image, which unlabeled ones lack; use another loss")
         if self.features and self.cache is not None:
             raise ValueError("features run the teacher at every step, so a cache would save nothing; leave one out")
         return self
@@ -182,6 +191,14 @@ class Distillation(Training):
     def views(self) -> int | None:
         """How many views training cycles through; None for a new one in every epoch."""
         return min(self.cache.views, self.epochs) if self.cache is not None else None
+
+    def shown(self, context: "Context") -> "Context":
+        """The context, with the images that training shows.
+
+        Raises:
+            UserError: unlabeled images are wanted, and there are none.
+        """
+        return replace(context, data=context.data.with_unlabeled()) if self.unlabeled else context
 
     def objective(self, network: "nn.Module", context: "Context") -> "tuple[Objective, list[float]]":
         """What training `network` minimises, and the weight of each teacher, in their order; the weights sum to 1.

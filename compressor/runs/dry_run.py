@@ -11,7 +11,7 @@ import torch
 from compressor.console import Console
 from compressor.data.dataset import Dataset
 from compressor.data.preprocess import Preprocess
-from compressor.data.settings import Augment
+from compressor.data.settings import Augment, Data
 from compressor.data.split import InMemory, Split
 from compressor.errors import StageError
 from compressor.models import artifact
@@ -60,7 +60,7 @@ def try_stages(
     """
     console = console or Console()
     context = Context(
-        data=synthetic(labels, preprocess, pipeline.data.augment or Augment()),
+        data=synthetic(labels, preprocess, pipeline.data),
         seed=pipeline.seed,
         device=device or torch.device("cpu"),
         pipeline="dry run",
@@ -101,12 +101,21 @@ def try_stages(
     return stages
 
 
-def synthetic(labels: tuple[str, ...], preprocess: Preprocess, augment: Augment) -> Dataset:
+def synthetic(labels: tuple[str, ...], preprocess: Preprocess, data: Data) -> Dataset:
     """A few random images in every split but the test split."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, preprocess.input_shape(IMAGES), dtype=torch.uint8, generator=generator)
     split = Split.of(InMemory(images, torch.arange(IMAGES) % len(labels)))
-    return Dataset(split, split, split, split.take(torch.arange(0)), labels, preprocess, augment)
+    return Dataset(
+        train=split,
+        validation=split,
+        calibration=split,
+        test=split.take(torch.arange(0)),
+        labels=labels,
+        preprocess=preprocess,
+        augment=data.augment or Augment(),
+        unlabeled=None if data.unlabeled is None else split,
+    )
 
 
 def _kind(model: Artifact) -> str:

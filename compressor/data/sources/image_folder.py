@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +45,17 @@ class ImageFolder:
                     f"not in both: {', '.join(odd[:MAX_NAMED])}"
                 )
         listed = {name: _listed(folder, labels) for name, folder in folders.items()}
+        if request.unlabeled is not None:
+            listed["unlabeled"] = _loose(request.unlabeled, folders.values())
         read, remarks = decoded({name: _undecoded(each, request) for name, each in listed.items()}, request, console)
         if left_out := sum((each.left_out for each in listed.values()), Counter()):
             kinds = ", ".join(f"{suffix} x {count}" for suffix, count in left_out.most_common(MAX_NAMED))
             remarks.append(f"files of other kinds left out ({left_out.total()}): {kinds}")
         if "test" in folders and folders["test"].name != "test":
             remarks.append(f"{folders['test'].name}/ is the test split; validation images are carved from train/")
-        return Read(read["train"], read.get("test"), labels, read.get("validation"), remarks)
+        return Read(
+            read["train"], read.get("test"), labels, read.get("validation"), remarks, unlabeled=read.get("unlabeled")
+        )
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -94,17 +98,37 @@ def _listed(folder: Path, labels: Sequence[str]) -> Folder:
     classes: list[int] = []
     left_out: Counter[str] = Counter()
     for index, label in enumerate(labels):
-        found = 0
-        for path in _files(folder / label):
-            if path.suffix.lower() in SUFFIXES:
-                paths.append(str(path))
-                classes.append(index)
-                found += 1
-            else:
-                left_out[path.suffix.lower() or "no suffix"] += 1
-        if not found:
-            raise DataError(f"{folder / label} holds no image ({', '.join(sorted(SUFFIXES))})")
+        found = _images(folder / label, left_out)
+        paths += found
+        classes += [index] * len(found)
     return Folder(paths, classes, left_out)
+
+
+def _loose(folder: Path, classes: Iterable[Path]) -> Folder:
+    """All images below a folder, which have no class."""
+    if not folder.is_dir():
+        raise DataError(f"data.unlabeled: there is no folder {folder.absolute()}; give one that holds images")
+    for other in classes:
+        if folder.resolve().is_relative_to(other.resolve()) or other.resolve().is_relative_to(folder.resolve()):
+            raise DataError(
+                f"data.unlabeled: {folder} and {other}, whose images have classes, lie in one another; move it"
+            )
+    left_out: Counter[str] = Counter()
+    paths = _images(folder, left_out)
+    return Folder(paths, [0] * len(paths), left_out)
+
+
+def _images(folder: Path, left_out: Counter[str]) -> list[str]:
+    """The images below a folder; files of other kinds are counted."""
+    found: list[str] = []
+    for path in _files(folder):
+        if path.suffix.lower() in SUFFIXES:
+            found.append(str(path))
+        else:
+            left_out[path.suffix.lower() or "no suffix"] += 1
+    if not found:
+        raise DataError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))})")
+    return found
 
 
 def _files(folder: Path) -> Iterator[Path]:
