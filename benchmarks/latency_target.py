@@ -116,7 +116,9 @@ def teacher_of(name: str, weights: Path | None, context: Context) -> TorchModel:
     """The network with these weights; without any, trained here, or by an earlier run."""
     if weights is not None:
         return Train(model=name, weights=weights, epochs=0).run(None, context)
-    folder = KEPT / name.rpartition(":")[2] / str(context.seed)
+    if not CASES[name].teacher_epochs:
+        sys.exit(f"{name} is not trained here; give its weights")
+    folder = KEPT / context.data.train.fingerprint[:16] / name.rpartition(":")[2] / str(context.seed)
     if not folder.is_dir():
         training = Train(
             model=name, epochs=CASES[name].teacher_epochs, batch_size=64, optimizer="adamw", learning_rate=0.002

@@ -132,13 +132,14 @@ def _as_decomposed(node: fx.Node) -> None:
 
 
 def _without_effect(node: fx.Node) -> None:
-    """Leave out a conversion to the type and device that a tensor has (`x.float()`), and assertions of these."""
+    """Leave out a conversion to the type, device and strides that a tensor has (`x.float()`), and assertions."""
     if node.target is aten._assert_tensor_metadata.default:
         node.graph.erase_node(node)
     elif isinstance(node.target, OpOverload) and node.target.overloadpacket in CONVERSIONS:
         given = node.all_input_nodes[0]
         before, after = given.meta["val"], node.meta["val"]
-        if (before.dtype, before.device, before.layout) == (after.dtype, after.device, after.layout):
+        kept = all(getattr(before, own) == getattr(after, own) for own in ("dtype", "device", "layout"))
+        if kept and before.stride() == after.stride():  # a view behind it may rely on `memory_format`
             node.replace_all_uses_with(given)
             node.graph.erase_node(node)
 

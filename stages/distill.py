@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Distill(Start, Distillation, Stage):
-    """Minimise α · T² · KL(teacher ‖ student) + (1 − α) · cross-entropy, at temperature T.
+    """Minimise α · T² · KL(teacher ‖ student) + (1 − α) · cross-entropy, at temperature T, or `losses` in place of KL.
 
-    With several teachers (You et al. 2017) the loss is the weighted mean, which has the same gradient as learning from
-    the mean of their softened probabilities.
+    With several teachers (You et al. 2017) the loss is the weighted mean; that of KL has the same gradient as learning
+    from the mean of their softened probabilities.
     """
 
     recovers: ClassVar[bool] = True

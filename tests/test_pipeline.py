@@ -73,6 +73,9 @@ def test_every_shipped_pipeline_is_valid(path: Path) -> None:
     ("change", "says"),
     [
         (("temperature", "temprature"), "p.yaml:9:5: stages.1.temprature: unknown key; did you mean `temperature`?"),
+        (("temperature: 2", "sgd: 2"), "p.yaml:9:5: stages.1.sgd: unknown key; expected one of"),
+        (("temperature: 2", "losses: [{loss: kl, kl: 2}]"), "p.yaml:9:25: stages.1.losses.0.kl: unknown key"),
+        (("temperature: 2", "losses: [{loss: dist, iner: 2}]"), "stages.1.losses.0.iner: unknown key; did you mean `inter`"),
         (("temperature: 2", "temperature: 0"), "p.yaml:9:5: stages.1.temperature: got 0; expected at least 0.1"),
         (("epochs: 2", "epochs: many"), "p.yaml:4:50: stages.0.epochs: got \"many\"; expected a whole number"),
         (("{macs: 0.5}", "{mac: 0.5}"), "p.yaml:11:29: stages.2.target.mac: unknown key; did you mean `macs`?"),

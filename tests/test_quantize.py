@@ -13,7 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from rich.console import Console as RichConsole
-from torch import nn
+from torch import Tensor, nn
 
 from compressor import Context, Dataset, Preprocess, Services, Split, TorchModel, load
 from compressor.console import Console
@@ -147,11 +147,25 @@ def test_odd_networks_are_folded_correctly(context: Context, tmp_path: Path) -> 
     assert torch.equal(loaded.predict(inputs), quantized.predict(inputs))
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_batch_norm_without_weights_is_folded_into_a_linear_layer(bias: bool) -> None:
-    norm = nn.BatchNorm1d(16, affine=False)
-    norm.running_mean, norm.running_var = torch.linspace(-1, 1, 16), torch.linspace(0.5, 2, 16)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16, bias=bias), norm, nn.ReLU(), nn.Linear(16, 10)).eval()
+@pytest.mark.parametrize("layer", [nn.Linear(64, 16), nn.Linear(64, 16, bias=False), nn.Conv2d(1, 16, 3)])
+@pytest.mark.parametrize("gamma", [False, True])
+@pytest.mark.parametrize("beta", [False, True])
+def test_a_batch_norm_is_folded_whatever_it_lacks(layer: nn.Module, gamma: bool, beta: bool) -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.fc = layer, nn.Linear(16, 10)
+            self.register_buffer("mean", torch.linspace(-1, 1, 16))
+            self.register_buffer("var", torch.linspace(0.5, 2, 16))
+            self.gamma = nn.Parameter(torch.linspace(1, 3, 16)) if gamma else None
+            self.beta = nn.Parameter(torch.linspace(-2, 2, 16)) if beta else None
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layer(x.flatten(1) if isinstance(self.layer, nn.Linear) else x)
+            x = nn.functional.batch_norm(x, self.mean, self.var, self.gamma, self.beta).relu()
+            return self.fc(x.mean((2, 3)) if x.dim() == 4 else x)
+
+    model = Normed().eval()
     network = quantize_network(model, (2, 1, 8, 8))
     switch_rounding_off(network)
     images = torch.rand(5, 1, 8, 8)

@@ -54,6 +54,7 @@ def gated(y: Tensor) -> Tensor:
         (lambda y: y.float().type_as(y).to(torch.device("cpu")).to(y.dtype, copy=True), False),
         (lambda y: y.float().relu_() + y, True),  # that writes to y
         (lambda y: (y.double() * 2).float(), False),
+        (lambda y: y.to(memory_format=torch.channels_last).permute(0, 2, 3, 1).view(-1, 128).view(-1, 8, 4, 4), False),
         (dropped_in_place, True),
         (without_gradients, True),
         (gated, True),

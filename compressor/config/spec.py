@@ -137,7 +137,8 @@ def _place(spec: type[BaseModel], location: Sequence[str | int]) -> tuple[Key, l
     for part in location:
         inside = models
         if isinstance(part, str) and not any(part in model.model_fields for model in models):
-            if named := [model for model in models if part in [field.default for field in model.model_fields.values()]]:
+            named = [model for model in models if _is_called(model, part)]
+            if len(models) > 1 and named:
                 models = named
                 continue
             models = []
@@ -146,6 +147,11 @@ def _place(spec: type[BaseModel], location: Sequence[str | int]) -> tuple[Key, l
             models = [model for annotation in annotations for model in _models_in(annotation)]
         place.append(part)
     return tuple(place), inside
+
+
+def _is_called(model: type[BaseModel], name: str) -> bool:
+    """Whether a model is told from others by this name, the only value of one of its fields."""
+    return any(get_args(field.annotation) == (name,) for field in model.model_fields.values())
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

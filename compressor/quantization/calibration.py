@@ -17,7 +17,8 @@ CALIBRATION_BATCH = 64
 CALIBRATION_SHARE = 10  # of the images that a forward pass takes at once: activations then stay in the cache
 OBSERVED = 2**12  # values of an image at a point of which histograms are made
 LINE = 16  # values that lie side by side are drawn together: one by one, most of the time goes into reaching them
-KEPT = 2**18  # values at a point before its observer is shown them, since a call takes as long as 16,384 values
+KEPT = 2**18  # values at a point before its observer is shown them, since a call takes as long as 16,384 values,
+KEPT_BATCHES = 64  # or so many batches, of whose values only the ends may be kept
 NOISE_IMAGES = 8  # of which the rounding error is measured: millions of values
 
 
@@ -56,6 +57,7 @@ class _Shown:
     def __init__(self, point: str, observer: Callable[[Tensor], object], whole: bool, most: int) -> None:
         self.point, self.observer, self.whole, self.most = point, observer, whole, most
         self.kept: list[Tensor] = []
+        self.count = 0  # of values kept
 
     def __call__(self, values: Tensor) -> None:
         drawn, values = len(values) * OBSERVED, _in_memory_order(values)
@@ -63,7 +65,8 @@ class _Shown:
         if not all(map(math.isfinite, ends.tolist())):
             raise StageError(f"{self.point} is not finite on the calibration images, so it has no range")
         self.kept.append(_sample(values, drawn, ends) if self.whole else ends)
-        if sum(map(len, self.kept)) > self.most:
+        self.count += len(self.kept[-1])
+        if self.count > self.most or len(self.kept) == KEPT_BATCHES:
             self.rest()
 
     def rest(self) -> None:
@@ -71,12 +74,13 @@ class _Shown:
         if self.kept:
             self.observer(torch.cat(self.kept))
             self.kept.clear()
+            self.count = 0
 
 
 def _sample(values: Tensor, drawn: int, ends: Tensor) -> Tensor:
     """So many of the values, and their ends; or all, if there are no more."""
     if len(values) <= drawn:
-        return values
+        return values.clone()  # a view would keep all that it is part of
     lines = values[: len(values) // LINE * LINE].view(-1, LINE)
     return torch.cat([ends, lines[_positions(len(lines), drawn // LINE)].flatten()])
 

@@ -24,8 +24,8 @@ def fold_batch_norm(graph_module: fx.GraphModule) -> None:
         old_bias = None if bias is None else attribute(graph_module, bias)
         mean, var = attribute(graph_module, mean_node), attribute(graph_module, var_node)
         gamma, beta = (None if node is None else attribute(graph_module, node) for node in affine)
-        if gamma is None:  # not affine, which `fuse_linear_bn_weights` does not take
-            gamma, beta = torch.ones_like(mean), torch.zeros_like(mean)
+        gamma = torch.ones_like(mean) if gamma is None else gamma  # `fuse_linear_bn_weights` takes no None
+        beta = torch.zeros_like(mean) if beta is None else beta
         fuse: Callable[..., tuple[nn.Parameter, nn.Parameter]] = (
             fuse_conv_bn_weights if layer.target in CONVOLUTIONS else fuse_linear_bn_weights
         )

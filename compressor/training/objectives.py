@@ -52,7 +52,10 @@ class Watched:
         """
         found = {name: layer_of(self.network, name.removeprefix(INPUT_OF)) for name in layers}
         return [
-            layer.register_forward_pre_hook(lambda _, given, name=name: self._show(name, given[0] if given else None))
+            layer.register_forward_pre_hook(
+                lambda _, given, named, name=name: self._show(name, next(iter((*given, *named.values())), None)),
+                with_kwargs=True,
+            )
             if name.startswith(INPUT_OF)
             else layer.register_forward_hook(lambda _, __, output, name=name: self._show(name, output))
             for name, layer in found.items()

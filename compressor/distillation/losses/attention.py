@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressor.distillation.losses.maps import check_maps, to_the_smaller
+from compressor.distillation.losses.maps import check, to_the_smaller
 from compressor.distillation.teacher import Teacher
 from compressor.training.objectives import Batch, Objective, Watched
 
@@ -21,7 +21,7 @@ class Attention(Objective):
             ArchitectureError: a layer's output has another shape.
         """
         super().__init__()
-        check_maps(student_layer, teacher_layer, given, wanted)
+        check(student_layer, teacher_layer, given, wanted)
         self.teacher, self.teacher_layer = teacher, teacher_layer
         self.layers = (student_layer,)
 

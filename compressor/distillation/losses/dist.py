@@ -1,9 +1,10 @@
 """Correlation in place of equality: Huang et al., "Knowledge Distillation from A Stronger Teacher" (NeurIPS 2022)."""
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
-EPSILON = 1e-8  # the least length of a vector; an only image has no correlation over images
+EPSILON = 1e-12  # of a row of zeros
+FLOOR = 0.1  # the least deviation, as a share of the mean: who has hardly any yet learns at an ordinary pace
 
 
 def dist(student_logits: Tensor, teacher_logits: Tensor, temperature: float, *, inter: float, intra: float) -> Tensor:
@@ -25,6 +26,13 @@ def dist(student_logits: Tensor, teacher_logits: Tensor, temperature: float, *, 
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's ρ of every row, `[N]`; 0 where a row is constant."""
-    a, b = (each - each.mean(1, keepdim=True) for each in (a, b))
-    return F.cosine_similarity(a, b, dim=1, eps=EPSILON)
+    """Pearson's ρ of every row, `[N]`; nearer to 0 where a row deviates from its mean by less than a tenth of it."""
+    return (_unit(a) * _unit(b)).sum(1)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows without their mean, divided by their length."""
+    mean = rows.mean(1, keepdim=True)
+    deviation = rows - mean
+    least = FLOOR * mean.detach().abs() * rows.shape[1] ** 0.5
+    return deviation / torch.maximum(deviation.norm(dim=1, keepdim=True), least).clamp_min(EPSILON)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressor.distillation.losses.maps import check_maps, to_the_smaller
+from compressor.distillation.losses.maps import check, to_the_smaller
 from compressor.distillation.teacher import Teacher
 from compressor.training.objectives import Batch, Objective, Watched
 
@@ -22,7 +22,7 @@ class Hint(Objective):
             ArchitectureError: a layer's output has another shape.
         """
         super().__init__()
-        check_maps(student_layer, teacher_layer, given, wanted)
+        check(student_layer, teacher_layer, given, wanted)
         self.teacher, self.teacher_layer = teacher, teacher_layer
         self.layers = (student_layer,)
         self.regressor = nn.Conv2d(given.shape[1], wanted.shape[1], 1)

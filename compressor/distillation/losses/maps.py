@@ -1,21 +1,28 @@
 """Maps `[N, C, H, W]` of two layers, brought together."""
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.errors import ArchitectureError
 
+MAP = {4: "[N, C, H, W]"}
 
-def check_maps(student_layer: str, teacher_layer: str, given: Tensor, wanted: Tensor) -> None:
-    """Refuse layers whose outputs are no maps.
+
+def check(
+    student_layer: str, teacher_layer: str, given: Tensor, wanted: Tensor, shapes: Mapping[int, str] = MAP
+) -> None:
+    """Refuse layers whose outputs have none of these shapes, by their number of dimensions.
 
     Raises:
-        ArchitectureError: one is none.
+        ArchitectureError: one has none.
     """
     for whose, layer, example in (("student", student_layer, given), ("teacher", teacher_layer, wanted)):
-        if example.dim() != 4:
+        if example.dim() not in shapes:
+            needed = " or ".join(shapes.values())
             raise ArchitectureError(
-                f"the {whose}'s layer {layer!r} has output {list(example.shape)}; this loss needs [N, C, H, W]"
+                f"the {whose}'s layer {layer!r} has output {list(example.shape)}; this loss needs {needed}"
             )
 
 

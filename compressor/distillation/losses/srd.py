@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from compressor.distillation.losses.maps import check
 from compressor.distillation.teacher import Teacher
 from compressor.training.objectives import Batch, Objective, Watched
 
@@ -16,8 +17,13 @@ class SRD(Objective):
     """
 
     def __init__(self, teacher: Teacher, student_layer: str, teacher_layer: str, given: Tensor, wanted: Tensor) -> None:
-        """`given` and `wanted` are examples of the two layers' features, each `[N, C]` or `[N, C, H, W]`."""
+        """`given` and `wanted` are examples of the two layers' features, each `[N, C]` or `[N, C, H, W]`.
+
+        Raises:
+            ArchitectureError: a layer's features have another shape.
+        """
         super().__init__()
+        check(student_layer, teacher_layer, given, wanted, {2: "[N, C]", 4: "[N, C, H, W]"})
         self.teacher, self.teacher_layer = teacher, teacher_layer
         self.layers = (student_layer,)
         self.projector = nn.Linear(given.shape[1], wanted.shape[1], bias=False)
