@@ -14,7 +14,7 @@ from compressor.config.yaml_file import dump, parse
 from compressor.data.settings import Store
 from compressor.errors import SpecError
 from compressor_command import main
-from stages import Cache, Distill, Export, Prune, Quantize, Target, Train
+from stages import DIST, DKD, KL, MSE, Cache, Distill, Export, Prune, Quantize, Target, Train
 from tests.test_pipeline import GOOD
 
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
@@ -57,6 +57,12 @@ COMMON: dict[str, Any] = {
     "schedule": st.sampled_from(["cosine", "constant"]),
     "milestones": st.just(()),
 }
+TAUGHT: dict[str, Any] = {
+    "temperature_end": st.none() | st.floats(0.1, 100),
+    "alpha_end": st.none() | st.floats(0, 1),
+    "losses": st.lists(st.one_of(map(built, (KL, DKD, DIST, MSE))), min_size=1, max_size=2).map(tuple),
+    "features": st.just(()),
+}
 START: dict[str, Any] = {"model": st.just("resnet20"), "arguments": st.dictionaries(WORDS, PLAIN, max_size=2)}
 TARGET = st.floats(0.01, 0.99).map(lambda share: Target(macs=share))
 PATHS = st.text(string.ascii_letters + "/. é", min_size=1, max_size=5).map(Path)
@@ -64,6 +70,7 @@ DATA = built(
     Data,
     name=st.just("digits"),
     root=PATHS,
+    unlabeled=st.none(),
     store=built(Store, folder=st.none() | PATHS, gigabytes=st.floats(0.1, 1e6)),
     resize=st.none() | st.just(4096),
     mean=st.none() | st.tuples(st.floats(0, 1)),
@@ -79,9 +86,9 @@ def pipelines(draw: st.DrawFn) -> Pipeline:
     teacher = st.just(names[0])
     stages = [
         draw(built(Train, **COMMON, **START, weights=st.none() | IDS.map(Path))),
-        draw(built(Distill, **COMMON, **START, teacher=teacher, cache=st.none() | st.integers(1, 9).map(lambda v: Cache(views=v)))),
+        draw(built(Distill, **COMMON, **TAUGHT, **START, teacher=teacher, cache=st.none() | st.integers(1, 9).map(lambda v: Cache(views=v)))),
         draw(built(Prune, id=IDS, target=TARGET)),
-        draw(built(Quantize, **COMMON, mode=st.just("qat"), epochs=st.integers(1, 9), teacher=teacher, observer=st.just("percentile"), skip=st.lists(WORDS, max_size=2).map(tuple))),
+        draw(built(Quantize, **COMMON, **TAUGHT, mode=st.just("qat"), epochs=st.integers(1, 9), teacher=teacher, observer=st.just("percentile"), skip=st.lists(WORDS, max_size=2).map(tuple))),
         draw(built(Export, id=IDS)),
     ]  # fmt: skip
     named = tuple(stage.model_copy(update={"id": name}) for stage, name in zip(stages, names, strict=True))

@@ -5,6 +5,7 @@ from .loop import fit as fit
 from .loop import layout_of as layout_of
 from .loop import shown as shown
 from .loop import training_views as training_views
+from .objectives import INPUT_OF as INPUT_OF
 from .objectives import Batch as Batch
 from .objectives import CrossEntropy as CrossEntropy
 from .objectives import Objective as Objective
