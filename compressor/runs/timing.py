@@ -55,7 +55,9 @@ class _Timing:
             "id": self.done.row.id,
             "files": [files.digest(each.onnx.read_bytes()) for each in (self.done, *others)],
             "measure": self.pipeline.measure.model_dump(mode="json"),
-            "code": code_digest(latency.__name__, *(type(engine_of(name)).__module__ for name in engines)),
+            "code": code_digest(
+                latency.__name__, Pair.__module__, *(type(engine_of(name)).__module__ for name in engines)
+            ),
             "environment": environment().model_dump(mode="json", exclude={"commit", "threads"}),
         }
         entries = [entry.model_dump(mode="json") for part in figures for entry in part]
