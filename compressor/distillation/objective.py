@@ -45,7 +45,8 @@ def objective_of(settings: Distillation, network: nn.Module, context: "Context")
         (weight, Lesson(teacher, settings, by_class)) for weight, teacher in zip(weights, teachers, strict=True)
     ]
     if pairs:
-        terms += zip([pair.weight for pair in pairs], _on_layers(pairs, network, teachers[0], context), strict=True)
+        on_layers = _on_layers(pairs, network, teachers[0], example, context.seed_for("adapters"))
+        terms += zip([pair.weight for pair in pairs], on_layers, strict=True)
     return WeightedSum(terms), weights
 
 
@@ -72,13 +73,14 @@ def _pairs(
             yield from (Pair(feature, feature.weight / len(shared), name, name) for name in shared)
 
 
-def _on_layers(pairs: Sequence[Pair], network: nn.Module, teacher: Teacher, context: "Context") -> list[Objective]:
+def _on_layers(
+    pairs: Sequence[Pair], network: nn.Module, teacher: Teacher, example: Tensor, seed: int
+) -> list[Objective]:
     """One loss for each pair, with initial weights from the seed."""
-    example = torch.zeros(context.data.preprocess.input_shape(2))
     given = layer_outputs(network, [pair.student for pair in pairs], example)
     wanted = teacher.layer_outputs([pair.teacher for pair in pairs], example)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.seed_for("adapters"))
+        torch.manual_seed(seed)
         return [
             ON_LAYERS[type(pair.feature)](
                 teacher, pair.student, pair.teacher, given[pair.student], wanted[pair.teacher]

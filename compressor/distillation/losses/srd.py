@@ -2,36 +2,29 @@
 
 from torch import Tensor, nn
 
-from compressor.distillation.losses.maps import check
+from compressor.distillation.losses.between_layers import BetweenLayers
 from compressor.distillation.teacher import Teacher
-from compressor.training.objectives import Batch, Objective, Watched
+from compressor.training.objectives import Batch, Watched
 
 EPSILON = 1e-8  # of features that are equal
 
 
-class SRD(Objective):
+class SRD(BetweenLayers):
     """log(Σ_j |n(W f)_j − n(h)_j|⁴, averaged over the batch); h are the teacher's features, f the student's.
 
     n is BatchNorm without weights, with the statistics of the batch, and W is trained too. Maps of features are
     averaged over height and width.
     """
 
-    def __init__(self, teacher: Teacher, student_layer: str, teacher_layer: str, given: Tensor, wanted: Tensor) -> None:
-        """`given` and `wanted` are examples of the two layers' features, each `[N, C]` or `[N, C, H, W]`.
+    shapes = {2: "[N, C]", 4: "[N, C, H, W]"}
 
-        Raises:
-            ArchitectureError: a layer's features have another shape.
-        """
-        super().__init__()
-        check(student_layer, teacher_layer, given, wanted, {2: "[N, C]", 4: "[N, C, H, W]"})
-        self.teacher, self.teacher_layer = teacher, teacher_layer
-        self.layers = (student_layer,)
+    def __init__(self, teacher: Teacher, student_layer: str, teacher_layer: str, given: Tensor, wanted: Tensor) -> None:
+        super().__init__(teacher, student_layer, teacher_layer, given, wanted)
         self.projector = nn.Linear(given.shape[1], wanted.shape[1], bias=False)
 
     def forward(self, network: Watched, batch: Batch) -> Tensor:
-        own = _normalised(self.projector(_features(network.layer(self.layers[0], batch))))
-        wanted = _normalised(_features(self.teacher.layer(self.teacher_layer, batch)))
-        distance = (own - wanted).abs().pow(4).sum(1).mean()
+        own, wanted = map(_features, self.outputs(network, batch))
+        distance = (_normalised(self.projector(own)) - _normalised(wanted)).abs().pow(4).sum(1).mean()
         return (distance + EPSILON).log()
 
 
