@@ -123,7 +123,9 @@ def teacher_of(name: str, weights: Path | None, context: Context) -> TorchModel:
         training = Train(
             model=name, epochs=CASES[name].teacher_epochs, batch_size=64, optimizer="adamw", learning_rate=0.002
         )
-        training.run(None, context).save(folder)
+        trained = training.run(None, context)
+        folder.mkdir(parents=True)
+        trained.save(folder)
     teacher = load(folder)
     assert isinstance(teacher, TorchModel)
     return teacher

@@ -1,8 +1,14 @@
 """Int8: calibrate ranges on real images (PTQ), and train with the rounding in place (QAT).
 
-PTQ is QAT with zero steps: one placement of quantizers, one save, one export; calibration only chooses ranges.
+PTQ is QAT with zero steps: one placement of quantizers, one save, one export; calibration only chooses ranges. With
+`max_drop`, PTQ comes first, and what it costs is mended step by step until the accuracy holds.
 """
 
+import copy
+import math
+from dataclasses import replace
+from functools import partial
+from operator import not_
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -15,16 +21,22 @@ from compressor.pipeline.stage import Stage
 from compressor.quantization.settings import Observer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor, nn
 
     from compressor import Context, Split, TorchModel
     from compressor.evaluation import Candidate
-    from compressor.quantization import QuantizedNetwork
+    from compressor.quantization import Ladder, QuantizedNetwork
 
+MENDED_ON = 256  # images, if memory allows it
+FLOAT = "the network in float"  # as a teacher
 JUDGED_IMAGES = 1000  # of the validation split, on which a measured placement has to hold
 TOLERATED = 0.01  # of them: what a measured placement may cost
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class Placed(NamedTuple):
@@ -37,15 +49,17 @@ class Placed(NamedTuple):
 class Quantize(Distillation, Stage):
     """Round weights to int8 and activations to uint8, as ONNX Runtime executes them.
 
-    With a teacher, QAT distils from it; without one, it learns from labels.
+    With a teacher, QAT distils from it; without one, it learns from labels, or with `max_drop` from the network itself.
     """
 
     example: ClassVar[dict[str, Any]] = {"stage": "quantize", "mode": "qat", "epochs": 1}
     makes_integers: ClassVar[bool] = True
 
     stage: Literal["quantize"] = "quantize"
-    mode: Literal["ptq", "qat"]
-    """`ptq` calibrates; `qat` then trains, with activation ranges as calibrated and scales that follow the weights."""
+    mode: Literal["ptq", "qat"] | None = Field(None, exclude_if=_is_none)
+    """`ptq` calibrates; `qat` then trains, with scales of activations as calibrated, of weights as these change."""
+    max_drop: float | None = Field(None, ge=0, le=100, exclude_if=_is_none)
+    """Instead of a mode: the points of validation accuracy that int8 may cost; what costs more is mended."""
     observer: Observer = "histogram"
     """How a range is chosen: min to max, their moving average, least squared error (histogram), or without tails."""
     percentile: float = Field(0.9999, gt=0.5, le=1)
@@ -56,8 +70,10 @@ class Quantize(Distillation, Stage):
     """7 for x86 processors without VNNI, whose 8-bit products saturate."""
     placement: Literal["layers", "wide", "measured"] = "layers"
     """What is rounded: `layers` and additions, `wide` also what lies between them, or what is fastest as `measured`."""
+    learn_scales: bool = Field(False, exclude_if=not_)
+    """Train the scales of activations, too (LSQ; Esser et al. 2020), from calibration on."""
     epochs: int = Field(0, ge=0, le=100_000)
-    """Passes over the training images, in mode qat."""
+    """Passes over the training images, in mode qat; with max_drop, 1 by default, and 0 leaves training out."""
     optimizer: Literal["sgd", "adamw"] = "adamw"  # its steps do not depend on the scale of folded weights
     """SGD with Nesterov momentum, or AdamW."""
     learning_rate: float | None = Field(1e-4, gt=0, le=10)
@@ -67,16 +83,27 @@ class Quantize(Distillation, Stage):
     weight_decay: float = Field(0.0, ge=0, le=1)
     """Weight decay; norms and biases are left out unless `decay_all`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_ladder_trains_one_epoch(cls, given: Any) -> Any:
+        return {"epochs": 1, **given} if isinstance(given, dict) and given.get("max_drop") is not None else given
+
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> "Quantize":
+        if (self.mode is None) == (self.max_drop is None):
+            raise ValueError("set either mode: ptq or qat, or max_drop, the points of accuracy that int8 may cost")
         if self.mode == "qat" and self.epochs == 0:
             raise ValueError("mode qat trains, so it needs epochs; to calibrate only, use mode: ptq")
         if self.mode == "ptq" and (self.epochs or self.teacher_ids or self.balance):
             raise ValueError(
                 "mode ptq does not train, so it takes no epochs, no teacher and no balance; to train, use mode: qat"
             )
-        if self.mode == "ptq" and (self.freeze or self.learning_rates):
-            raise ValueError("mode ptq does not train, so it takes no freeze and no learning_rates; leave them out")
+        if self.max_drop is not None and not self.epochs and (self.teacher_ids or self.balance):
+            raise ValueError("without epochs nothing trains, so a teacher and balance do nothing; leave them out")
+        if not self.epochs and (self.freeze or self.learning_rates or self.learn_scales):
+            raise ValueError(
+                "without epochs nothing trains, so freeze, learning_rates and learn_scales do nothing; leave them out"
+            )
         if self.features:
             raise ValueError("features name layers, which a quantized network no longer has; leave them out")
         default = type(self).model_fields
@@ -100,21 +127,13 @@ class Quantize(Distillation, Stage):
             placed = self._placed(evaluation.Candidate(self.placement, self.skip), model, context)
         if placed is None:
             return model.with_network(model.copy_network(), details=measured)
-        network = placed.network
-        shown = self.shown(context)
-        if self.teacher_ids:
-            objective, weights = self.objective(network, shown)
+        if self.max_drop is None:
+            details = self._trained(placed.network, model, context)
         else:
-            objective, weights = training.CrossEntropy(class_weights=training.class_weights(self, context.data)), []
-        details = training.fit(
-            network,
-            objective,
-            self,
-            shown,
-            label=self.id,
-            views=self.views,
-            start=model,
-        )
+            placed, details = self._ladder(placed, model, context)
+            if placed is None:
+                return model.with_network(model.copy_network(), details=details | measured)
+        network = placed.network
         change = models.Int8(
             activations=network.ranges(),
             skip=placed.candidate.skip,
@@ -129,7 +148,6 @@ class Quantize(Distillation, Stage):
             context.services.console.say(f"  {self.id} leaves in float: {words}")
         details |= {
             "signal_to_noise_db": noise,
-            "teacher_weights": weights,
             "float_layers": layers,
             "float_batch_norms": batch_norms,
             **measured,
@@ -137,23 +155,129 @@ class Quantize(Distillation, Stage):
         return model.with_network(network, change, details=details)
 
     def for_dry_run(self) -> Self:
-        """The wide placement, which takes every step, in place of measuring, which takes minutes."""
+        """The wide placement in place of measuring, which takes minutes; calibration and training for a ladder."""
         stage = super().for_dry_run()
+        if stage.max_drop is not None:
+            stage = validated_copy(stage, max_drop=None, mode="qat" if stage.epochs else "ptq")
         return validated_copy(stage, placement="wide") if self.placement == "measured" else stage
+
+    def _trained(self, network: "QuantizedNetwork", model: "TorchModel", context: "Context") -> dict[str, Any]:
+        """Train a quantized network, in place; what a report says of it."""
+        shown = self.shown(context)
+        if self.teacher_ids:
+            objective, weights = self.objective(network, shown)
+        else:
+            objective, weights = training.CrossEntropy(class_weights=training.class_weights(self, context.data)), []
+        if self.learn_scales:
+            for quantizer in network.activation_quantizers.values():
+                quantizer.learn_scale()
+        details = training.fit(network, objective, self, shown, label=self.id, views=self.views, start=model)
+        for quantizer in network.activation_quantizers.values():
+            quantizer.settle_scale()
+        return details | {"teacher_weights": weights}
+
+    def _ladder(self, placed: Placed, model: "TorchModel", context: "Context") -> tuple[Placed | None, dict[str, Any]]:
+        """The first network whose accuracy holds, and what a report says of it; nothing if none does.
+
+        Training begins from the best before it, and what it brings is kept for the layers that stay on integers.
+        """
+        assert self.max_drop is not None
+        validation, say = context.data.validation, context.services.console.say
+        total, details = len(validation), dict[str, Any]()
+        in_float = self._correct(model.copy_network(), validation, context)
+
+        def told(name: str, correct: int) -> None:
+            say(f"  {self.id}: {name}: {correct} of {total} validation images right, {in_float} in float")
+
+        even = copy.deepcopy(placed.network)  # to be equalised, and computing in float what the network did
+
+        def equalised() -> "QuantizedNetwork":
+            images = self._batches("equalising", even, context, MENDED_ON)
+            if quantization.equalise(even, images):
+                self._calibrate(even, context)
+            return self._mended(even, context, round_weights=False)
+
+        def trained() -> "QuantizedNetwork":
+            network = copy.deepcopy(ladder.best.network)
+            stage = self if self.teacher_ids else validated_copy(self, teacher=FLOAT)
+            teachers = {**context.teachers, FLOAT: model}
+            details.update(stage._trained(network, model, replace(context, teachers=teachers)))
+            return network
+
+        def without(names: "Sequence[str]") -> "QuantizedNetwork":
+            network = self._network(_more_in_float(placed.candidate, names), model, context)
+            quantization.carry_over(base, network)
+            return self._mended(network, context, round_weights=True) if base is even else network
+
+        enough = math.ceil(in_float - self.max_drop / 100 * total)
+        ladder = quantization.Ladder(enough, partial(self._correct, split=validation, context=context), told)
+        ladder.climb("calibrated", lambda: placed.network)
+        steps: dict[str, Callable[[], QuantizedNetwork]] = {
+            "equalised, biases corrected": equalised,
+            "rounded by AdaRound": partial(self._mended, even, context, round_weights=True),
+        }
+        if self.epochs:
+            steps["trained"] = trained
+        for name, make in steps.items():
+            if not ladder.holds:
+                ladder.climb(name, make)
+        if not ladder.holds:
+            base = ladder.best.network if ladder.best.name == "trained" else even
+            images = next(context.data.calibration_batches(quantization.CALIBRATION_BATCH))
+            ladder.back_to_float(list(quantization.sensitivities(base, images)), without)
+        kept = ladder.kept
+        details["ladder"] = {
+            "max_drop": self.max_drop,
+            "images": total,
+            "correct_in_float": in_float,
+            "kept": None if kept is None else kept.name,
+            "rungs": ladder.details(self._speedups(ladder, model)),
+        }
+        if kept is None:
+            say(f"  {self.id}: no network on integers holds its accuracy, so it stays in float")
+            return None, details
+        return Placed(_more_in_float(placed.candidate, kept.floats), kept.network), details
+
+    def _speedups(self, ladder: "Ladder", model: "TorchModel") -> list[float | None]:
+        """How much faster than the float file the networks are: that without layers in float, and that which is kept.
+
+        Mending changes numbers, not operators, so a network on integers takes as long before it as after.
+        """
+        timed = {rung.floats: rung.network for rung in reversed(ladder.rungs) if not rung.floats or rung is ladder.kept}
+        files = [model.with_network(network, details={}).to_onnx("").content for network in timed.values()]
+        latencies = evaluation.timed_against(model.to_onnx("").content, files)
+        speedups = {floats: latency.speedup for floats, latency in zip(timed, latencies, strict=True)}
+        return [speedups.get(rung.floats) for rung in ladder.rungs]
+
+    def _mended(self, network: "QuantizedNetwork", context: "Context", *, round_weights: bool) -> "QuantizedNetwork":
+        """A copy that is mended layer by layer, on as many images as memory allows."""
+        mended = copy.deepcopy(network)
+        count = min(MENDED_ON, quantization.images_at_once(mended))
+        images = next(context.data.calibration_batches(count, count))
+        context.services.console.say(f"  {self.id}: mending layer by layer on {len(images)} images")
+        quantization.reconstruct(mended, images, round_weights=round_weights)
+        return mended
 
     def _placed(self, candidate: "Candidate", model: "TorchModel", context: "Context") -> Placed:
         """The network with integers where the candidate has them, calibrated."""
-        shape = context.data.preprocess.input_shape(2)
-        network = quantization.quantize_network(
+        network = self._network(candidate, model, context)
+        self._calibrate(network, context)
+        return Placed(candidate, network)
+
+    def _network(self, candidate: "Candidate", model: "TorchModel", context: "Context") -> "QuantizedNetwork":
+        """The network with integers where the candidate has them, not calibrated."""
+        return quantization.quantize_network(
             model.copy_network(),
-            shape,
+            context.data.preprocess.input_shape(2),
             skip=candidate.skip,
             weight_bits=self.weight_bits,
             placement=candidate.placement,
         )
+
+    def _calibrate(self, network: "QuantizedNetwork", context: "Context") -> None:
+        """Choose ranges on the calibration images, in place."""
         images = self._batches("calibrating", network, context)
         quantization.calibrate(network, images, self.observer, self.percentile)
-        return Placed(candidate, network)
 
     def _fastest(self, model: "TorchModel", context: "Context") -> tuple[Placed | None, dict[str, Any]]:
         """The fastest placement whose accuracy holds, and what a report says of those tried.
@@ -169,7 +293,7 @@ class Quantize(Distillation, Stage):
         if not measured.faster:
             say(f"  {self.id}: the network stays in float")
             return None, {"placement": measured.details(None)}
-        if self.mode == "qat":
+        if self.mode != "ptq":  # what it costs is mended
             fastest = measured.faster[0]
             return self._placed(fastest.candidate, model, context), {"placement": measured.details(fastest)}
         validation = context.data.validation
@@ -209,3 +333,7 @@ class Quantize(Distillation, Stage):
             for batch in context.data.calibration_batches(size, images):
                 yield batch.contiguous(memory_format=layout)
                 advance(len(batch))
+
+
+def _more_in_float(candidate: "Candidate", names: "Sequence[str]") -> "Candidate":
+    return replace(candidate, skip=(*candidate.skip, *names))

@@ -214,5 +214,5 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, object]) ->
 
 
 def test_a_calibration_trains_nothing() -> None:
-    with pytest.raises(ValidationError, match="mode ptq does not train, so it takes no freeze and no learning_rates"):
+    with pytest.raises(ValidationError, match="without epochs nothing trains, so freeze, learning_rates and"):
         Quantize(mode="ptq", freeze=("body",))

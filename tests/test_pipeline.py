@@ -80,7 +80,7 @@ def test_every_shipped_pipeline_is_valid(path: Path) -> None:
         (("epochs: 2", "epochs: many"), "p.yaml:4:50: stages.0.epochs: got \"many\"; expected a whole number"),
         (("{macs: 0.5}", "{mac: 0.5}"), "p.yaml:11:29: stages.2.target.mac: unknown key; did you mean `macs`?"),
         (("mode: ptq", "mode: ptqq"), "p.yaml:12:23: stages.3.mode: got \"ptqq\"; expected 'ptq' or 'qat'; did you mean `ptq`?"),
-        ((", mode: ptq", ""), "p.yaml:12:5: stages.3.mode: is missing; it is required"),
+        ((", mode: ptq", ""), "p.yaml:12:5: stages.3: set either mode: ptq or qat, or max_drop, the points of accuracy that int8 may cost"),
         (("stage: export", "stage: exprt"), "p.yaml:13:6: stages.4.stage: there is no stage 'exprt'; did you mean `export`?"),
         (("{stage: export}", "{id: x}"), "p.yaml:13:5: stages.4: names no stage"),
         (("{stage: export}", "export"), "p.yaml:13:5: stages.4: names no stage"),

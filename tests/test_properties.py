@@ -65,6 +65,7 @@ TAUGHT: dict[str, Any] = {
 }
 START: dict[str, Any] = {"model": st.just("resnet20"), "arguments": st.dictionaries(WORDS, PLAIN, max_size=2)}
 TARGET = st.floats(0.01, 0.99).map(lambda share: Target(macs=share))
+AIMS = [{"mode": st.just("qat"), "max_drop": st.none()}, {"mode": st.none(), "max_drop": st.floats(0, 100)}]
 PATHS = st.text(string.ascii_letters + "/. é", min_size=1, max_size=5).map(Path)
 DATA = built(
     Data,
@@ -88,7 +89,7 @@ def pipelines(draw: st.DrawFn) -> Pipeline:
         draw(built(Train, **COMMON, **START, weights=st.none() | IDS.map(Path))),
         draw(built(Distill, **COMMON, **TAUGHT, **START, teacher=teacher, cache=st.none() | st.integers(1, 9).map(lambda v: Cache(views=v)))),
         draw(built(Prune, id=IDS, target=TARGET)),
-        draw(built(Quantize, **COMMON, **TAUGHT, mode=st.just("qat"), epochs=st.integers(1, 9), teacher=teacher, observer=st.just("percentile"), skip=st.lists(WORDS, max_size=2).map(tuple))),
+        draw(built(Quantize, **COMMON, **TAUGHT, **draw(st.sampled_from(AIMS)), epochs=st.integers(1, 9), teacher=teacher, observer=st.just("percentile"), skip=st.lists(WORDS, max_size=2).map(tuple))),
         draw(built(Export, id=IDS)),
     ]  # fmt: skip
     named = tuple(stage.model_copy(update={"id": name}) for stage, name in zip(stages, names, strict=True))

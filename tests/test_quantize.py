@@ -3,6 +3,7 @@
 import inspect
 import io
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -55,8 +56,50 @@ def test_rounding_is_the_same_to_the_bit_with_gradients_and_without(scale: float
     quantizer.scale.fill_(scale)
     quantizer.zero_point.fill_(77)
     x = torch.cat([(torch.arange(-400, 400) / 2) * scale, torch.tensor([float("inf"), -float("inf"), 1e30])])
+    expected = torch.fake_quantize_per_tensor_affine(x, scale, 77, 0, 255)
     with torch.no_grad():
-        assert torch.equal(quantizer(x), torch.fake_quantize_per_tensor_affine(x, scale, 77, 0, 255))
+        assert torch.equal(quantizer(x), expected)
+    assert torch.equal(quantizer(x.requires_grad_()), expected)
+    quantizer.learn_scale()
+    assert torch.equal(quantizer(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_pass_where_the_grid_reaches(dtype: torch.dtype) -> None:
+    quantizer = ActivationQuantizer()
+    quantizer.scale.fill_(0.5)
+    quantizer.zero_point.fill_(10)  # from -5 to 122.5
+    x = torch.tensor([-7.0, -5.5, -5.1, -0.3, 0.0, 100, 122.6, 123, 200], dtype=dtype, requires_grad=True)
+    rounded = quantizer(x)
+    assert rounded.tolist() == [-5, -5, -5, -0.5, 0, 100, 122.5, 122.5, 122.5]
+    assert rounded.dtype == dtype
+    rounded.backward(torch.arange(1, 10).to(dtype))
+    assert x.grad.tolist() == [0, 0, 3, 4, 5, 6, 7, 0, 0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_learns_as_lsq_says(dtype: torch.dtype) -> None:
+    """∂y/∂s = round(x / s) - x / s inside the grid, and its end outside; here by the logarithm, so times s."""
+    random = np.random.default_rng(0)
+    scale, zero = 0.25, 100
+    x = torch.from_numpy(random.uniform(-40, 60, (4, 5))).to(dtype)
+    gradient = torch.from_numpy(random.normal(size=(4, 5))).to(dtype)
+    quantizer = ActivationQuantizer()
+    quantizer.scale.fill_(scale)
+    quantizer.zero_point.fill_(zero)
+    quantizer.learn_scale()
+    quantizer(x).backward(gradient)
+    v = x.double().numpy() / scale
+    inside = (v > -zero) & (v < 255 - zero)
+    slope = np.where(inside, np.round(v) - v, np.clip(v, -zero, 255 - zero))
+    expected = (gradient.double().numpy() * slope).sum() * scale / math.sqrt(5 * 255)
+    assert float(quantizer.log_scale.grad) == pytest.approx(expected, rel=1e-4 if dtype == torch.float32 else 0.02)  # type: ignore[union-attr, arg-type]
+    quantizer.log_scale.data.fill_(math.log(2))  # type: ignore[union-attr]
+    assert quantizer(torch.tensor([0.6])).item() == pytest.approx(0.5)
+    quantizer.settle_scale()
+    assert float(quantizer.scale) == pytest.approx(0.5)
+    assert not list(quantizer.parameters())
+    assert list(dict(quantizer.named_buffers())) == ["scale", "zero_point"]
 
 
 class WritesToItsInput(nn.Module):
@@ -446,6 +489,25 @@ def test_qat_trains_and_is_never_worse_on_validation_than_ptq(
     last = Quantize(mode="qat", epochs=2, teacher="teacher", keep="last").run(tiny, teaching)
     assert not torch.equal(last.network.get_parameter("fc.weight"), int8.network.get_parameter("fc.weight"))
     assert last.changes[-1].activations == int8.changes[-1].activations  # type: ignore[union-attr]
+
+
+def test_scales_are_learned_from_calibration_on(
+    int8: TorchModel, tiny: TorchModel, context: Context, tmp_path: Path
+) -> None:
+    trained = Quantize(mode="qat", epochs=1, learn_scales=True, keep="last", learning_rate=1e-3).run(tiny, context)
+    assert accuracy(trained, context.data) > 0.9
+    before, after = (model.changes[-1].activations for model in (int8, trained))  # type: ignore[union-attr]
+    ratios = np.array([after[point][0] / scale for point, (scale, _) in before.items()])
+    assert all(after[point][1] == zero_point for point, (_, zero_point) in before.items())
+    assert (ratios != 1).all()
+    assert (np.abs(ratios - 1) < 0.05).all()
+    trained.save(tmp_path)
+    loaded = load(tmp_path)
+    assert isinstance(loaded, TorchModel)
+    inputs = context.data.preprocess.normalise(context.data.validation.images)
+    assert torch.equal(loaded.predict(inputs), trained.predict(inputs))
+    same = trained.to_onnx("test").predict(inputs.numpy()).argmax(1) == trained.predict(inputs).argmax(1).numpy()
+    assert same.mean() > 0.99
 
 
 def test_qat_learns_from_labels_without_a_teacher(tiny: TorchModel, context: Context) -> None:

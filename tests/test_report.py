@@ -15,12 +15,15 @@ import pytest
 import yaml
 from PIL import ExifTags, Image
 from playwright.sync_api import Browser, sync_playwright
+from pydantic import ValidationError
 
 from compressor.evaluation.accuracy import Accuracy, Paired
 from compressor.evaluation.doctor.reasons import Finding
 from compressor.evaluation.latency import Latency
+from compressor.report.page import to_html
 from compressor.report.report import Report, Row
 from compressor.report.snippets import EXAMPLE
+from compressor.report.tables import to_markdown
 from compressor.report.tradeoff import far_below, tradeoff
 from compressor.report.wording import change, remarks, slowness, verdict
 from compressor.report.writing import WRITTEN, write
@@ -392,3 +395,53 @@ def test_a_report_whose_rows_are_not_there_is_refused(finished: Path, tmp_path: 
     (tmp_path / "report.json").write_text(json.dumps({**content, "doctor": {**content["doctor"], "sha256": "0" * 64}}))
     with pytest.raises(Exception, match="what its doctor looked at is not the file that ships"):
         Report.load(tmp_path)
+
+
+LADDER = {
+    "max_drop": 0.5,
+    "images": 200,
+    "correct_in_float": 190,
+    "kept": "rounded by AdaRound",
+    "rungs": [
+        {"name": "calibrated", "correct": 150, "seconds": 3.4, "speedup": 2.5},
+        {"name": "rounded by AdaRound", "correct": 189, "seconds": 20.0, "speedup": 2.5},
+        {"name": "1 layer in float", "correct": 180, "seconds": 1.0, "speedup": None},
+    ],
+}
+
+
+def with_ladder(report: Report, **changes: object) -> Report:
+    content = report.to_json()
+    (row,) = (row for row in content["rows"] if row["id"] == "int8")
+    row["details"] |= {"ladder": {**LADDER, **changes}}
+    return Report.model_validate(content)
+
+
+def test_what_was_tried_to_keep_the_accuracy_is_shown(report: Report) -> None:
+    tried = with_ladder(report)
+    assert (
+        "int8: int8 may cost 0.5 points on the 200 validation images; the network that ships (rounded by AdaRound) is "
+        "-0.50 points from float." in remarks(tried)
+    )
+    lines = to_markdown(tried).splitlines()
+    at = lines.index("## What int8 tried")
+    assert lines[at + 2 : at + 8] == [
+        "| int8 | validation accuracy | points from float | took | against the float file |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| in float | 95.00% |  |  | 1.00x |",
+        "| calibrated | 75.00% | -20.00 | 3 s | 2.50x |",
+        "| rounded by AdaRound, kept | 94.50% | -0.50 | 20 s | 2.50x |",
+        "| 1 layer in float | 90.00% | -5.00 | 1 s | — |",
+    ]
+    page = to_html(tried)
+    assert "<h2>What int8 tried</h2>" in page
+    assert "rounded by AdaRound, kept" in page
+    assert "What int8 tried" not in to_html(report) + to_markdown(report)
+    stays = with_ladder(report, kept=None)
+    assert any("no network on integers holds that, so it stays in float" in remark for remark in remarks(stays))
+
+
+@pytest.mark.parametrize("changes", [{"kept": "prayer"}, {"correct_in_float": 201}, {"images": 188}, {"max_drop": "x"}])
+def test_a_ladder_that_contradicts_itself_is_refused(report: Report, changes: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        with_ladder(report, **changes)

@@ -2,15 +2,14 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from compressor.errors import StageError
-from compressor.quantization.network import QuantizedNetwork
+from compressor.quantization.network import QuantizedNetwork, unrounded
 from compressor.quantization.settings import Observer
 
 CALIBRATION_BATCH = 64
@@ -38,7 +37,7 @@ def calibrate(network: QuantizedNetwork, batches: Iterable[Tensor], observer: Ob
     observers = {point: observer_of(observer, percentile) for point in network.points}
     kept = 0 if observer in ONE_BY_ONE else KEPT
     shown = {point: _Shown(point, observers[point], observer in HISTOGRAMS, kept) for point in network.points}
-    with _watched(network, shown):
+    with unrounded(network, shown):
         for inputs in batches:
             network(inputs)
     for point, quantizer in network.activation_quantizers.items():
@@ -107,7 +106,7 @@ def signal_to_noise(network: QuantizedNetwork, batches: Iterable[Tensor]) -> dic
     ]
     try:
         for inputs in batches:
-            with _watched(network, {point: partial(exact.__setitem__, point) for point in network.points}):
+            with unrounded(network, {point: partial(exact.__setitem__, point) for point in network.points}):
                 network(inputs)
             network(inputs)
             for point in network.points:
@@ -129,20 +128,3 @@ def _in_memory_order(values: Tensor) -> Tensor:
 def _decibels(signal: float, noise: float) -> float | None:
     """10 log10 of the ratio; None without noise, but finite however small the signal is."""
     return 10 * (math.log10(max(signal, sys.float_info.min)) - math.log10(noise)) if noise > 0 else None
-
-
-@contextmanager
-def _watched(network: QuantizedNetwork, observers: Mapping[str, Callable[[Tensor], object]]) -> Iterator[None]:
-    """Switch rounding off; each point shows its observer the values that it would round."""
-    quantizers = network.activation_quantizers
-    for point, quantizer in quantizers.items():
-        quantizer.observer = observers[point]
-    for parameters in network.parameter_quantizers:
-        parameters.enabled = False
-    try:
-        yield
-    finally:
-        for quantizer in quantizers.values():
-            quantizer.observer = None
-        for parameters in network.parameter_quantizers:
-            parameters.enabled = True

@@ -7,7 +7,8 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from compressor.quantization.network import ParameterQuantizer, QuantizedNetwork
+from compressor.quantization.layers import integer_layers
+from compressor.quantization.network import QuantizedNetwork
 from compressor.quantization.operators import BATCH_NORM
 from compressor.quantization.placement import operation_of
 from compressor.tracing import layer_of
@@ -26,7 +27,7 @@ def float_layers(network: QuantizedNetwork, input_shape: tuple[int, int, int, in
     work = _multiply_adds(network, input_shape)
     total = sum(work.values())
     shares: dict[str, float] = {}
-    for node in work.keys() - _integer_layers(network):
+    for node in work.keys() - {layer.node for layer in integer_layers(network)}:
         name = f"{layer_of(node) or _parameter(node) or 'forward'} ({operation_of(node)})"
         shares[name] = shares.get(name, 0.0) + work[node] / total
     return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
@@ -68,16 +69,6 @@ def _multiply_adds(network: QuantizedNetwork, input_shape: tuple[int, int, int, 
     counter = _Counter(network)
     counter.run(torch.zeros(input_shape))
     return counter.work
-
-
-def _integer_layers(network: QuantizedNetwork) -> set[fx.Node]:
-    """The layers that read a weight from a quantizer."""
-    pairs = [
-        node
-        for node in network.graph.nodes
-        if node.op == "call_module" and isinstance(network.get_submodule(node.target), ParameterQuantizer)
-    ]
-    return {layer for pair in pairs for rounded in pair.users for layer in rounded.users}
 
 
 def _parameter(node: fx.Node) -> str:

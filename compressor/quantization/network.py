@@ -11,7 +11,11 @@ Rounding with straight-through gradients: Jacob et al., "Quantization and Traini
 Integer-Arithmetic-Only Inference" (2018). `lowering` turns the quantizers into ONNX operators.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,31 +26,81 @@ UINT8_MAX = 255
 ACTIVATIONS_AT, PARAMETERS_AT = "int8_activations", "int8_parameters"  # where a graph holds its quantizers
 
 
+def to_grid(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """As `fake_quantize_per_tensor_affine`, to the bit, in a third of its time on a CPU; bfloat16 stays bfloat16."""
+    inverse, zero = float(scale.reciprocal()), int(zero_point)
+    q = x * inverse if x.dtype == torch.float32 else x.float().mul_(inverse)
+    return q.round_().clamp_(-zero, UINT8_MAX - zero).mul_(float(scale)).to(x.dtype)
+
+
+class _Rounding(torch.autograd.Function):
+    """`to_grid`, whose gradient passes straight through where the grid reaches, and teaches its scale.
+
+    With s = s0 exp(r), y the rounded x and m = 1 where the grid reaches, else 0, the derivative is
+    ∂y/∂r = y - m x (LSQ: Esser et al., "Learned Step Size Quantization", 2020, who also scale it by 1 / √(n Q)). The
+    logarithm is learned, as in TQT (Jain et al. 2020), because scales differ by orders of magnitude.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, log_scale: Tensor | None, scale: Tensor, zero_point: Tensor) -> Tensor:
+        y = to_grid(x, scale, zero_point)
+        ctx.save_for_backward(x, y if log_scale is not None else None)
+        ctx.ends = [(end - int(zero_point)) * float(scale) for end in (-0.5, UINT8_MAX + 0.5)]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        (gradient,) = gradients
+        x, y = ctx.saved_tensors
+        passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.ends)
+        if y is None:
+            return passed, None, None, None
+        size = math.sqrt(y[0].numel() * UINT8_MAX)
+        return passed, (gradient * y - passed * x).sum(dtype=torch.float32) / size, None, None
+
+
 class ActivationQuantizer(nn.Module):
-    """Rounds one point to its uint8 grid; with an `observer`, shows it the values and rounds nothing."""
+    """Rounds one point to its uint8 grid; with an `observer`, shows it the values and rounds nothing.
+
+    A `log_scale` is trained: the factor by which the scale has changed since.
+    """
 
     scale: Tensor
     zero_point: Tensor
+    start: Tensor  # of the scale, while it is trained
+    log_scale: nn.Parameter | None
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(1.0), persistent=False)
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32), persistent=False)
+        self.register_parameter("log_scale", None)
         self.observer: Callable[[Tensor], object] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.observer is not None:
             self.observer(x.detach())
             return x
-        if not torch.is_grad_enabled() and x.dtype == torch.float32 and x.device.type == "cpu":
-            return self._rounded(x)
-        rounded: Tensor = torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, UINT8_MAX)
-        return rounded
+        if self.log_scale is not None:
+            self.scale.copy_(self.start * self.log_scale.detach().exp())
+        elif x.device.type != "cpu":  # reading a scale would wait for the device
+            rounded: Tensor = torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, UINT8_MAX)
+            return rounded
+        if not torch.is_grad_enabled():
+            return to_grid(x, self.scale, self.zero_point)
+        return _Rounding.apply(x, self.log_scale, self.scale, self.zero_point)  # type: ignore[no-any-return]
 
-    def _rounded(self, x: Tensor) -> Tensor:
-        """As `fake_quantize_per_tensor_affine`, to the bit, in a fifth of its time on a CPU."""
-        q = torch.mul(x, self.scale.reciprocal()).round_().add_(self.zero_point).clamp_(0, UINT8_MAX)
-        return q.sub_(self.zero_point).mul_(self.scale)
+    def learn_scale(self) -> None:
+        """Make the scale a parameter to train, until `settle_scale`."""
+        self.register_buffer("start", self.scale.clone(), persistent=False)
+        self.log_scale = nn.Parameter(torch.zeros_like(self.scale))
+
+    def settle_scale(self) -> None:
+        """Keep the scale as it was learned."""
+        if self.log_scale is not None:
+            self.scale.copy_(self.start * self.log_scale.detach().exp())
+            self.log_scale = None
+            del self.start
 
 
 class ParameterQuantizer(nn.Module):
@@ -114,6 +168,29 @@ class QuantizedNetwork(fx.GraphModule):
             scale, zero_point = ranges[point]
             quantizer.scale.fill_(scale)
             quantizer.zero_point.fill_(zero_point)
+
+
+@contextmanager
+def unrounded(
+    network: QuantizedNetwork, observers: Mapping[str, Callable[[Tensor], object]] = MappingProxyType({})
+) -> Iterator[None]:
+    """Switch rounding off; points show their observers, if they have one, the values that they would round."""
+    quantizers = network.activation_quantizers
+    for point, quantizer in quantizers.items():
+        quantizer.observer = observers.get(point, _ignore)
+    for parameters in network.parameter_quantizers:
+        parameters.enabled = False
+    try:
+        yield
+    finally:
+        for quantizer in quantizers.values():
+            quantizer.observer = None
+        for parameters in network.parameter_quantizers:
+            parameters.enabled = True
+
+
+def _ignore(_: Tensor) -> None:
+    """An observer that looks at nothing."""
 
 
 def attribute(module: nn.Module, node: fx.Node) -> Tensor:

@@ -7,12 +7,14 @@ from compressor.report import markdown
 from compressor.report.markdown import escaped
 from compressor.report.report import OverSeeds, Report, Row
 from compressor.report.wording import (
+    RUNGS,
     balanced,
     difference,
     headline,
     measured_on,
     percent,
     remarks,
+    rungs,
     setting_name,
     slowness,
     speedup,
@@ -61,6 +63,7 @@ def to_markdown(report: Report) -> str:
         *(f"- {escaped(remark)}" for remark in remarks(report)),
         "",
         *_doctor(report),
+        *_ladders(report),
         *_over_seeds(report),
         *_regressions(report),
         f"Measured on {escaped(measured_on(report))}.",
@@ -74,6 +77,15 @@ def _doctor(report: Report) -> list[str]:
     if report.doctor is None:
         return []
     return [f"[Where the shipped file's time goes](doctor.html): {escaped(slowness(report.doctor))}.", ""]
+
+
+def _ladders(report: Report) -> list[str]:
+    """What stages tried to keep the accuracy on integers."""
+    lines = []
+    for row in report.rows:
+        if ladder := row.details.get("ladder"):
+            lines += [f"## What {escaped(row.id)} tried", "", *markdown.table(RUNGS, list(rungs(ladder))), ""]
+    return lines
 
 
 def spread(row: OverSeeds) -> list[str]:

@@ -108,6 +108,8 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
         yield f"{row.id} leaves in float: {words}."
     if target := row.details.get("latency_target"):
         yield f"{row.id}: {_latency_reached(target)}."
+    if ladder := row.details.get("ladder"):
+        yield f"{row.id}: {_accuracy_held(ladder)}."
     placed = row.details.get("placement")
     if isinstance(placed, Mapping) and placed.get("placement", "") is None:
         why = "was faster on the machine that tried them"
@@ -284,6 +286,34 @@ def _latency_reached(target: Mapping[str, Any]) -> str:
         f"{asked}, the layers' times add up to {100 * kept['predicted']:.3g}%, {timed}; "
         f"{blocks} block{'' if blocks == 1 else 's'} removed, best of {len(target['tried'])} candidates"
     )
+
+
+def _accuracy_held(ladder: Mapping[str, Any]) -> str:
+    """Whether int8 kept its accuracy on the validation images, and by what means."""
+    asked = f"int8 may cost {ladder['max_drop']:g} points on the {ladder['images']:,} validation images"
+    kept = next((rung for rung in ladder["rungs"] if rung["name"] == ladder["kept"]), None)
+    if kept is None:
+        return f"{asked}; no network on integers holds that, so it stays in float"
+    change = 100 * (kept["correct"] - ladder["correct_in_float"]) / ladder["images"]
+    return f"{asked}; the network that ships ({kept['name']}) is {change:+.2f} points from float"
+
+
+def rungs(ladder: Mapping[str, Any]) -> Iterator[list[str]]:
+    """A table of what was tried to keep the accuracy: name, validation accuracy, points from float, time, speed-up."""
+    images, in_float = ladder["images"], ladder["correct_in_float"]
+    yield ["in float", f"{100 * in_float / images:.2f}%", "", "", "1.00x"]
+    for rung in ladder["rungs"]:
+        correct, speed = rung["correct"], rung.get("speedup")
+        yield [
+            f"{rung['name']}, kept" if rung["name"] == ladder["kept"] else rung["name"],
+            f"{100 * correct / images:.2f}%",
+            f"{100 * (correct - in_float) / images:+.2f}",
+            f"{rung['seconds']:,.0f} s",
+            "—" if speed is None else f"{speed:.2f}x",
+        ]
+
+
+RUNGS = ("int8", "validation accuracy", "points from float", "took", "against the float file")  # the header of `rungs`
 
 
 def _figure(value: float | None) -> str:
