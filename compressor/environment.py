@@ -33,6 +33,7 @@ LIBRARIES = (
     "onnx",
     "numpy",
 )
+VNNI = {"avx_vnni", "avx512_vnni"}
 BF16_ISA = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -94,6 +95,11 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(BF16_ISA & set(isa()))
+
+
+def saturates_int8() -> bool:
+    """Whether sums of two 8-bit products overflow 16 bits here: on x86 without VNNI, or where that cannot be told."""
+    return platform.machine().lower() in {"x86_64", "amd64", "i686"} and not VNNI & set(isa())
 
 
 @cache

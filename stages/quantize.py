@@ -4,10 +4,8 @@ PTQ is QAT with zero steps: one placement of quantizers, one save, one export; c
 `max_drop`, PTQ comes first, and what it costs is mended step by step until the accuracy holds.
 """
 
-import copy
 import math
 from dataclasses import replace
-from functools import partial
 from operator import not_
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -21,7 +19,7 @@ from compressor.pipeline.stage import Stage
 from compressor.quantization.settings import Observer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from compressor.evaluation import Candidate
     from compressor.quantization import Ladder, QuantizedNetwork
 
-MENDED_ON = 256  # images, if memory allows it
 FLOAT = "the network in float"  # as a teacher
 JUDGED_IMAGES = 1000  # of the validation split, on which a measured placement has to hold
 TOLERATED = 0.01  # of them: what a measured placement may cost
@@ -37,6 +34,13 @@ TOLERATED = 0.01  # of them: what a measured placement may cost
 
 def _is_none(value: object) -> bool:
     return value is None
+
+
+def _saturates() -> bool:
+    """Whether 8-bit products saturate on this processor."""
+    from compressor.environment import saturates_int8  # importing torch takes seconds; wrong pipelines fail before
+
+    return saturates_int8()
 
 
 class Placed(NamedTuple):
@@ -66,8 +70,8 @@ class Quantize(Distillation, Stage):
     """The share of values inside the range of the percentile observer."""
     skip: tuple[str, ...] = ()
     """Layers that stay in float, by name, as in `layer1.0.conv1`, or modules that hold them."""
-    weight_bits: Literal[7, 8] = 8
-    """7 for x86 processors without VNNI, whose 8-bit products saturate."""
+    weight_bits: Literal[7, 8, "auto"] = "auto"
+    """7 for x86 processors without VNNI, whose 8-bit products saturate; `auto` is 7 on such a processor, else 8."""
     placement: Literal["layers", "wide", "measured"] = "layers"
     """What is rounded: `layers` and additions, `wide` also what lies between them, or what is fastest as `measured`."""
     learn_scales: bool = Field(False, exclude_if=not_)
@@ -111,6 +115,17 @@ class Quantize(Distillation, Stage):
             raise ValueError("percentile needs observer: percentile; use that observer, or leave percentile out")
         return self
 
+    @property
+    def bits(self) -> Literal[7, 8]:
+        """Of weights, on this machine."""
+        if self.weight_bits == "auto":
+            return 7 if _saturates() else 8
+        return self.weight_bits
+
+    def decided_by(self, context: "Context") -> Any:
+        """The processor, if it chooses the bits of weights."""
+        return {"weight_bits": self.bits}
+
     def run(self, model: "TorchModel", context: "Context") -> "TorchModel":
         """The quantized network.
 
@@ -120,6 +135,9 @@ class Quantize(Distillation, Stage):
         """
         if model.quantized:
             raise ArchitectureError("the network is quantized already; one quantize stage is enough")
+        if _saturates():
+            takes = "so weights take 7" if self.bits == 7 else "but weight_bits is 8; `auto` takes 7"
+            context.services.console.say(f"  {self.id}: on this processor 8-bit products saturate, {takes}")
         measured: dict[str, Any] = {}
         if self.placement == "measured":
             placed, measured = self._fastest(model, context)
@@ -130,14 +148,14 @@ class Quantize(Distillation, Stage):
         if self.max_drop is None:
             details = self._trained(placed.network, model, context)
         else:
-            placed, details = self._ladder(placed, model, context)
+            placed, details = self._mended(placed, model, context, self.max_drop)
             if placed is None:
                 return model.with_network(model.copy_network(), details=details | measured)
         network = placed.network
         change = models.Int8(
             activations=network.ranges(),
             skip=placed.candidate.skip,
-            weight_bits=self.weight_bits,
+            weight_bits=self.bits,
             placement=placed.candidate.placement,
         )
         images = self._batches("measuring rounding error", network, context, quantization.NOISE_IMAGES)
@@ -161,7 +179,9 @@ class Quantize(Distillation, Stage):
             stage = validated_copy(stage, max_drop=None, mode="qat" if stage.epochs else "ptq")
         return validated_copy(stage, placement="wide") if self.placement == "measured" else stage
 
-    def _trained(self, network: "QuantizedNetwork", model: "TorchModel", context: "Context") -> dict[str, Any]:
+    def _trained(
+        self, network: "QuantizedNetwork", model: "TorchModel", context: "Context", label: str = ""
+    ) -> dict[str, Any]:
         """Train a quantized network, in place; what a report says of it."""
         shown = self.shown(context)
         if self.teacher_ids:
@@ -171,92 +191,39 @@ class Quantize(Distillation, Stage):
         if self.learn_scales:
             for quantizer in network.activation_quantizers.values():
                 quantizer.learn_scale()
-        details = training.fit(network, objective, self, shown, label=self.id, views=self.views, start=model)
+        details = training.fit(network, objective, self, shown, label=label or self.id, views=self.views, start=model)
         for quantizer in network.activation_quantizers.values():
             quantizer.settle_scale()
         return details | {"teacher_weights": weights}
 
-    def _ladder(self, placed: Placed, model: "TorchModel", context: "Context") -> tuple[Placed | None, dict[str, Any]]:
-        """The first network whose accuracy holds, and what a report says of it; nothing if none does.
-
-        Training begins from the best before it, and what it brings is kept for the layers that stay on integers.
-        """
-        assert self.max_drop is not None
-        validation, say = context.data.validation, context.services.console.say
-        total, details = len(validation), dict[str, Any]()
-        in_float = self._correct(model.copy_network(), validation, context)
-
-        def told(name: str, correct: int) -> None:
-            say(f"  {self.id}: {name}: {correct} of {total} validation images right, {in_float} in float")
-
-        even = copy.deepcopy(placed.network)  # to be equalised, and computing in float what the network did
-
-        def equalised() -> "QuantizedNetwork":
-            images = self._batches("equalising", even, context, MENDED_ON)
-            if quantization.equalise(even, images):
-                self._calibrate(even, context)
-            return self._mended(even, context, round_weights=False)
-
-        def trained() -> "QuantizedNetwork":
-            network = copy.deepcopy(ladder.best.network)
-            stage = self if self.teacher_ids else validated_copy(self, teacher=FLOAT)
-            teachers = {**context.teachers, FLOAT: model}
-            details.update(stage._trained(network, model, replace(context, teachers=teachers)))
-            return network
-
-        def without(names: "Sequence[str]") -> "QuantizedNetwork":
-            network = self._network(_more_in_float(placed.candidate, names), model, context)
-            quantization.carry_over(base, network)
-            return self._mended(network, context, round_weights=True) if base is even else network
-
-        enough = math.ceil(in_float - self.max_drop / 100 * total)
-        ladder = quantization.Ladder(enough, partial(self._correct, split=validation, context=context), told)
-        ladder.climb("calibrated", lambda: placed.network)
-        steps: dict[str, Callable[[], QuantizedNetwork]] = {
-            "equalised, biases corrected": equalised,
-            "rounded by AdaRound": partial(self._mended, even, context, round_weights=True),
-        }
-        if self.epochs:
-            steps["trained"] = trained
-        for name, make in steps.items():
-            if not ladder.holds:
-                ladder.climb(name, make)
-        if not ladder.holds:
-            base = ladder.best.network if ladder.best.name == "trained" else even
-            images = next(context.data.calibration_batches(quantization.CALIBRATION_BATCH))
-            ladder.back_to_float(list(quantization.sensitivities(base, images)), without)
-        kept = ladder.kept
-        details["ladder"] = {
-            "max_drop": self.max_drop,
+    def _mended(
+        self, placed: Placed, model: "TorchModel", context: "Context", max_drop: float
+    ) -> tuple[Placed | None, dict[str, Any]]:
+        """The first network whose accuracy holds, and what a report says of it; nothing if none does."""
+        means = _Means(self, placed.candidate, model, context)
+        total, in_float = len(context.data.validation), means.correct(model.copy_network())
+        say = context.services.console.say
+        ladder = quantization.Ladder(
+            means,
+            math.ceil(in_float - max_drop / 100 * total),
+            trains=self.epochs > 0,
+            say=lambda name, correct: say(
+                f"  {self.id}: {name}: {correct} of {total} validation images right, {in_float} in float"
+            ),
+        )
+        kept = ladder.climb(placed.network)
+        tried = {
+            "max_drop": max_drop,
             "images": total,
             "correct_in_float": in_float,
             "kept": None if kept is None else kept.name,
-            "rungs": ladder.details(self._speedups(ladder, model)),
+            "rungs": ladder.details(_speedups(ladder, model)),
         }
+        details = {**means.details, "ladder": tried}
         if kept is None:
             say(f"  {self.id}: no network on integers holds its accuracy, so it stays in float")
             return None, details
-        return Placed(_more_in_float(placed.candidate, kept.floats), kept.network), details
-
-    def _speedups(self, ladder: "Ladder", model: "TorchModel") -> list[float | None]:
-        """How much faster than the float file the networks are: that without layers in float, and that which is kept.
-
-        Mending changes numbers, not operators, so a network on integers takes as long before it as after.
-        """
-        timed = {rung.floats: rung.network for rung in reversed(ladder.rungs) if not rung.floats or rung is ladder.kept}
-        files = [model.with_network(network, details={}).to_onnx("").content for network in timed.values()]
-        latencies = evaluation.timed_against(model.to_onnx("").content, files)
-        speedups = {floats: latency.speedup for floats, latency in zip(timed, latencies, strict=True)}
-        return [speedups.get(rung.floats) for rung in ladder.rungs]
-
-    def _mended(self, network: "QuantizedNetwork", context: "Context", *, round_weights: bool) -> "QuantizedNetwork":
-        """A copy that is mended layer by layer, on as many images as memory allows."""
-        mended = copy.deepcopy(network)
-        count = min(MENDED_ON, quantization.images_at_once(mended))
-        images = next(context.data.calibration_batches(count, count))
-        context.services.console.say(f"  {self.id}: mending layer by layer on {len(images)} images")
-        quantization.reconstruct(mended, images, round_weights=round_weights)
-        return mended
+        return Placed(means.without(kept.floats), kept.network), details
 
     def _placed(self, candidate: "Candidate", model: "TorchModel", context: "Context") -> Placed:
         """The network with integers where the candidate has them, calibrated."""
@@ -270,7 +237,7 @@ class Quantize(Distillation, Stage):
             model.copy_network(),
             context.data.preprocess.input_shape(2),
             skip=candidate.skip,
-            weight_bits=self.weight_bits,
+            weight_bits=self.bits,
             placement=candidate.placement,
         )
 
@@ -288,7 +255,7 @@ class Quantize(Distillation, Stage):
         say = context.services.console.say
         say(f"  {self.id}: timing placements of integers in ONNX Runtime; this takes a minute or two")
         images = next(context.data.calibration_batches(evaluation.ROUGH_IMAGES, evaluation.ROUGH_IMAGES))
-        measured = evaluation.fastest_placement(model, images, skip=self.skip, weight_bits=self.weight_bits)
+        measured = evaluation.fastest_placement(model, images, skip=self.skip, weight_bits=self.bits)
         say(f"  {self.id}: {measured.in_words()}")
         if not measured.faster:
             say(f"  {self.id}: the network stays in float")
@@ -335,5 +302,45 @@ class Quantize(Distillation, Stage):
                 advance(len(batch))
 
 
-def _more_in_float(candidate: "Candidate", names: "Sequence[str]") -> "Candidate":
-    return replace(candidate, skip=(*candidate.skip, *names))
+class _Means:
+    """What a ladder needs, by a stage's settings."""
+
+    def __init__(self, stage: Quantize, candidate: "Candidate", model: "TorchModel", context: "Context") -> None:
+        self.stage, self.candidate, self.model, self.context = stage, candidate, model, context
+        self.details: dict[str, Any] = {}  # of the last training
+
+    def without(self, floats: "Sequence[str]") -> "Candidate":
+        """The placement with more layers in float."""
+        return replace(self.candidate, skip=(*self.candidate.skip, *floats))
+
+    def place(self, floats: "Sequence[str]") -> "QuantizedNetwork":
+        return self.stage._network(self.without(floats), self.model, self.context)
+
+    def calibrate(self, network: "QuantizedNetwork") -> None:
+        self.stage._calibrate(network, self.context)
+
+    def images(self, most: int) -> "Tensor":
+        return next(self.context.data.calibration_batches(most, most))
+
+    def train(self, network: "QuantizedNetwork", label: str) -> None:
+        """From the teacher; without one, from the network itself in float."""
+        stage, context = self.stage, self.context
+        if not stage.teacher_ids:
+            stage = validated_copy(stage, teacher=FLOAT)
+            context = replace(context, teachers={**context.teachers, FLOAT: self.model})
+        self.details = stage._trained(network, self.model, context, f"{stage.id}-{label}")
+
+    def correct(self, network: "nn.Module") -> int:
+        return self.stage._correct(network, self.context.data.validation, self.context)
+
+
+def _speedups(ladder: "Ladder", model: "TorchModel") -> list[float | None]:
+    """How much faster than the float file the networks are: that without layers in float, and the last one.
+
+    Mending changes numbers, not operators, so a network on integers takes as long before it as after.
+    """
+    networks = {rung.floats: rung.network for rung in (ladder.rungs[0], ladder.rungs[-1])}
+    files = [model.with_network(network, details={}).to_onnx("").content for network in networks.values()]
+    latencies = evaluation.timed_against(model.to_onnx("").content, files)
+    speedups = {floats: latency.speedup for floats, latency in zip(networks, latencies, strict=True)}
+    return [speedups.get(rung.floats) for rung in ladder.rungs]

@@ -7,16 +7,18 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
 from pydantic import ValidationError
 from rich.console import Console as RichConsole
 from torch import Tensor, nn
 
-from compressor import Context, Dataset, Preprocess, Services, Split, TorchModel, load
+from compressor import Context, Dataset, Preprocess, Services, Split, TorchModel, environment, load
 from compressor.console import Console
 from compressor.data.split import InMemory
 from compressor.errors import ArchitectureError, ArtifactError, StageError
@@ -528,12 +530,72 @@ def test_skipped_layers_stay_in_float(tiny: TorchModel, context: Context, tmp_pa
 
 
 def test_seven_bits_on_request(tiny: TorchModel, context: Context) -> None:
-    import onnx
-    from onnx import numpy_helper
-
     content = Quantize(mode="ptq", weight_bits=7).run(tiny, context).to_onnx("test").content
-    integers = [numpy_helper.to_array(i) for i in onnx.load_from_string(content).graph.initializer]
-    assert max(int(np.abs(i.astype(int)).max()) for i in integers if i.dtype == np.int8) == 63
+    assert largest_weight(content) == 63
+
+
+def largest_weight(content: bytes) -> int:
+    integers = [onnx.numpy_helper.to_array(i) for i in onnx.load_from_string(content).graph.initializer]
+    return max(int(np.abs(i.astype(int)).max()) for i in integers if i.dtype == np.int8)
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "bits"),
+    [
+        ("x86_64", "avx2 avx512f", 7),
+        ("AMD64", "", 7),  # not known to have it
+        ("x86_64", "avx2 avx_vnni", 8),
+        ("x86_64", "avx512f avx512_vnni", 8),
+        ("aarch64", "asimd", 8),
+    ],
+)
+def test_the_processor_chooses_the_bits_and_the_file_says_for_which(
+    machine: str,
+    flags: str,
+    bits: int,
+    tiny: TorchModel,
+    context: Context,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(environment, "isa", lambda: tuple(flags.split()))
+    monkeypatch.setattr(environment.platform, "machine", lambda: machine)
+    stage = Quantize(mode="ptq")
+    assert stage.decided_by(context) == {"weight_bits": bits}
+    quantized = stage.run(tiny, context)
+    content = quantized.to_onnx("test").content
+    assert largest_weight(content) == 2 ** (bits - 1) - 1
+    about = {each.key: each.value for each in onnx.load_from_string(content).metadata_props}
+    assert about["compressor.weight_bits"] == str(bits)
+    assert about["compressor.made_for"].startswith("any processor" if bits == 7 else "x86 with VNNI, Arm")
+    assert not [key for key in onnx.load_from_string(tiny.to_onnx("").content).metadata_props if "bits" in key.key]
+    shown = io.StringIO()
+    telling = replace(context, services=Services(Console(RichConsole(file=shown, width=200))))
+    for asked, words in (("auto", "so weights take 7"), (8, "but weight_bits is 8; `auto` takes 7")):
+        Quantize(id="int8", mode="ptq", weight_bits=asked).run(tiny, telling)  # type: ignore[arg-type]
+        said = f"int8: on this processor 8-bit products saturate, {words}"
+        assert (said in shown.getvalue()) == (bits == 7)
+    monkeypatch.undo()
+    quantized.save(tmp_path)
+    assert load(tmp_path).to_onnx("test").content == content  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_with_and_without_graph_optimisations_the_outputs_agree(
+    bits: Literal[7, 8], tiny: TorchModel, context: Context
+) -> None:
+    """Optimised, the file computes on integers; as it is, in float between the rounding."""
+    content = Quantize(mode="ptq", weight_bits=bits).run(tiny, context).to_onnx("test").content
+    inputs = context.data.preprocess.normalise(context.data.validation.images).numpy()
+    logits = []
+    for level in (GraphOptimizationLevel.ORT_DISABLE_ALL, GraphOptimizationLevel.ORT_ENABLE_ALL):
+        options = SessionOptions()
+        options.graph_optimization_level = level
+        (found,) = InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, {"input": inputs})
+        logits.append(found)
+    plain, optimised = logits
+    assert (plain.argmax(1) == optimised.argmax(1)).mean() > 0.99
+    assert np.abs(plain - optimised).mean() < (plain.max() - plain.min()) / 255 / 2
 
 
 def test_a_pruned_network_is_quantized(tiny: TorchModel, context: Context, tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ from compressor.tracing import layer_of, quiet, trace
 DEFAULT_OPSET = 18
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MAX_NUMBERS = 2**26  # of one image that a file can be timed on
+MADE_FOR = {  # by the bits of weights
+    7: "any processor",
+    8: "x86 with VNNI, Arm, GPUs; on x86 without VNNI products saturate",
+}
 QUIET = 4  # ONNX Runtime's log level: fatal errors only; others are raised, and said in our words
 
 
@@ -62,13 +66,18 @@ def export_onnx(
     return bytes(model.SerializeToString())
 
 
-def metadata_of(preprocess: Preprocess, labels: tuple[str, ...], pipeline_digest: str) -> dict[str, str]:
-    """What a user of the file needs to know, as `metadata_props`."""
-    return {
+def metadata_of(
+    preprocess: Preprocess, labels: tuple[str, ...], pipeline_digest: str, weight_bits: int | None = None
+) -> dict[str, str]:
+    """What a user of the file needs to know, as `metadata_props`; with `weight_bits`, it is on integers."""
+    metadata = {
         "compressor.preprocess": preprocess.model_dump_json(),
         "compressor.labels": json.dumps(labels),
         "compressor.pipeline": pipeline_digest,
     }
+    if weight_bits is not None:
+        metadata |= {"compressor.weight_bits": str(weight_bits), "compressor.made_for": MADE_FOR[weight_bits]}
+    return metadata
 
 
 def input_of(opened: onnxruntime.InferenceSession, batch: int, *, source: Path) -> tuple[str, tuple[int, ...]]:

@@ -139,7 +139,8 @@ class TorchModel:
         """The file this model would ship as; exported once, which takes seconds."""
         key = pipeline_digest, opset
         if key not in self._exported:
-            metadata = onnx_file.metadata_of(self.preprocess, self.labels, pipeline_digest)
+            bits = next((change.weight_bits for change in self.changes if isinstance(change, Int8)), None)
+            metadata = onnx_file.metadata_of(self.preprocess, self.labels, pipeline_digest, bits)
             content = onnx_file.export_onnx(self.network, self.preprocess, metadata, opset)
             self._exported[key] = OnnxModel(content, self.preprocess, self.labels, self.counts, self.quantized)
         return self._exported[key]

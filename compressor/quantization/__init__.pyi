@@ -3,7 +3,6 @@ from .calibration import CALIBRATION_SHARE as CALIBRATION_SHARE
 from .calibration import NOISE_IMAGES as NOISE_IMAGES
 from .calibration import calibrate as calibrate
 from .calibration import signal_to_noise as signal_to_noise
-from .equalisation import equalise as equalise
 from .float_layers import float_batch_norms as float_batch_norms
 from .float_layers import float_layers as float_layers
 from .float_layers import in_float as in_float
@@ -19,9 +18,5 @@ from .operators import aten as aten
 from .operators import pools_globally as pools_globally
 from .placement import layer_names as layer_names
 from .placement import quantize_network as quantize_network
-from .reconstruction import images_at_once as images_at_once
-from .reconstruction import reconstruct as reconstruct
-from .sensitivity import carry_over as carry_over
-from .sensitivity import sensitivities as sensitivities
 from .settings import Observer as Observer
 from .settings import Placement as Placement

@@ -1,11 +1,43 @@
-"""The ladder: mend what integers cost, the cheapest way first, until the accuracy holds."""
+"""The ladder: mend what integers cost, the cheapest way first, until the accuracy holds.
 
+PTQ; channels equalised and biases corrected; AdaRound; QAT; then 1, 2, 4, ... of the most sensitive layers in float.
+"""
+
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
+from torch import Tensor
+
+from compressor.quantization.calibration import CALIBRATION_BATCH
+from compressor.quantization.equalisation import equalise
 from compressor.quantization.network import QuantizedNetwork
+from compressor.quantization.reconstruction import images_at_once, reconstruct
+from compressor.quantization.sensitivity import carry_over, sensitivities
+
+MENDED_ON = 256  # images, if memory allows it
+
+
+class Means(Protocol):
+    """What the ladder needs from whoever climbs it."""
+
+    def place(self, floats: Sequence[str]) -> QuantizedNetwork:
+        """The network on integers but for these layers, not calibrated."""
+
+    def calibrate(self, network: QuantizedNetwork) -> None:
+        """Choose ranges, in place."""
+
+    def images(self, most: int) -> Tensor:
+        """The first calibration images, normalised, `[N, C, H, W]`."""
+
+    def train(self, network: QuantizedNetwork, label: str) -> None:
+        """QAT, in place."""
+
+    def correct(self, network: QuantizedNetwork) -> int:
+        """How many of the judged images it predicts correctly."""
 
 
 @dataclass(frozen=True)
@@ -16,62 +48,87 @@ class Rung:
     network: QuantizedNetwork
     correct: int
     seconds: float
-    floats: tuple[str, ...] = ()  # layers that went back to float
+    floats: tuple[str, ...]  # layers that went back to float
 
 
 class Ladder:
-    """Networks made one after the other, as long as none has enough images right."""
+    """Networks made one after the other, until one has enough images right.
 
-    def __init__(
-        self, enough: int, judge: Callable[[QuantizedNetwork], int], say: Callable[[str, int], object]
-    ) -> None:
-        """`judge` counts the images that a network predicts correctly; `say` is told the name and the count."""
-        self.enough = enough
-        self.judge, self.say = judge, say
+    Mending makes up for the errors of the layers before, so networks with other layers in float are mended anew, from
+    `even`, which in float computes what the given network did.
+    """
+
+    def __init__(self, means: Means, enough: int, *, trains: bool, say: Callable[[str, int], object]) -> None:
+        """`say` is told the name of each network, and how many images it has right."""
+        self.means, self.enough, self.trains, self.say = means, enough, trains, say
         self.rungs: list[Rung] = []
 
     @property
-    def best(self) -> Rung:
-        """The most accurate so far; of equals, the first."""
-        return max(self.rungs, key=lambda rung: rung.correct)
-
-    @property
     def holds(self) -> bool:
-        """Whether the last network, and so the best, has enough images right."""
-        return bool(self.rungs) and self.best.correct >= self.enough
+        """Whether the last network has enough images right."""
+        return bool(self.rungs) and self.rungs[-1].correct >= self.enough
 
-    def climb(self, name: str, make: Callable[[], QuantizedNetwork], floats: Sequence[str] = ()) -> Rung:
-        """Make and judge one more network."""
+    def climb(self, calibrated: QuantizedNetwork) -> Rung | None:
+        """The first rung that holds; None if all layers would have to be in float."""
+        even = copy.deepcopy(calibrated)
+        self._try("calibrated", lambda: calibrated)
+        self._try("equalised, biases corrected", lambda: self._mended(self._equalised(even), round_weights=False))
+        self._try("rounded by AdaRound", lambda: self._mended(even, round_weights=True))
+        if self.trains:
+            self._try("trained", lambda: self._trained(self._best, "trained"))
+        if not self.holds:
+            self._back_to_float(even, list(sensitivities(even, self.means.images(CALIBRATION_BATCH))))
+        return self.rungs[-1] if self.holds else None
+
+    def _back_to_float(self, even: QuantizedNetwork, layers: Sequence[str]) -> None:
+        """The most sensitive layers, twice as many each time; with all of them nothing is left to quantize."""
+        count = 1
+        while count < len(layers) and not self.holds:
+            name, floats = f"{count} layer{'s' * (count > 1)} in float", layers[:count]
+            self._try(name, partial(self._partly, even, floats), floats)
+            if self.trains:
+                train = partial(self._trained, self.rungs[-1].network, f"{count}-in-float")
+                self._try(f"{name}, trained", train, floats)
+            count *= 2
+
+    def _partly(self, even: QuantizedNetwork, floats: Sequence[str]) -> QuantizedNetwork:
+        """The network with some layers in float, mended."""
+        partly = self.means.place(floats)
+        carry_over(even, partly)
+        return self._mended(partly, round_weights=True)
+
+    def _try(self, name: str, make: Callable[[], QuantizedNetwork], floats: Sequence[str] = ()) -> None:
+        """Make and judge one more network, unless the last one holds."""
+        if self.holds:
+            return
         started = time.monotonic()
         network = make()
-        correct = self.judge(network)
-        rung = Rung(name, network, correct, time.monotonic() - started, tuple(floats))
-        self.rungs.append(rung)
+        correct = self.means.correct(network)
+        self.rungs.append(Rung(name, network, correct, time.monotonic() - started, tuple(floats)))
         self.say(name, correct)
-        return rung
-
-    def back_to_float(self, names: Sequence[str], make: Callable[[Sequence[str]], QuantizedNetwork]) -> None:
-        """The fewest of the first layers that have to be in float; that is found by halving.
-
-        Args:
-            names: layers, the most sensitive first.
-            make: the network with so many of them in float.
-        """
-        low, high = 1, len(names)  # as many as there are: nothing is left to quantize
-        while low < high:
-            count = (low + high) // 2
-            name = f"{count} layer{'s' * (count > 1)} in float"
-            rung = self.climb(name, lambda count=count: make(names[:count]), names[:count])  # type: ignore[misc]
-            if rung.correct >= self.enough:
-                high = count
-            else:
-                low = count + 1
 
     @property
-    def kept(self) -> Rung | None:
-        """The rung that holds with the fewest layers in float; None if none does."""
-        holding = [rung for rung in self.rungs if rung.correct >= self.enough]
-        return min(holding, key=lambda rung: len(rung.floats), default=None)
+    def _best(self) -> QuantizedNetwork:
+        """The most accurate so far; of equals, the first."""
+        return max(self.rungs, key=lambda rung: rung.correct).network
+
+    def _equalised(self, even: QuantizedNetwork) -> QuantizedNetwork:
+        """The network itself, equalised and calibrated again."""
+        if equalise(even, self.means.images(MENDED_ON).split(CALIBRATION_BATCH)):
+            self.means.calibrate(even)
+        return even
+
+    def _mended(self, network: QuantizedNetwork, *, round_weights: bool) -> QuantizedNetwork:
+        """A copy that is mended layer by layer."""
+        mended = copy.deepcopy(network)
+        reconstruct(mended, self.means.images(min(MENDED_ON, images_at_once(mended))), round_weights=round_weights)
+        return mended
+
+    def _trained(self, network: QuantizedNetwork, label: str) -> QuantizedNetwork:
+        """A copy that is trained."""
+        trained = copy.deepcopy(network)
+        self.means.train(trained, label)
+        return trained
 
     def details(self, speedups: Sequence[float | None]) -> list[dict[str, Any]]:
         """As a report shows them, with the speed-up of each over the float file where it was timed."""

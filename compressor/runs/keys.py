@@ -19,7 +19,7 @@ def made_from(stage: Stage, before: Artifact | None, context: Context, code: Map
         "its weights": files.digest_of(weights) if isinstance(weights, Path) else weights,
         "the network before it": before.digest if before is not None else None,
         "its teachers": [context.teachers[stage_id].digest for _, stage_id in named_teachers(vars(stage))],
-        "what its target is of": stage.decided_by(context),
+        "what its settings refer to": stage.decided_by(context),
         "the data": context.data.fingerprint,
         "the seed": context.seed,
         "the device": context.device.type,
