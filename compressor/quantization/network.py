@@ -55,8 +55,8 @@ class _Rounding(torch.autograd.Function):
         passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.ends)
         if y is None:
             return passed, None, None, None
-        size = math.sqrt(y[0].numel() * UINT8_MAX)
-        return passed, (gradient * y - passed * x).sum(dtype=torch.float32) / size, None, None
+        slope = (gradient * y).addcmul_(passed, x, value=-1).sum(dtype=torch.float32)
+        return passed, slope / math.sqrt(y[0].numel() * UINT8_MAX), None, None
 
 
 class ActivationQuantizer(nn.Module):
