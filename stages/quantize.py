@@ -211,19 +211,20 @@ class Quantize(Distillation, Stage):
                 f"  {self.id}: {name}: {correct} of {total} validation images right, {in_float} in float"
             ),
         )
-        kept = ladder.climb(placed.network)
-        tried = {
+        holds = ladder.climb(placed.network)
+        kept = ladder.rungs[-1] if holds else None
+        details = dict(means.trainings.get(ladder.last, {})) if holds else {}
+        details["ladder"] = {
             "max_drop": max_drop,
             "images": total,
             "correct_in_float": in_float,
             "kept": None if kept is None else kept.name,
-            "rungs": ladder.details(_speedups(ladder, model)),
+            "rungs": ladder.details(_speedups(ladder, placed.network, model)),
         }
-        details = {**means.details, "ladder": tried}
         if kept is None:
             say(f"  {self.id}: no network on integers holds its accuracy, so it stays in float")
             return None, details
-        return Placed(means.without(kept.floats), kept.network), details
+        return Placed(means.without(kept.floats), ladder.last), details
 
     def _placed(self, candidate: "Candidate", model: "TorchModel", context: "Context") -> Placed:
         """The network with integers where the candidate has them, calibrated."""
@@ -307,7 +308,7 @@ class _Means:
 
     def __init__(self, stage: Quantize, candidate: "Candidate", model: "TorchModel", context: "Context") -> None:
         self.stage, self.candidate, self.model, self.context = stage, candidate, model, context
-        self.details: dict[str, Any] = {}  # of the last training
+        self.trainings: dict[nn.Module, dict[str, Any]] = {}  # what a report says of each network that was trained
 
     def without(self, floats: "Sequence[str]") -> "Candidate":
         """The placement with more layers in float."""
@@ -328,18 +329,18 @@ class _Means:
         if not stage.teacher_ids:
             stage = validated_copy(stage, teacher=FLOAT)
             context = replace(context, teachers={**context.teachers, FLOAT: self.model})
-        self.details = stage._trained(network, self.model, context, f"{stage.id}-{label}")
+        self.trainings[network] = stage._trained(network, self.model, context, f"{stage.id}-{label}")
 
     def correct(self, network: "nn.Module") -> int:
         return self.stage._correct(network, self.context.data.validation, self.context)
 
 
-def _speedups(ladder: "Ladder", model: "TorchModel") -> list[float | None]:
+def _speedups(ladder: "Ladder", calibrated: "QuantizedNetwork", model: "TorchModel") -> list[float | None]:
     """How much faster than the float file the networks are: that without layers in float, and the last one.
 
     Mending changes numbers, not operators, so a network on integers takes as long before it as after.
     """
-    networks = {rung.floats: rung.network for rung in (ladder.rungs[0], ladder.rungs[-1])}
+    networks = {(): calibrated, ladder.rungs[-1].floats: ladder.last}
     files = [model.with_network(network, details={}).to_onnx("").content for network in networks.values()]
     latencies = evaluation.timed_against(model.to_onnx("").content, files)
     speedups = {floats: latency.speedup for floats, latency in zip(networks, latencies, strict=True)}

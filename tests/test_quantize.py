@@ -96,6 +96,13 @@ def test_a_scale_learns_as_lsq_says(dtype: torch.dtype) -> None:
     slope = np.where(inside, np.round(v) - v, np.clip(v, -zero, 255 - zero))
     expected = (gradient.double().numpy() * slope).sum() * scale / math.sqrt(5 * 255)
     assert float(quantizer.log_scale.grad) == pytest.approx(expected, rel=1e-4 if dtype == torch.float32 else 0.02)  # type: ignore[union-attr, arg-type]
+    few = ActivationQuantizer()
+    few.scale.fill_(0.05)
+    few.learn_scale()
+    x = torch.from_numpy(random.uniform(0.1, 12, (1, 4000))).to(dtype)  # all inside, where the terms are small
+    few(x).backward(torch.ones_like(x))
+    errors = np.round(x.double().numpy() / 0.05) * 0.05 - x.double().numpy()
+    assert float(few.log_scale.grad) == pytest.approx(errors.sum() / math.sqrt(4000 * 255), rel=1e-3)  # type: ignore[union-attr, arg-type]
     quantizer.log_scale.data.fill_(math.log(2))  # type: ignore[union-attr]
     assert quantizer(torch.tensor([0.6])).item() == pytest.approx(0.5)
     quantizer.settle_scale()
@@ -496,7 +503,8 @@ def test_qat_trains_and_is_never_worse_on_validation_than_ptq(
 def test_scales_are_learned_from_calibration_on(
     int8: TorchModel, tiny: TorchModel, context: Context, tmp_path: Path
 ) -> None:
-    trained = Quantize(mode="qat", epochs=1, learn_scales=True, keep="last", learning_rate=1e-3).run(tiny, context)
+    settings = {"epochs": 1, "learn_scales": True, "keep": "last", "learning_rate": 1e-3, "ema": 0.5}
+    trained = Quantize(mode="qat", **settings).run(tiny, context)  # type: ignore[arg-type]
     assert accuracy(trained, context.data) > 0.9
     before, after = (model.changes[-1].activations for model in (int8, trained))  # type: ignore[union-attr]
     ratios = np.array([after[point][0] / scale for point, (scale, _) in before.items()])

@@ -74,7 +74,7 @@ def adaround(weight: Tensor, scale: Tensor, limit: int, moments: Moments) -> Ten
             slopes = (q * scale[..., None]) @ inputs[..., block] - outputs[..., block]  # [groups, out, block]
             curvatures = inputs[:, block, block]  # [groups, block, block]
             for j in range(slopes.shape[-1]):
-                best = torch.round(q[..., start + j] - slopes[..., j] / (curvatures[:, None, j, j] * scale))
+                best = torch.round(q[..., start + j] - slopes[..., j] / curvatures[:, None, j, j] / scale)
                 new = best.clamp(low[..., start + j], high[..., start + j])
                 slopes += ((new - q[..., start + j]) * scale)[..., None] * curvatures[:, None, j]
                 q[..., start + j] = new

@@ -25,10 +25,12 @@ HOMOGENEOUS = {  # f(s x) = s f(x) for every channel
     aten.dropout.default,
     aten.clone.default,
     aten.contiguous.default,
+}
+POOLS = {
     aten.max_pool2d.default,
     aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default,
-}
+}  # of [N, C, H, W]
 RESHAPING = {aten.flatten.using_ints, aten.view.default, aten.reshape.default}
 LEAST = 1e-6  # of the largest s: a channel that is nearly always zero is not blown up without bounds
 
@@ -139,7 +141,10 @@ def _parameters(node: fx.Node, layers: Mapping[fx.Node, IntegerLayer]) -> tuple[
         given = (*node.args, None, None)[2:4]
     else:
         return None
-    return _owned(*given)
+    owned = _owned(*given)
+    if owned is None or (node.target is aten.layer_norm.default and len(node.args[1]) > 1):  # type: ignore[arg-type]
+        return None  # a norm over several axes has no channels
+    return owned
 
 
 def _owned(weight: Any, bias: Any) -> tuple[fx.Node, fx.Node | None] | None:
@@ -170,7 +175,7 @@ def _readers(
 def _reads_along(layer: IntegerLayer, axis: int, channels: int) -> bool:
     """Whether a layer multiplies each of the channels by weights of its own."""
     if layer.node.target in LINEAR:
-        return bool(axis == layer.node.meta["val"].dim() - 1)
+        return bool(axis == layer.node.meta["val"].dim() - 1) and layer.weight.shape[1] == channels
     return axis == 1 and (_is_depthwise(layer) or layer.weight.shape[1] == channels)
 
 
@@ -186,6 +191,8 @@ def _axis_after(network: QuantizedNetwork, node: fx.Node, axis: int, channels: i
         return axis if isinstance(network.get_submodule(str(node.target)), ActivationQuantizer) else None
     if node.target in HOMOGENEOUS or (node.target is operator.getitem and node.args[0].target is BATCH_NORM):  # type: ignore[union-attr]
         return axis
+    if node.target in POOLS:
+        return axis if axis == 1 and node.meta["val"].dim() == 4 else None
     if node.target is aten.permute.default:
         order: Any = node.args[1]
         return [each % len(order) for each in order].index(axis)

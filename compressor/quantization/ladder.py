@@ -14,9 +14,11 @@ from torch import Tensor
 
 from compressor.quantization.calibration import CALIBRATION_BATCH
 from compressor.quantization.equalisation import equalise
+from compressor.quantization.layers import integer_layers
 from compressor.quantization.network import QuantizedNetwork
 from compressor.quantization.reconstruction import images_at_once, reconstruct
 from compressor.quantization.sensitivity import carry_over, sensitivities
+from compressor.tracing import inside
 
 MENDED_ON = 256  # images, if memory allows it
 
@@ -42,10 +44,9 @@ class Means(Protocol):
 
 @dataclass(frozen=True)
 class Rung:
-    """A quantized network, how it was made, and how many of the judged images it predicts correctly."""
+    """How a network was made, and how many of the judged images it predicts correctly."""
 
     name: str
-    network: QuantizedNetwork
     correct: int
     seconds: float
     floats: tuple[str, ...]  # layers that went back to float
@@ -54,9 +55,16 @@ class Rung:
 class Ladder:
     """Networks made one after the other, until one has enough images right.
 
-    Mending makes up for the errors of the layers before, so networks with other layers in float are mended anew, from
-    `even`, which in float computes what the given network did.
+    Mending makes up for the errors of the layers before, so it always begins from a network that was not mended.
+
+    Attributes:
+        rungs: what was tried, in order.
+        last: the last network.
+        best: the one with the most images right; of equals, the first.
     """
+
+    last: QuantizedNetwork
+    best: QuantizedNetwork
 
     def __init__(self, means: Means, enough: int, *, trains: bool, say: Callable[[str, int], object]) -> None:
         """`say` is told the name of each network, and how many images it has right."""
@@ -68,27 +76,34 @@ class Ladder:
         """Whether the last network has enough images right."""
         return bool(self.rungs) and self.rungs[-1].correct >= self.enough
 
-    def climb(self, calibrated: QuantizedNetwork) -> Rung | None:
-        """The first rung that holds; None if all layers would have to be in float."""
+    def climb(self, calibrated: QuantizedNetwork) -> bool:
+        """Whether the last network holds; if not, all layers would have to be in float."""
         even = copy.deepcopy(calibrated)
         self._try("calibrated", lambda: calibrated)
         self._try("equalised, biases corrected", lambda: self._mended(self._equalised(even), round_weights=False))
+        if self.rungs[-1].correct < self.rungs[0].correct:
+            even = calibrated
         self._try("rounded by AdaRound", lambda: self._mended(even, round_weights=True))
         if self.trains:
-            self._try("trained", lambda: self._trained(self._best, "trained"))
+            self._try("trained", lambda: self._trained(self.best, "trained"))
         if not self.holds:
-            self._back_to_float(even, list(sensitivities(even, self.means.images(CALIBRATION_BATCH))))
-        return self.rungs[-1] if self.holds else None
+            self._back_to_float(even)
+        return self.holds
 
-    def _back_to_float(self, even: QuantizedNetwork, layers: Sequence[str]) -> None:
-        """The most sensitive layers, twice as many each time; with all of them nothing is left to quantize."""
+    def _back_to_float(self, even: QuantizedNetwork) -> None:
+        """The most sensitive layers, twice as many names each time, as long as there are others."""
+        names = list(sensitivities(even, self.means.images(CALIBRATION_BATCH)))
+        layers = [layer.name for layer in integer_layers(even)]
         count = 1
-        while count < len(layers) and not self.holds:
-            name, floats = f"{count} layer{'s' * (count > 1)} in float", layers[:count]
+        while not self.holds:
+            floats = names[:count]
+            inside_them = sum(any(inside(layer, name) for name in floats) for layer in layers)
+            if inside_them == len(layers):
+                return
+            name = f"{inside_them} layer{'s' * (inside_them > 1)} in float"
             self._try(name, partial(self._partly, even, floats), floats)
             if self.trains:
-                train = partial(self._trained, self.rungs[-1].network, f"{count}-in-float")
-                self._try(f"{name}, trained", train, floats)
+                self._try(f"{name}, trained", partial(self._trained, self.last, f"{count}-in-float"), floats)
             count *= 2
 
     def _partly(self, even: QuantizedNetwork, floats: Sequence[str]) -> QuantizedNetwork:
@@ -102,15 +117,12 @@ class Ladder:
         if self.holds:
             return
         started = time.monotonic()
-        network = make()
-        correct = self.means.correct(network)
-        self.rungs.append(Rung(name, network, correct, time.monotonic() - started, tuple(floats)))
+        self.last = make()
+        correct = self.means.correct(self.last)
+        if correct > max((rung.correct for rung in self.rungs), default=-1):
+            self.best = self.last
+        self.rungs.append(Rung(name, correct, time.monotonic() - started, tuple(floats)))
         self.say(name, correct)
-
-    @property
-    def _best(self) -> QuantizedNetwork:
-        """The most accurate so far; of equals, the first."""
-        return max(self.rungs, key=lambda rung: rung.correct).network
 
     def _equalised(self, even: QuantizedNetwork) -> QuantizedNetwork:
         """The network itself, equalised and calibrated again."""

@@ -43,20 +43,22 @@ class _Rounding(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_scale: Tensor | None, scale: Tensor, zero_point: Tensor) -> Tensor:
-        y = to_grid(x, scale, zero_point)
-        ctx.save_for_backward(x, y if log_scale is not None else None)
-        ctx.ends = [(end - int(zero_point)) * float(scale) for end in (-0.5, UINT8_MAX + 0.5)]
-        return y
+        ctx.save_for_backward(x)
+        ctx.grid, ctx.learns = (scale.clone(), zero_point), log_scale is not None
+        return to_grid(x, scale, zero_point)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         (gradient,) = gradients
-        x, y = ctx.saved_tensors
-        passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.ends)
-        if y is None:
+        (x,) = ctx.saved_tensors
+        scale, zero_point = ctx.grid
+        ends = [(end - int(zero_point)) * float(scale) for end in (-0.5, UINT8_MAX + 0.5)]
+        passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ends)
+        if not ctx.learns:
             return passed, None, None, None
-        slope = (gradient * y).addcmul_(passed, x, value=-1).sum(dtype=torch.float32)
-        return passed, slope / math.sqrt(y[0].numel() * UINT8_MAX), None, None
+        x, gradient = x.float(), gradient.float()  # y - x is small
+        slope = gradient * (to_grid(x, scale, zero_point) - x) + (gradient - passed) * x  # as above, without cancelling
+        return passed, slope.sum() / math.sqrt(x[0].numel() * UINT8_MAX), None, None
 
 
 class ActivationQuantizer(nn.Module):

@@ -21,7 +21,8 @@ from compressor.quantization.operators import LINEAR, aten
 
 MEMORY_BYTES = 2**31  # for the activations of all images at once,
 LIVE = 8  # as many as the largest: some are needed at the same time, each in float and rounded
-SAMPLES = 2**14  # of what a layer reads and gives
+SAMPLES = 2**14  # of what a layer reads and gives,
+AT_ONCE = 2**10  # so many at a time: fewer make slow products
 MOST_INPUTS = 2**13  # of an output channel: their second moments fill 256 MB
 
 
@@ -126,27 +127,25 @@ def _round(layer: IntegerLayer, inputs: Tensor, outputs: Tensor) -> None:
 def _in_rows(inputs: Tensor, outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """A sample of what a linear layer reads and gives: `[1, in, samples]` and `[1, out, samples]`."""
     read, given = inputs.flatten(0, -2), outputs.flatten(0, -2)
-    chosen = _some(len(read), SAMPLES)
+    chosen = torch.randperm(len(read), generator=torch.Generator().manual_seed(0))[:SAMPLES]
     yield read[chosen].T[None], given[chosen].T[None]
 
 
 def _in_windows(layer: IntegerLayer, inputs: Tensor, outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each image, a sample of what a convolution reads and gives.
+    """For some images at a time, a sample of what a convolution reads and gives.
 
     That is `[groups, in * k * k, samples]` and `[groups, out, samples]`, with the channels of one group.
     """
     given: list[Any] = list(layer.node.args[3:])
     stride, padding, dilation, groups = given + [[1, 1], [0, 0], [1, 1], 1][len(given) :]
-    for image, output in zip(inputs.split(1), outputs.split(1), strict=True):
-        windows = F.unfold(image, layer.weight.shape[2:], dilation, padding, stride)  # [1, in * k * k, positions]
-        chosen = _some(windows.shape[-1], -(-SAMPLES // len(inputs)))
-        read, made = windows[..., chosen], output.flatten(2)[..., chosen]
-        yield read.view(groups, -1, len(chosen)), made.view(groups, -1, len(chosen))
-
-
-def _some(count: int, wanted: int) -> Tensor:
-    """So many positions, at random but always the same; or all, if there are no more."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:wanted]
+    positions = outputs[0, 0].numel()
+    wanted = min(positions, -(-SAMPLES // len(inputs)))  # of each image
+    generator = torch.Generator().manual_seed(0)
+    for some, made in zip(*(each.split(-(-AT_ONCE // wanted)) for each in (inputs, outputs)), strict=True):
+        windows = F.unfold(some, layer.weight.shape[2:], dilation, padding, stride)  # [B, in * k * k, positions]
+        chosen = torch.randperm(positions, generator=generator)[:wanted]
+        read, written = (each[..., chosen].transpose(0, 1).flatten(1) for each in (windows, made.flatten(2)))
+        yield read.view(groups, -1, read.shape[1]), written.view(groups, -1, read.shape[1])
 
 
 def _product(sizes: Sequence[int]) -> int:

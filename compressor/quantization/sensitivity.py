@@ -21,14 +21,14 @@ def sensitivities(network: QuantizedNetwork, inputs: Tensor) -> dict[str, float]
     """
     found: dict[str, float] = {}
     with unrounded(network):
-        exact = network(inputs).log_softmax(1)
+        exact = network(inputs).double().log_softmax(1)
         for layer in integer_layers(network):
             quantizers = _around(network, layer.node)
             observers = [quantizer.observer for quantizer in quantizers]
             layer.quantizer.enabled = True
             for quantizer in quantizers:
                 quantizer.observer = None
-            rounded = network(inputs).log_softmax(1)
+            rounded = network(inputs).double().log_softmax(1)
             layer.quantizer.enabled = False
             for quantizer, observer in zip(quantizers, observers, strict=True):
                 quantizer.observer = observer

@@ -60,7 +60,7 @@ class LatencyTarget(Figures, extra="allow"):
         return self
 
 
-class Rung(Figures, extra="allow"):
+class TriedRung(Figures, extra="allow"):
     """A way of mending what integers cost: validation images that are right, and the speed-up over the float file."""
 
     name: str
@@ -69,18 +69,18 @@ class Rung(Figures, extra="allow"):
     speedup: Drawn | None = None
 
 
-class Ladder(Figures, extra="allow"):
+class TriedLadder(Figures, extra="allow"):
     """How a stage kept the accuracy on integers; `kept` names a rung, or is null if the network stays in float."""
 
     max_drop: Drawn
     images: Total
     correct_in_float: Count
     kept: str | None
-    rungs: tuple[Rung, ...]
+    rungs: tuple[TriedRung, ...]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if max(self.correct_in_float, *(rung.correct for rung in self.rungs)) > self.images:
+        if max([self.correct_in_float, *(rung.correct for rung in self.rungs)]) > self.images:
             raise ValueError(f"more than {self.images} of {self.images} images cannot be correct")
         if self.kept is not None and self.kept not in {rung.name for rung in self.rungs}:
             raise ValueError(f"there is no rung {self.kept!r}")
@@ -101,7 +101,7 @@ class Details(Figures, extra="allow"):
     agreement: Agreement | None = None
     pretrained: Origin | None = None
     latency_target: LatencyTarget | None = None
-    ladder: Ladder | None = None
+    ladder: TriedLadder | None = None
 
 
 def checked(details: dict[str, Any]) -> dict[str, Any]:
