@@ -5,9 +5,9 @@ PTQ is QAT with zero steps: one placement of quantizers, one save, one export; c
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from operator import not_
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from compressor.evaluation import Candidate
     from compressor.quantization import Ladder, QuantizedNetwork
 
+    _Made = tuple["_Work", QuantizedNetwork | None, dict[str, Any]]  # None: in float; what a report says of it
+
 FLOAT = "the network in float"  # as a teacher
 JUDGED_IMAGES = 1000  # of the validation split, on which a measured placement has to hold
 TOLERATED = 0.01  # of them: what a measured placement may cost
@@ -41,13 +43,6 @@ def _saturates() -> bool:
     from compressor.environment import saturates_int8  # importing torch takes seconds; wrong pipelines fail before
 
     return saturates_int8()
-
-
-class Placed(NamedTuple):
-    """A calibrated network, and where its integers are."""
-
-    candidate: "Candidate"
-    network: "QuantizedNetwork"
 
 
 class Quantize(Distillation, Stage):
@@ -138,38 +133,33 @@ class Quantize(Distillation, Stage):
         if _saturates():
             takes = "so weights take 7" if self.bits == 7 else "but weight_bits is 8; `auto` takes 7"
             context.services.console.say(f"  {self.id}: on this processor 8-bit products saturate, {takes}")
-        measured: dict[str, Any] = {}
+        work, details = _Work(self, model, context, evaluation.Candidate("layers", self.skip)), dict[str, Any]()
+        network: QuantizedNetwork | None
         if self.placement == "measured":
-            placed, measured = self._fastest(model, context)
+            work, network, details = self._fastest(work)
         else:
-            placed = self._placed(evaluation.Candidate(self.placement, self.skip), model, context)
-        if placed is None:
-            return model.with_network(model.copy_network(), details=measured)
-        if self.max_drop is None:
-            details = self._trained(placed.network, model, context)
-        else:
-            placed, details = self._mended(placed, model, context, self.max_drop)
-            if placed is None:
-                return model.with_network(model.copy_network(), details=details | measured)
-        network = placed.network
+            work = replace(work, candidate=replace(work.candidate, placement=self.placement))
+            network = work.calibrated()
+        if network is not None and self.max_drop is not None:
+            work, network, tried = self._mended(work, network, self.max_drop)
+            details |= tried
+        elif network is not None:
+            details |= work.train(network)
+        if network is None:
+            return model.with_network(model.copy_network(), details=details)
         change = models.Int8(
             activations=network.ranges(),
-            skip=placed.candidate.skip,
+            skip=work.candidate.skip,
             weight_bits=self.bits,
-            placement=placed.candidate.placement,
+            placement=work.candidate.placement,
         )
-        images = self._batches("measuring rounding error", network, context, quantization.NOISE_IMAGES)
+        images = work.batches("measuring rounding error", network, quantization.NOISE_IMAGES)
         noise = quantization.signal_to_noise(network, images)
         shape = context.data.preprocess.input_shape(2)
         layers, batch_norms = quantization.float_layers(network, shape), quantization.float_batch_norms(network)
         if words := quantization.in_float(layers, batch_norms):
             context.services.console.say(f"  {self.id} leaves in float: {words}")
-        details |= {
-            "signal_to_noise_db": noise,
-            "float_layers": layers,
-            "float_batch_norms": batch_norms,
-            **measured,
-        }
+        details |= {"signal_to_noise_db": noise, "float_layers": layers, "float_batch_norms": batch_norms}
         return model.with_network(network, change, details=details)
 
     def for_dry_run(self) -> Self:
@@ -179,160 +169,154 @@ class Quantize(Distillation, Stage):
             stage = validated_copy(stage, max_drop=None, mode="qat" if stage.epochs else "ptq")
         return validated_copy(stage, placement="wide") if self.placement == "measured" else stage
 
-    def _trained(
-        self, network: "QuantizedNetwork", model: "TorchModel", context: "Context", label: str = ""
-    ) -> dict[str, Any]:
-        """Train a quantized network, in place; what a report says of it."""
-        shown = self.shown(context)
-        if self.teacher_ids:
-            objective, weights = self.objective(network, shown)
-        else:
-            objective, weights = training.CrossEntropy(class_weights=training.class_weights(self, context.data)), []
-        if self.learn_scales:
-            for quantizer in network.activation_quantizers.values():
-                quantizer.learn_scale()
-        details = training.fit(network, objective, self, shown, label=label or self.id, views=self.views, start=model)
-        for quantizer in network.activation_quantizers.values():
-            quantizer.settle_scale()
-        return details | {"teacher_weights": weights}
+    def _fastest(self, work: "_Work") -> "_Made":
+        """The fastest placement whose accuracy holds.
 
-    def _mended(
-        self, placed: Placed, model: "TorchModel", context: "Context", max_drop: float
-    ) -> tuple[Placed | None, dict[str, Any]]:
-        """The first network whose accuracy holds, and what a report says of it; nothing if none does."""
-        means = _Means(self, placed.candidate, model, context)
-        total, in_float = len(context.data.validation), means.correct(model.copy_network())
-        say = context.services.console.say
+        Nothing if none is faster than the float file, or none keeps its accuracy. Mode qat and `max_drop` take the
+        fastest, and mend what rounding costs.
+        """
+        context, say = work.context, work.context.services.console.say
+        say(f"  {self.id}: timing placements of integers in ONNX Runtime; this takes a minute or two")
+        images = work.images(evaluation.ROUGH_IMAGES)
+        measured = evaluation.fastest_placement(work.model, images, skip=self.skip, weight_bits=self.bits)
+        say(f"  {self.id}: {measured.in_words()}")
+        if not measured.faster:
+            say(f"  {self.id}: the network stays in float")
+            return work, None, {"placement": measured.details(None)}
+        if self.mode != "ptq":
+            fastest = measured.faster[0]
+            work = replace(work, candidate=fastest.candidate)
+            return work, work.calibrated(), {"placement": measured.details(fastest)}
+        validation = context.data.validation
+        judged = validation.take(validation.spread(JUDGED_IMAGES))
+        in_float = work.correct_of(work.model.copy_network(), judged)
+        judgement = {"judged": len(judged), "correct_in_float": in_float}
+        correct: dict[evaluation.Candidate, int] = {}
+        for attempt in measured.faster:
+            work = replace(work, candidate=attempt.candidate)
+            network = work.calibrated()
+            right = correct[attempt.candidate] = work.correct_of(network, judged)
+            if right >= in_float - TOLERATED * len(judged):
+                say(f"  {self.id}: {attempt.in_words()}")
+                return work, network, {"placement": measured.details(attempt, correct) | judgement}
+            words = f"{right} of {len(judged)} validation images right, {in_float} in float"
+            say(f"  {self.id}: {attempt.in_words()} costs accuracy: {words}")
+        say(f"  {self.id}: the network stays in float; mode: qat trains what rounding costs")
+        return work, None, {"placement": measured.details(None, correct) | judgement}
+
+    def _mended(self, work: "_Work", calibrated: "QuantizedNetwork", max_drop: float) -> "_Made":
+        """The first network on the ladder whose accuracy holds; nothing if none does."""
+        total, in_float = len(work.context.data.validation), work.correct(work.model.copy_network())
+        say = work.context.services.console.say
         ladder = quantization.Ladder(
-            means,
+            work,
             math.ceil(in_float - max_drop / 100 * total),
             trains=self.epochs > 0,
             say=lambda name, correct: say(
                 f"  {self.id}: {name}: {correct} of {total} validation images right, {in_float} in float"
             ),
         )
-        holds = ladder.climb(placed.network)
-        kept = ladder.rungs[-1] if holds else None
-        details = dict(means.trainings.get(ladder.last, {})) if holds else {}
-        details["ladder"] = {
+        kept = ladder.rungs[-1] if ladder.climb(calibrated) else None
+        tried = {
             "max_drop": max_drop,
             "images": total,
             "correct_in_float": in_float,
             "kept": None if kept is None else kept.name,
-            "rungs": ladder.details(_speedups(ladder, placed.network, model)),
+            "rungs": ladder.details(_speedups(ladder, calibrated, work.model)),
         }
         if kept is None:
             say(f"  {self.id}: no network on integers holds its accuracy, so it stays in float")
-            return None, details
-        return Placed(means.without(kept.floats), ladder.last), details
+            return work, None, {"ladder": tried}
+        details = work.trainings.get(ladder.last, {})
+        return work.with_floats(kept.floats), ladder.last, {**details, "ladder": tried}
 
-    def _placed(self, candidate: "Candidate", model: "TorchModel", context: "Context") -> Placed:
-        """The network with integers where the candidate has them, calibrated."""
-        network = self._network(candidate, model, context)
-        self._calibrate(network, context)
-        return Placed(candidate, network)
 
-    def _network(self, candidate: "Candidate", model: "TorchModel", context: "Context") -> "QuantizedNetwork":
-        """The network with integers where the candidate has them, not calibrated."""
+@dataclass(frozen=True)
+class _Work:
+    """A network to quantize, by a stage's settings, with integers where the candidate has them."""
+
+    stage: Quantize
+    model: "TorchModel"
+    context: "Context"
+    candidate: "Candidate"
+    trainings: "dict[nn.Module, dict[str, Any]]" = field(default_factory=dict)  # what reports say of trained networks
+
+    def with_floats(self, names: "Sequence[str]") -> "_Work":
+        """The same with more layers in float."""
+        return replace(self, candidate=replace(self.candidate, skip=(*self.candidate.skip, *names)))
+
+    def place(self, floats: "Sequence[str]" = ()) -> "QuantizedNetwork":
+        """The network on integers, but for more layers, not calibrated."""
+        candidate = self.with_floats(floats).candidate
         return quantization.quantize_network(
-            model.copy_network(),
-            context.data.preprocess.input_shape(2),
+            self.model.copy_network(),
+            self.context.data.preprocess.input_shape(2),
             skip=candidate.skip,
-            weight_bits=self.bits,
+            weight_bits=self.stage.bits,
             placement=candidate.placement,
         )
 
-    def _calibrate(self, network: "QuantizedNetwork", context: "Context") -> None:
+    def calibrated(self) -> "QuantizedNetwork":
+        """The network on integers."""
+        network = self.place()
+        self.calibrate(network)
+        return network
+
+    def calibrate(self, network: "QuantizedNetwork") -> None:
         """Choose ranges on the calibration images, in place."""
-        images = self._batches("calibrating", network, context)
-        quantization.calibrate(network, images, self.observer, self.percentile)
+        quantization.calibrate(
+            network, self.batches("calibrating", network), self.stage.observer, self.stage.percentile
+        )
 
-    def _fastest(self, model: "TorchModel", context: "Context") -> tuple[Placed | None, dict[str, Any]]:
-        """The fastest placement whose accuracy holds, and what a report says of those tried.
+    def train(self, network: "QuantizedNetwork", label: str = "") -> dict[str, Any]:
+        """QAT, in place, from teachers or labels; on a ladder, without a teacher, from the network itself in float."""
+        stage, context = self.stage, self.context
+        if stage.max_drop is not None and not stage.teacher_ids:
+            stage = validated_copy(stage, teacher=FLOAT)
+            context = replace(context, teachers={**context.teachers, FLOAT: self.model})
+        context = stage.shown(context)
+        if stage.teacher_ids:
+            objective, weights = stage.objective(network, context)
+        else:
+            objective, weights = training.CrossEntropy(class_weights=training.class_weights(stage, context.data)), []
+        quantizers = network.activation_quantizers.values()
+        for quantizer in quantizers if stage.learn_scales else ():
+            quantizer.learn_scale()
+        name = f"{stage.id}-{label}" if label else stage.id
+        details = training.fit(network, objective, stage, context, label=name, views=stage.views, start=self.model)
+        for quantizer in quantizers:
+            quantizer.settle_scale()
+        self.trainings[network] = details | {"teacher_weights": weights}
+        return self.trainings[network]
 
-        Nothing if none is faster than the float file, or none keeps its accuracy. Mode qat takes the fastest: training
-        mends what rounding costs.
-        """
-        say = context.services.console.say
-        say(f"  {self.id}: timing placements of integers in ONNX Runtime; this takes a minute or two")
-        images = next(context.data.calibration_batches(evaluation.ROUGH_IMAGES, evaluation.ROUGH_IMAGES))
-        measured = evaluation.fastest_placement(model, images, skip=self.skip, weight_bits=self.bits)
-        say(f"  {self.id}: {measured.in_words()}")
-        if not measured.faster:
-            say(f"  {self.id}: the network stays in float")
-            return None, {"placement": measured.details(None)}
-        if self.mode != "ptq":  # what it costs is mended
-            fastest = measured.faster[0]
-            return self._placed(fastest.candidate, model, context), {"placement": measured.details(fastest)}
-        validation = context.data.validation
-        judged = validation.take(validation.spread(JUDGED_IMAGES))
-        in_float = self._correct(model.copy_network(), judged, context)
-        judgement = {"judged": len(judged), "correct_in_float": in_float}
-        correct: dict[evaluation.Candidate, int] = {}
-        for attempt in measured.faster:
-            placed = self._placed(attempt.candidate, model, context)
-            right = correct[attempt.candidate] = self._correct(placed.network, judged, context)
-            if right >= in_float - TOLERATED * len(judged):
-                say(f"  {self.id}: {attempt.in_words()}")
-                return placed, {"placement": measured.details(attempt, correct) | judgement}
-            words = f"{right} of {len(judged)} validation images right, {in_float} in float"
-            say(f"  {self.id}: {attempt.in_words()} costs accuracy: {words}")
-        say(f"  {self.id}: the network stays in float; mode: qat trains what rounding costs")
-        return None, {"placement": measured.details(None, correct) | judgement}
+    def correct(self, network: "nn.Module") -> int:
+        """How many validation images the network predicts correctly."""
+        return self.correct_of(network, self.context.data.validation)
 
-    def _correct(self, network: "nn.Module", split: "Split", context: "Context") -> int:
+    def correct_of(self, network: "nn.Module", split: "Split") -> int:
         """How many images of a split the network predicts correctly."""
-        layout = training.layout_of(network, context.data)
-        network.to(context.device).to(memory_format=layout)
-        correct = training.evaluate(network, split, context, "fp32", layout)
+        layout = training.layout_of(network, self.context.data)
+        network.to(self.context.device).to(memory_format=layout)
+        correct = training.evaluate(network, split, self.context, "fp32", layout)
         network.cpu()
         return correct
 
-    def _batches(
-        self, label: str, network: "QuantizedNetwork", context: "Context", images: int | None = None
-    ) -> "Iterator[Tensor]":
-        """The calibration images, or the first of them, normalised, in small batches, with progress."""
-        layout = training.layout_of(network, context.data)
-        network.to(memory_format=layout)
-        count = len(context.data.calibration)
-        largest = context.data.preprocess.max_batch // quantization.CALIBRATION_SHARE
-        size = min(quantization.CALIBRATION_BATCH, max(1, largest))
-        with context.services.console.progress(label, min(count, images or count)) as advance:
-            for batch in context.data.calibration_batches(size, images):
-                yield batch.contiguous(memory_format=layout)
-                advance(len(batch))
-
-
-class _Means:
-    """What a ladder needs, by a stage's settings."""
-
-    def __init__(self, stage: Quantize, candidate: "Candidate", model: "TorchModel", context: "Context") -> None:
-        self.stage, self.candidate, self.model, self.context = stage, candidate, model, context
-        self.trainings: dict[nn.Module, dict[str, Any]] = {}  # what a report says of each network that was trained
-
-    def without(self, floats: "Sequence[str]") -> "Candidate":
-        """The placement with more layers in float."""
-        return replace(self.candidate, skip=(*self.candidate.skip, *floats))
-
-    def place(self, floats: "Sequence[str]") -> "QuantizedNetwork":
-        return self.stage._network(self.without(floats), self.model, self.context)
-
-    def calibrate(self, network: "QuantizedNetwork") -> None:
-        self.stage._calibrate(network, self.context)
-
     def images(self, most: int) -> "Tensor":
+        """The first calibration images, normalised, `[N, C, H, W]`."""
         return next(self.context.data.calibration_batches(most, most))
 
-    def train(self, network: "QuantizedNetwork", label: str) -> None:
-        """From the teacher; without one, from the network itself in float."""
-        stage, context = self.stage, self.context
-        if not stage.teacher_ids:
-            stage = validated_copy(stage, teacher=FLOAT)
-            context = replace(context, teachers={**context.teachers, FLOAT: self.model})
-        self.trainings[network] = stage._trained(network, self.model, context, f"{stage.id}-{label}")
-
-    def correct(self, network: "nn.Module") -> int:
-        return self.stage._correct(network, self.context.data.validation, self.context)
+    def batches(self, label: str, network: "QuantizedNetwork", images: int | None = None) -> "Iterator[Tensor]":
+        """The calibration images, or the first of them, normalised, in small batches, with progress."""
+        data = self.context.data
+        layout = training.layout_of(network, data)
+        network.to(memory_format=layout)
+        count = len(data.calibration)
+        largest = data.preprocess.max_batch // quantization.CALIBRATION_SHARE
+        size = min(quantization.CALIBRATION_BATCH, max(1, largest))
+        with self.context.services.console.progress(label, min(count, images or count)) as advance:
+            for batch in data.calibration_batches(size, images):
+                yield batch.contiguous(memory_format=layout)
+                advance(len(batch))
 
 
 def _speedups(ladder: "Ladder", calibrated: "QuantizedNetwork", model: "TorchModel") -> list[float | None]:

@@ -26,7 +26,7 @@ from compressor.quantization.layers import integer_layers
 from compressor.quantization.network import unrounded
 from compressor.quantization.reconstruction import reconstruct
 from compressor.quantization.sensitivity import carry_over, sensitivities
-from stages import Quantize
+from stages import Quantize, quantize
 from tests import networks
 from tests.conftest import accuracy, executed
 
@@ -385,16 +385,20 @@ def test_equalising_is_enough_where_channels_are_uneven(uneven: TorchModel, cont
     assert torch.equal(loaded.predict(inputs), quantized.predict(inputs))
 
 
+def judge_harshly(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    """Find integers wanting: so many images fewer are right."""
+    honest = quantize._Work.correct_of
+    monkeypatch.setattr(
+        quantize._Work,
+        "correct_of",
+        lambda work, network, split: honest(work, network, split) - images * isinstance(network, QuantizedNetwork),
+    )
+
+
 def test_every_rung_is_climbed_where_none_holds(
     uneven: TorchModel, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Judged by a judge who finds integers wanting, whatever they are."""
-    honest = Quantize._correct
-
-    def strict(stage: Quantize, network: nn.Module, split: Any, context: Context) -> int:
-        return honest(stage, network, split, context) - 50 * isinstance(network, QuantizedNetwork)
-
-    monkeypatch.setattr(Quantize, "_correct", strict)
+    judge_harshly(monkeypatch, 50)
     kept = Quantize(max_drop=0.5, epochs=1).run(uneven, context)
     assert not kept.quantized
     ladder = kept.details["ladder"]
@@ -450,12 +454,7 @@ class _Net(nn.Module):
 
 def test_names_that_hold_all_layers_do_not_go_back_to_float(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     model = context.new_model("tests.test_mending:Nested", {})
-    honest = Quantize._correct
-    monkeypatch.setattr(
-        Quantize,
-        "_correct",
-        lambda stage, network, *rest: honest(stage, network, *rest) - 200 * isinstance(network, QuantizedNetwork),
-    )
+    judge_harshly(monkeypatch, 200)
     monkeypatch.setattr(ladder_module, "sensitivities", lambda *_: {"net": 2.0, "net.conv": 1.0})
     kept = Quantize(max_drop=0, epochs=0).run(model, context)
     assert kept.details["ladder"]["kept"] is None

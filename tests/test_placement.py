@@ -266,7 +266,7 @@ def test_the_fastest_whose_accuracy_holds_is_kept(
     monkeypatch.setattr("compressor.evaluation.fastest_placement", lambda *_, **__: fastest)
     answers = iter(right)
     monkeypatch.setattr(quantize, "JUDGED_IMAGES", 100)
-    monkeypatch.setattr(Quantize, "_correct", lambda *_: next(answers))
+    monkeypatch.setattr(quantize._Work, "correct_of", lambda *_: next(answers))
     settings = {"mode": mode, "placement": "measured", "epochs": int(mode == "qat")}
     quantized = Quantize.model_validate(settings).run(gated, context)
     assert quantized.details["placement"]["placement"] == chosen

@@ -35,7 +35,7 @@ class Means(Protocol):
     def images(self, most: int) -> Tensor:
         """The first calibration images, normalised, `[N, C, H, W]`."""
 
-    def train(self, network: QuantizedNetwork, label: str) -> None:
+    def train(self, network: QuantizedNetwork, label: str) -> object:
         """QAT, in place."""
 
     def correct(self, network: QuantizedNetwork) -> int:
