@@ -34,7 +34,13 @@ def test_the_file_is_what_readers_expect(shipped: OnnxModel) -> None:
 
 def test_metadata_says_how_to_feed_it(shipped: OnnxModel, context: Context) -> None:
     metadata = {entry.key: entry.value for entry in onnx.load_from_string(shipped.content).metadata_props}
-    assert set(metadata) == {"compressor.preprocess", "compressor.labels", "compressor.pipeline"}
+    assert set(metadata) == {
+        "compressor.preprocess",
+        "compressor.labels",
+        "compressor.pipeline",
+        "compressor.weight_bits",
+        "compressor.made_for",
+    }
     assert json.loads(metadata["compressor.preprocess"]) == {
         "size": [8, 8],
         "channels": 1,

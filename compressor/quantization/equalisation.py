@@ -26,11 +26,7 @@ HOMOGENEOUS = {  # f(s x) = s f(x) for every channel
     aten.clone.default,
     aten.contiguous.default,
 }
-POOLS = {
-    aten.max_pool2d.default,
-    aten.avg_pool2d.default,
-    aten.adaptive_avg_pool2d.default,
-}  # of [N, C, H, W]
+POOLS = {aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default}  # of [N, C, H, W]
 RESHAPING = {aten.flatten.using_ints, aten.view.default, aten.reshape.default}
 LEAST = 1e-6  # of the largest s: a channel that is nearly always zero is not blown up without bounds
 
