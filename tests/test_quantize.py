@@ -74,8 +74,8 @@ def test_gradients_pass_where_the_grid_reaches(dtype: torch.dtype) -> None:
     x = torch.tensor([-7.0, -5.5, -5.1, -0.3, 0.0, 100, 122.6, 123, 200], dtype=dtype, requires_grad=True)
     rounded = quantizer(x)
     assert rounded.tolist() == [-5, -5, -5, -0.5, 0, 100, 122.5, 122.5, 122.5]
-    assert rounded.dtype == dtype
-    rounded.backward(torch.arange(1, 10).to(dtype))
+    assert rounded.dtype == torch.float32  # bfloat16 would round again
+    rounded.backward(torch.arange(1.0, 10))
     assert x.grad.tolist() == [0, 0, 3, 4, 5, 6, 7, 0, 0]  # type: ignore[union-attr]
 
 
@@ -90,7 +90,7 @@ def test_a_scale_learns_as_lsq_says(dtype: torch.dtype) -> None:
     quantizer.scale.fill_(scale)
     quantizer.zero_point.fill_(zero)
     quantizer.learn_scale()
-    quantizer(x).backward(gradient)
+    quantizer(x).backward(gradient.float())
     v = x.double().numpy() / scale
     inside = (v > -zero) & (v < 255 - zero)
     slope = np.where(inside, np.round(v) - v, np.clip(v, -zero, 255 - zero))
@@ -100,7 +100,7 @@ def test_a_scale_learns_as_lsq_says(dtype: torch.dtype) -> None:
     few.scale.fill_(0.05)
     few.learn_scale()
     x = torch.from_numpy(random.uniform(0.1, 12, (1, 4000))).to(dtype)  # all inside, where the terms are small
-    few(x).backward(torch.ones_like(x))
+    few(x).backward(torch.ones(x.shape))
     errors = np.round(x.double().numpy() / 0.05) * 0.05 - x.double().numpy()
     assert float(few.log_scale.grad) == pytest.approx(errors.sum() / math.sqrt(4000 * 255), rel=1e-3)  # type: ignore[union-attr, arg-type]
     quantizer.log_scale.data.fill_(math.log(2))  # type: ignore[union-attr]

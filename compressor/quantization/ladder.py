@@ -55,16 +55,15 @@ class Rung:
 class Ladder:
     """Networks made one after the other, until one has enough images right.
 
-    Mending makes up for the errors of the layers before, so it always begins from a network that was not mended.
+    Mending makes up for the errors of the layers before, and training does so better by itself, so both always begin
+    from a network that was not mended.
 
     Attributes:
         rungs: what was tried, in order.
         last: the last network.
-        best: the one with the most images right; of equals, the first.
     """
 
     last: QuantizedNetwork
-    best: QuantizedNetwork
 
     def __init__(self, means: Means, enough: int, *, trains: bool, say: Callable[[str, int], object]) -> None:
         """`say` is told the name of each network, and how many images it has right."""
@@ -85,12 +84,12 @@ class Ladder:
             even = calibrated
         self._try("rounded by AdaRound", lambda: self._mended(even, round_weights=True))
         if self.trains:
-            self._try("trained", lambda: self._trained(self.best, "trained"))
+            self._try("trained", lambda: self._trained(calibrated, "trained"))
         if not self.holds:
-            self._back_to_float(even)
+            self._back_to_float(calibrated, even)
         return self.holds
 
-    def _back_to_float(self, even: QuantizedNetwork) -> None:
+    def _back_to_float(self, calibrated: QuantizedNetwork, even: QuantizedNetwork) -> None:
         """The most sensitive layers, twice as many names each time, as long as there are others."""
         names = list(sensitivities(even, self.means.images(CALIBRATION_BATCH)))
         layers = [layer.name for layer in integer_layers(even)]
@@ -101,16 +100,18 @@ class Ladder:
             if inside_them == len(layers):
                 return
             name = f"{inside_them} layer{'s' * (inside_them > 1)} in float"
-            self._try(name, partial(self._partly, even, floats), floats)
+            mended = partial(self._mended, self._partly(even, floats), round_weights=True)
+            self._try(name, mended, floats)
             if self.trains:
-                self._try(f"{name}, trained", partial(self._trained, self.last, f"{count}-in-float"), floats)
+                trained = partial(self._trained, self._partly(calibrated, floats), f"{count}-in-float")
+                self._try(f"{name}, trained", trained, floats)
             count *= 2
 
-    def _partly(self, even: QuantizedNetwork, floats: Sequence[str]) -> QuantizedNetwork:
-        """The network with some layers in float, mended."""
+    def _partly(self, network: QuantizedNetwork, floats: Sequence[str]) -> QuantizedNetwork:
+        """A network with some of its layers in float."""
         partly = self.means.place(floats)
-        carry_over(even, partly)
-        return self._mended(partly, round_weights=True)
+        carry_over(network, partly)
+        return partly
 
     def _try(self, name: str, make: Callable[[], QuantizedNetwork], floats: Sequence[str] = ()) -> None:
         """Make and judge one more network, unless the last one holds."""
@@ -119,8 +120,6 @@ class Ladder:
         started = time.monotonic()
         self.last = make()
         correct = self.means.correct(self.last)
-        if correct > max((rung.correct for rung in self.rungs), default=-1):
-            self.best = self.last
         self.rungs.append(Rung(name, correct, time.monotonic() - started, tuple(floats)))
         self.say(name, correct)
 
