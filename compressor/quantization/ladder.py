@@ -7,7 +7,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -99,13 +98,17 @@ class Ladder:
             inside_them = sum(any(inside(layer, name) for name in floats) for layer in layers)
             if inside_them == len(layers):
                 return
-            name = f"{inside_them} layer{'s' * (inside_them > 1)} in float"
-            mended = partial(self._mended, self._partly(even, floats), round_weights=True)
-            self._try(name, mended, floats)
-            if self.trains:
-                trained = partial(self._trained, self._partly(calibrated, floats), f"{count}-in-float")
-                self._try(f"{name}, trained", trained, floats)
+            self._try_floats(f"{inside_them} layer{'s' * (inside_them > 1)} in float", floats, calibrated, even)
             count *= 2
+
+    def _try_floats(
+        self, name: str, floats: Sequence[str], calibrated: QuantizedNetwork, even: QuantizedNetwork
+    ) -> None:
+        """Leave some layers in float: mended, then trained."""
+        self._try(name, lambda: self._mended(self._partly(even, floats), round_weights=True), floats)
+        if self.trains:
+            label = f"{len(floats)}-in-float"
+            self._try(f"{name}, trained", lambda: self._trained(self._partly(calibrated, floats), label), floats)
 
     def _partly(self, network: QuantizedNetwork, floats: Sequence[str]) -> QuantizedNetwork:
         """A network with some of its layers in float."""

@@ -5,7 +5,8 @@
 - AdaRound (`adaround`): weights are rounded up or down, whichever is better, and not to the nearest.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ def images_at_once(network: QuantizedNetwork) -> int:
     computed = [node for node in network.graph.nodes if node.op == "call_function"]
     values = [node.meta["val"] for node in computed if isinstance(node.meta.get("val"), Tensor)]
     sides = [[side for side in value.shape if isinstance(side, int)] for value in values]  # the batch is symbolic
-    return max(1, MEMORY_BYTES // (LIVE * 4 * max(map(_product, sides))))
+    return max(1, MEMORY_BYTES // (LIVE * 4 * max(map(math.prod, sides))))
 
 
 @torch.no_grad()
@@ -112,7 +113,7 @@ def _side(values: Any, side: Literal["exact", "rounded"]) -> Any:
 def _round(layer: IntegerLayer, inputs: Tensor, outputs: Tensor) -> None:
     """AdaRound for one layer, in place."""
     weight, target = layer.weight, layer.node.target
-    size = _product(weight.shape[1:])  # inputs of an output channel
+    size = math.prod(weight.shape[1:])  # inputs of an output channel
     if size > MOST_INPUTS or not (target in LINEAR or target is aten.conv2d.default):
         return
     moments = Moments(centred=layer.bias is not None)
@@ -146,7 +147,3 @@ def _in_windows(layer: IntegerLayer, inputs: Tensor, outputs: Tensor) -> Iterato
         chosen = torch.randperm(positions, generator=generator)[:wanted]
         read, written = (each[..., chosen].transpose(0, 1).flatten(1) for each in (windows, made.flatten(2)))
         yield read.view(groups, -1, read.shape[1]), written.view(groups, -1, read.shape[1])
-
-
-def _product(sizes: Sequence[int]) -> int:
-    return torch.Size(sizes).numel()
