@@ -230,8 +230,6 @@ def test_a_batch_norm_is_folded_whatever_it_lacks(layer: nn.Module, gamma: bool,
     [
         ("NormOnInput", {"QLinearConv": 1, "QGemm": 1}),
         ("NormOnFeatures", {"QLinearConv": 1, "QGemm": 1}),
-        ("RepVGG", {"QLinearConv": 3, "QLinearAdd": 2, "QGemm": 1}),
-        ("NormAdded", {"QLinearConv": 2, "QLinearAdd": 1, "QGemm": 1}),
     ],
 )
 def test_a_batch_norm_that_cannot_be_folded_stays_in_float_and_the_rest_is_integer(

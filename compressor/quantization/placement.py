@@ -1,10 +1,10 @@
 """Where a network is rounded to integers: one placement for post-training quantization, training, saving and export.
 
-A quantized network is the exported graph of the float one, with BatchNorm folded into the layer before it, and with
-quantizers where ONNX Runtime needs them to execute every convolution, linear layer and residual addition on integers:
-at the inputs of these layers and at their outputs, after the activation function if there is one. Max pooling and
-reshaping share the grid of their input. A layer whose weight or bias is computed in the forward pass stays in float,
-and so does a BatchNorm that cannot be folded; `float_layers` names them.
+A quantized network is the exported graph of the float one, with BatchNorm folded into the layer before it, parallel
+convolutions of one tensor folded into one, and quantizers where ONNX Runtime needs them to execute every convolution,
+linear layer and residual addition on integers: at the inputs of these layers and at their outputs, after the activation
+function if there is one. Max pooling and reshaping share the grid of their input. A layer whose weight or bias is
+computed in the forward pass stays in float, and so does a BatchNorm that cannot be folded; `float_layers` names them.
 """
 
 import copy
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, fx, nn
 
 from compressor.errors import ArchitectureError
+from compressor.quantization.branches import fold_branches
 from compressor.quantization.network import (
     ACTIVATIONS_AT,
     PARAMETERS_AT,
@@ -47,7 +48,7 @@ def quantize_network(
     weight_bits: int = 8,
     placement: Placement = "layers",
 ) -> QuantizedNetwork:
-    """Fold BatchNorm and place quantizers; `network` is not changed.
+    """Fold BatchNorm and branches, and place quantizers; `network` is not changed.
 
     Args:
         network: a float network, `[N, C, H, W] -> [N, classes]`.
@@ -62,6 +63,8 @@ def quantize_network(
     graph_module = _graph(network, input_shape)
     graph = graph_module.graph
     fold_batch_norm(graph_module)
+    fold_branches(graph_module)
+    fold_batch_norm(graph_module)  # after sums of branches
     if placement == "wide":
         take_apart(graph_module)
     for name in skip:

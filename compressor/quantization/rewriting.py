@@ -29,16 +29,24 @@ def fold_batch_norm(graph_module: fx.GraphModule) -> None:
         fuse: Callable[..., tuple[nn.Parameter, nn.Parameter]] = (
             fuse_conv_bn_weights if layer.target in CONVOLUTIONS else fuse_linear_bn_weights
         )
-        folded_weight, folded_bias = fuse(attribute(graph_module, weight), old_bias, mean, var, eps, gamma, beta)
-        bias_target = str(bias.target) if bias is not None else _new_bias(graph_module, str(weight.target))
-        set_attribute(graph_module, str(weight.target), folded_weight)
-        set_attribute(graph_module, bias_target, folded_bias)
-        with graph.inserting_before(layer):
-            bias = graph.get_attr(bias_target)
-        layer.args = (layer.args[0], weight, bias, *layer.args[3:])
+        folded = fuse(attribute(graph_module, weight), old_bias, mean, var, eps, gamma, beta)
+        set_parameters(graph_module, layer, *folded)
         for output in list(norm.users):
             output.replace_all_uses_with(layer)
     graph.eliminate_dead_code()
+
+
+def set_parameters(graph_module: fx.GraphModule, layer: fx.Node, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a layer another weight and bias, which no other layer reads."""
+    weight_node, bias_node = parameters(layer)
+    set_attribute(graph_module, str(weight_node.target), nn.Parameter(weight.detach()))
+    if bias is None:
+        return
+    bias_target = str(bias_node.target) if bias_node is not None else _new_bias(graph_module, str(weight_node.target))
+    set_attribute(graph_module, bias_target, nn.Parameter(bias.detach()))
+    with graph_module.graph.inserting_before(layer):
+        bias_node = graph_module.graph.get_attr(bias_target)
+    layer.args = (layer.args[0], weight_node, bias_node, *layer.args[3:])
 
 
 def take_apart(graph_module: fx.GraphModule) -> None:

@@ -58,7 +58,8 @@ def to_markdown(report: Report) -> str:
         "Accuracy is measured on each stage's ONNX file in ONNX Runtime over the whole test split, with its Wilson 95% "
         f"interval. Latency is the median for one batch; the factor is the speed-up over {escaped(report.baseline)} in "
         "the same setting, the two timed in alternation; its interval spans the 95% bootstrap intervals of all timing "
-        "sessions. p is from McNemar's exact test. Parameters and MACs are counted before BatchNorm is folded.",
+        "sessions. p is from McNemar's exact test. Parameters and MACs are counted before BatchNorm and branches are "
+        "folded.",
         "",
         *(f"- {escaped(remark)}" for remark in remarks(report)),
         "",
