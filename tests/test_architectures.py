@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from compressor import Context, TorchModel, load
 from compressor.data.preprocess import Preprocess
@@ -51,6 +52,22 @@ def test_blocks_and_widths_of_each_stage() -> None:
     assert network.get_submodule("fc").weight.shape == (10, 128)  # type: ignore[union-attr]
 
 
+def test_repvgg_adds_its_branches_by_hand() -> None:
+    network = build("repvgg", blocks=[0, 2], widths=[4, 8]).eval()
+    x = torch.randn(2, 8, 6, 6)
+    halving, plain = network.get_submodule("layer2")
+    assert halving(torch.randn(2, 4, 6, 6)).shape == (2, 8, 3, 3)
+    assert halving.identity is None  # of another shape
+    with torch.no_grad():
+        plain.conv3.weight.zero_()
+        plain.conv1.weight.copy_(2 * torch.eye(8)[:, :, None, None])
+        plain.identity.weight.fill_(3)
+        assert torch.allclose(plain(x), 5 * x.relu(), rtol=1e-4)  # untrained norms change nothing; 2 x + 3 x
+        plain.conv3.weight[:, :, 2, 1] = torch.eye(8)
+        below = nn.functional.pad(x, (0, 0, 0, 1))[:, :, 1:]
+        assert torch.allclose(plain(x), (5 * x + below).relu(), rtol=1e-4)
+
+
 def test_torchvision_networks_take_the_class_count() -> None:
     assert build("torchvision:resnet18")(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
@@ -62,6 +79,7 @@ def test_torchvision_networks_take_the_class_count() -> None:
         ("vgg", {}, "unknown model 'vgg'"),
         ("torchvision:rezznet", {}, "no classification network named 'rezznet'"),
         ("resnet", {"blocks": [1], "widths": [4, 8]}, "one number per stage"),
+        ("repvgg", {}, "missing 2 required positional arguments"),
         ("resnet20", {"width": 3}, "width"),
     ],
 )

@@ -17,6 +17,7 @@ from compressor.config.factories import factory_of
 from compressor.config.spec import Arguments
 from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
 from compressor.models.libraries.catalogue import library_of
+from compressor.models.repvgg import RepVGG
 from compressor.models.resnet import ResNet, blocks_of_depth
 from compressor.tracing import layer_in_words, running_layers
 
@@ -34,6 +35,7 @@ class Architecture(BaseModel):
 
     - `resnet8`, `resnet14`, `resnet20`, `resnet32`, `resnet44`, `resnet56`, `resnet110`: He's CIFAR ResNets;
     - `resnet` with `arguments: {blocks: [1, 1, 1], widths: [16, 64, 128]}`: their general form;
+    - `repvgg` with the same arguments: plain 3x3 convolutions in an int8 file, with branches while it trains;
     - `torchvision:NAME` and `timm:NAME`: a classification network of these libraries, without its weights;
     - `package.module:Factory`: your own callable that returns an `nn.Module`. It is called with `arguments`, and
       with `num_classes` and `in_channels` if it has parameters with these names.
@@ -105,12 +107,14 @@ class Architecture(BaseModel):
             return library.build(name, self.arguments, **data)
         if self.model == "resnet":
             return ResNet(**{**data, **self.arguments})
+        if self.model == "repvgg":
+            return RepVGG(**{**data, **self.arguments})
         if match := re.fullmatch(r"resnet(\d{1,6})", self.model):
             blocks = blocks_of_depth(int(match[1]))
             return ResNet(**{**data, "blocks": blocks, "widths": (16, 32, 64), **self.arguments})
         raise ArchitectureError(
-            f"unknown model {self.model!r}; expected resnet20 (or 8, 14, 32, 44, 56, 110), resnet with blocks "
-            "and widths, torchvision:NAME, timm:NAME, or package.module:Factory"
+            f"unknown model {self.model!r}; expected resnet20 (or 8, 14, 32, 44, 56, 110), resnet or repvgg with "
+            "blocks and widths, torchvision:NAME, timm:NAME, or package.module:Factory"
         )
 
 

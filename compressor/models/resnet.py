@@ -4,6 +4,7 @@ Parameters are named as in torchvision's ResNet: `conv1, bn1, layer1.0.conv1, â€
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ class ResNet(nn.Module):
     The first stage works at the resolution of the images, and each later one at half that of the one before.
     """
 
+    block: ClassVar[type[nn.Module]] = BasicBlock
+
     def __init__(
         self, blocks: Sequence[int], widths: Sequence[int], num_classes: int = 10, in_channels: int = 3
     ) -> None:
@@ -63,7 +66,7 @@ class ResNet(nn.Module):
         for stage, (count, out) in enumerate(zip(blocks, widths, strict=True)):
             layer = nn.Sequential()
             for block in range(count):
-                layer.append(BasicBlock(width, out, stride=2 if stage > 0 and block == 0 else 1))
+                layer.append(self.block(width, out, 2 if stage > 0 and block == 0 else 1))
                 width = out
             self.add_module(f"layer{stage + 1}", layer)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
