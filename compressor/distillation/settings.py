@@ -28,57 +28,52 @@ class Cache(Spec):
     """How many views of every image."""
 
 
-class KL(Spec):
+class _Loss(Spec):
+    weight: float = Field(1.0, gt=0, le=1e6)
+    """What the loss is multiplied by before it is added; of several layers, what their mean is."""
+
+
+class KL(_Loss):
     """KL divergence of softened probabilities (Hinton, Vinyals and Dean 2015)."""
 
     loss: Literal["kl"] = "kl"
     """Which loss this is."""
-    weight: float = Field(1.0, gt=0, le=1e6)
-    """What the loss is multiplied by before it is added."""
 
 
-class DKD(Spec):
+class DKD(_Loss):
     """KL divergence in two parts: the label against the rest, and the rest among itself (Zhao et al. 2022)."""
 
     loss: Literal["dkd"] = "dkd"
     """Which loss this is."""
-    weight: float = Field(1.0, gt=0, le=1e6)
-    """What the loss is multiplied by before it is added."""
     target: float = Field(1.0, ge=0, le=1e6)
     """The weight of the label against the rest, the paper's α."""
     others: float = Field(8.0, ge=0, le=1e6)
     """The weight of the rest among itself, the paper's β."""
 
 
-class DIST(Spec):
+class DIST(_Loss):
     """Correlation of probabilities, over classes and over images (Huang et al. 2022)."""
 
     loss: Literal["dist"] = "dist"
     """Which loss this is."""
-    weight: float = Field(1.0, gt=0, le=1e6)
-    """What the loss is multiplied by before it is added."""
     inter: float = Field(1.0, ge=0, le=1e6)
     """The weight of the correlation over the classes of an image, the paper's β."""
     intra: float = Field(1.0, ge=0, le=1e6)
     """The weight of the correlation over the images of a class, the paper's γ."""
 
 
-class MSE(Spec):
+class MSE(_Loss):
     """Mean squared error of logits (Kim et al. 2021)."""
 
     loss: Literal["mse"] = "mse"
     """Which loss this is."""
-    weight: float = Field(1.0, gt=0, le=1e6)
-    """What the loss is multiplied by before it is added."""
 
 
-class _OnLayers(Spec):
+class _OnLayers(_Loss):
     student: str | None = None
     """The student's layer, by its module name, as in `layer2`."""
     teacher: str | None = None
     """The teacher's layer; without names, a student made of its teacher's blocks learns where each stage ends."""
-    weight: float = Field(1.0, gt=0, le=1e6)
-    """What the loss is multiplied by before it is added; of several layers, that of their mean."""
 
     @model_validator(mode="after")
     def _both_are_named_or_none(self) -> Self:
@@ -101,13 +96,11 @@ class Attention(_OnLayers):
     """Which loss this is."""
 
 
-class SRD(Spec):
+class SRD(_Loss):
     """Train what the student's classifier reads to predict what the teacher's does (Miles and Mikolajczyk 2024)."""
 
     loss: Literal["srd"] = "srd"
     """Which loss this is."""
-    weight: float = Field(1.0, gt=0, le=1e6)
-    """What the loss is multiplied by before it is added."""
 
 
 def _named(*known: type[Spec]) -> Discriminator:
