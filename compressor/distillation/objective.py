@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ON_LAYERS = {Hints: hints.Hint, Attention: attention.Attention, SRD: srd.SRD}
 
 
-class Pair(NamedTuple):
+class LayerPair(NamedTuple):
     """A layer of each network, and the loss between them."""
 
     feature: Hints | Attention | SRD
@@ -60,21 +60,21 @@ def _weights(settings: Distillation, teachers: list[Teacher], context: "Context"
 
 def _pairs(
     features: Sequence[Hints | Attention | SRD], student: nn.Module, teacher: nn.Module, example: Tensor
-) -> Iterator[Pair]:
+) -> Iterator[LayerPair]:
     """The layers that each setting means."""
     for feature in features:
         if isinstance(feature, SRD):
             ends = (INPUT_OF + classifier_of(network, example) for network in (student, teacher))
-            yield Pair(feature, feature.weight, *ends)
+            yield LayerPair(feature, feature.weight, *ends)
         elif feature.student is not None and feature.teacher is not None:
-            yield Pair(feature, feature.weight, feature.student, feature.teacher)
+            yield LayerPair(feature, feature.weight, feature.student, feature.teacher)
         else:
             shared = shared_layers(student, teacher, example)
-            yield from (Pair(feature, feature.weight / len(shared), name, name) for name in shared)
+            yield from (LayerPair(feature, feature.weight / len(shared), name, name) for name in shared)
 
 
 def _on_layers(
-    pairs: Sequence[Pair], network: nn.Module, teacher: Teacher, example: Tensor, seed: int
+    pairs: Sequence[LayerPair], network: nn.Module, teacher: Teacher, example: Tensor, seed: int
 ) -> list[Objective]:
     """One loss for each pair, with initial weights from the seed."""
     given = layer_outputs(network, [pair.student for pair in pairs], example)
