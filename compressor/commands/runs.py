@@ -31,12 +31,22 @@ DEVICE = click.option(
 @click.option("--out", type=PATH, metavar="DIR", help="Folder of the run; runs/<name> by default.")
 @setting
 @DEVICE
-@click.option("--fresh", is_flag=True, help="Start over.")
+@click.option("--fresh", is_flag=True, help="Start over; nothing is taken from the store, either.")
+@click.option("--store", type=PATH, metavar="DIR", help="What runs share, to repeat nothing; runs/.store by default.")
+@click.option("--no-store", is_flag=True, help="Share nothing with other runs.")
 @loudness
 def run(
-    path: Path, out: Path | None, overrides: tuple[str, ...], device: str, fresh: bool, quiet: bool, verbose: bool
+    path: Path,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    device: str,
+    fresh: bool,
+    store: Path | None,
+    no_store: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
-    """Run a pipeline, or resume where an earlier run stopped.
+    """Run a pipeline, or resume where an earlier run stopped. A stage that any run has finished is not repeated.
 
     \b
     Examples:
@@ -45,9 +55,11 @@ def run(
       compress run mine.yaml --out runs/second --set seed=1 --quiet
     """
     console = console_of(quiet, verbose)
+    if store is not None and no_store:
+        raise UserError("--store and --no-store contradict each other; leave one out")
     pipeline = _load(path, overrides)
     out = out or Path("runs") / pipeline.name
-    result = runs.run(pipeline, out, device=device, fresh=fresh, console=console)
+    result = runs.run(pipeline, out, device=device, fresh=fresh, store=store or not no_store, console=console)
     show(result, console)
     console.say(f"{out / 'model.onnx'} is the result; {out / 'report.html'} says what it is worth.")
 
@@ -189,7 +201,7 @@ def reproduce(
             raise ArtifactError(f"{out} exists; remove it, or go on from what is in it with --out {out}")
     elif out.exists():
         console.say(f"{out} exists: stages in it that fit are taken from there, and not repeated")
-    again = out, runs.run(pipeline, out, device=device, console=console)
+    again = out, runs.run(pipeline, out, device=device, store=False, console=console)
     table, differs = runs.drift(recorded, again)
     console.say(table)
     for remark in runs.surroundings(recorded[1], again[1]):

@@ -1,6 +1,7 @@
 """A teacher: its logits, computed or stored, and the outputs of its inner layers."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,4 +126,5 @@ def _read(path: Path | None, context: "Context") -> Tensor | None:
     ):
         context.services.console.say(f"  soft labels: {path} does not hold {list(expected)}; they are computed again")
         return None
+    os.utime(path)  # what was not used for longest goes first
     return logits

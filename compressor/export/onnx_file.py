@@ -24,6 +24,7 @@ from compressor.quantization.network import QuantizedNetwork
 from compressor.tracing import layer_of, quiet, trace
 
 DEFAULT_OPSET = 18
+PIPELINE = "compressor.pipeline"  # of metadata
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MAX_NUMBERS = 2**26  # of one image that a file can be timed on
 MADE_FOR = {  # by the bits of weights
@@ -73,11 +74,21 @@ def metadata_of(
     metadata = {
         "compressor.preprocess": preprocess.model_dump_json(),
         "compressor.labels": json.dumps(labels),
-        "compressor.pipeline": pipeline_digest,
+        PIPELINE: pipeline_digest,
     }
     if weight_bits is not None:
         metadata |= {"compressor.weight_bits": str(weight_bits), "compressor.made_for": MADE_FOR[weight_bits]}
     return metadata
+
+
+def with_pipeline(model: onnx.ModelProto, pipeline_digest: str) -> bytes:
+    """A file of ours as another pipeline would have written it: the same network, and another digest."""
+    renamed = onnx.ModelProto()
+    renamed.CopyFrom(model)
+    for entry in renamed.metadata_props:
+        if entry.key == PIPELINE:
+            entry.value = pipeline_digest
+    return bytes(renamed.SerializeToString())
 
 
 def input_of(opened: onnxruntime.InferenceSession, batch: int, *, source: Path) -> tuple[str, tuple[int, ...]]:

@@ -1,8 +1,10 @@
 """The straight line: for each stage run, save, load back, measure; then the report."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,11 +17,11 @@ from compressor.environment import environment
 from compressor.errors import ArtifactError, UserError
 from compressor.evaluation.doctor.diagnosis import Diagnosis, diagnose
 from compressor.evaluation.regressions import regressions_of
-from compressor.models.artifact import ONNX
+from compressor.models.artifact import ONNX, Artifact
 from compressor.pipeline.completion import completed
 from compressor.pipeline.context import Context, Services
 from compressor.pipeline.pipeline import Pipeline
-from compressor.pipeline.stage import named
+from compressor.pipeline.stage import Stage, named
 from compressor.report.contact_sheet import SHEET_IMAGES, SHEET_VIEWS, contact_sheet
 from compressor.report.report import DataFacts, Report, Row, Timings
 from compressor.report.writing import WRITTEN, write
@@ -39,7 +41,8 @@ from compressor.runs.layout import (
     sweep,
 )
 from compressor.runs.seeds import over_seeds
-from compressor.runs.store import Finished, reuse, store
+from compressor.runs.shared import SharedStore, shared_store
+from compressor.runs.store import Finished, finish, reuse
 from compressor.runs.timing import timings_of
 from compressor.runs.trackers import following
 from compressor.storage import files
@@ -55,6 +58,7 @@ def run(
     *,
     device: str = "auto",
     fresh: bool = False,
+    store: str | Path | bool = True,
     console: Console | None = None,
     trackers: Sequence[Tracker] = (),
 ) -> Report:
@@ -64,7 +68,9 @@ def run(
         pipeline: what to do.
         out: folder for the stages' artifacts, `model.onnx` and the report; `runs/<name>` by default.
         device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
-        fresh: start over.
+        fresh: start over; nothing is taken from the store, either.
+        store: the folder of finished stages and teachers' outputs that runs share; True is for `runs/.store`, False for
+            none.
         console: where progress is shown; nowhere by default.
         trackers: trackers that follow the run, besides those that the pipeline names.
 
@@ -79,13 +85,15 @@ def run(
     first, *others = pipeline.repeats
     labels = first.data.labels()
     prepare(folder)
+    shared = shared_store(store, takes=not fresh)
     with locked(folder), following(pipeline, folder, trackers) as followers:
         sweep(folder)
         if fresh:
             start_over(folder)
         _try(first, labels, folder, chosen, console)
-        services = Services(console, followers, soft_labels=folder / SOFT_LABELS)
-        results = [_run_once(first, folder, chosen, services)]
+        soft_labels = folder / SOFT_LABELS if shared is None else shared.soft_labels
+        services = Services(console, followers, soft_labels=soft_labels)
+        results = [_run_once(first, folder, chosen, services, shared)]
         for other in others:
             console.say(f"The same pipeline with seed {other.seed}", style="bold")
             results.append(
@@ -94,6 +102,7 @@ def run(
                     folder / SEEDS / str(other.seed),
                     device=device,
                     fresh=fresh,
+                    store=store,
                     console=console,
                     trackers=trackers,
                 )
@@ -132,7 +141,9 @@ def _try(pipeline: Pipeline, labels: tuple[str, ...], folder: Path, device: torc
     files.write_text(record, tried)
 
 
-def _run_once(pipeline: Pipeline, folder: Path, device: torch.device, services: Services) -> Report:
+def _run_once(
+    pipeline: Pipeline, folder: Path, device: torch.device, services: Services, shared: SharedStore | None
+) -> Report:
     """All stages with one seed, and their report."""
     data = pipeline.data.load(pipeline.seed, services.console)
     _introduce(pipeline, data, device, services.console)
@@ -140,7 +151,7 @@ def _run_once(pipeline: Pipeline, folder: Path, device: torch.device, services: 
         data=data.without_test(), seed=pipeline.seed, device=device, pipeline=pipeline.digest, services=services
     )
     sheet = _contact_sheet(pipeline, context)
-    finished = _run_stages(pipeline, data, context, folder)
+    finished = _run_stages(pipeline, data, context, folder, shared)
     result = _measured(pipeline, finished, data, sheet, _earlier(folder), services.console)
     files.write_bytes(folder / ONNX, finished[-1].onnx.read_bytes())
     write(result, folder)
@@ -239,33 +250,55 @@ def _introduce(pipeline: Pipeline, data: Dataset, device: torch.device, console:
         console.say(f"  warning: {warning}")
 
 
-def _run_stages(pipeline: Pipeline, data: Dataset, context: Context, folder: Path) -> list[Finished]:
+def _run_stages(
+    pipeline: Pipeline, data: Dataset, context: Context, folder: Path, shared: SharedStore | None
+) -> list[Finished]:
     finished: list[Finished] = []
     say = context.services.console.say
     for number, stage in enumerate(pipeline.stages, 1):
         before = finished[-1].artifact if finished else None
         own = context.before(number - 1, pipeline, {done.row.id: done.artifact for done in finished})
         parts = made_from(stage, before, own, code_of(stage, pipeline))
-        target = folder / STAGES / stage.id
+        key, target = key_of(parts), folder / STAGES / stage.id
         title = f"[{number}/{len(pipeline.stages)}] {stage.id} ({stage.stage})"
-        done = reuse(stage, target, parts, context, data, pipeline.factories)
-        if done is None:
-            say(title, style="bold")
-            checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, key_of(parts))
-            own = replace(own, services=replace(context.services, checkpoints=checkpoints))
-            with named(stage):
-                started = time.monotonic()
-                made = stage.run(before, own)
-                seconds = time.monotonic() - started
-                done = store(
-                    stage, made, own, data, parts=parts, factories=pipeline.factories, target=target, seconds=seconds
-                )
-        else:
+        whole = partial(reuse, stage, target, parts, context, data, pipeline.factories)
+        done = whole()
+        if done is not None:
             say(f"{title}: reused, unchanged", style="bold")
+        else:
+            with shared.making(key, say) if shared is not None else nullcontext():
+                if shared is not None and shared.take(key, stage.id, target, say):
+                    done = whole()
+                if done is not None:
+                    say(f"{title}: taken from the store", style="bold")
+                else:
+                    say(title, style="bold")
+                    checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, key)
+                    own = replace(own, services=replace(context.services, checkpoints=checkpoints))
+                    done = _made(stage, before, own, data, parts, target, pipeline.factories)
+                    if shared is not None:
+                        shared.keep(key, target)
         context.services.on_row(done.row.model_dump(mode="json"))
         finished.append(done)
     files.remove(folder / CHECKPOINTS)
     return finished
+
+
+def _made(
+    stage: Stage,
+    before: Artifact | None,
+    context: Context,
+    data: Dataset,
+    parts: Mapping[str, str],
+    target: Path,
+    factories: frozenset[str],
+) -> Finished:
+    """Run a stage, and keep what it makes in `target`."""
+    with named(stage):
+        started = time.monotonic()
+        made = stage.run(before, context)
+        seconds = time.monotonic() - started
+        return finish(stage, made, context, data, parts=parts, factories=factories, target=target, seconds=seconds)
 
 
 def _earlier(folder: Path) -> Report | None:

@@ -53,7 +53,7 @@ class Finished:
         return Predictions.load(self.folder / PREDICTIONS)
 
 
-def store(
+def finish(
     stage: Stage,
     made: Artifact,
     context: Context,
@@ -84,7 +84,7 @@ def store(
             row = Scored(
                 id=stage.id,
                 stage=stage.stage,
-                artifact=_name(target),
+                artifact=name_of(target),
                 seconds=round(seconds, 3),
                 **_scored(shipped, folder, data),
                 details=dict(loaded.details),
@@ -107,8 +107,8 @@ def reuse(
 ) -> Finished | None:
     """The stage in `target`, if it was made from the same and is whole; if not, what is wrong or changed is said.
 
-    It is exported again if its file names another pipeline, and scored again if the test split or the code that scores
-    is another. What is in the folder is data, which may come from anyone: nothing is taken that does not fit the run.
+    Its file is told if the pipeline is another, and it is scored again if the test split or the code that scores is.
+    What is in the folder is data, which may come from anyone: nothing is taken that does not fit the run.
     """
     say = context.services.console.say
     if not target.exists():
@@ -128,6 +128,7 @@ def reuse(
         return None
     try:
         done = Finished(_loaded(stage, target, row, parts, data, factories), target, row)
+        done = _of_pipeline(done, context.pipeline)
         stands = _stands(done, context, data)
     except UserError as error:
         say(f"{error}; it will be made again")
@@ -141,6 +142,29 @@ def reuse(
     return replace(done, row=row)
 
 
+def _of_pipeline(done: Finished, pipeline: str) -> Finished:
+    """The stage whose file names this pipeline; the network in it, and so its scores, are the same.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    written, parsed = reading.read(done.onnx)
+    if reading.pipeline_of(done.onnx) in (None, pipeline) or files.digest(written) != done.row.sha256:
+        return done
+    content = onnx_file.with_pipeline(parsed, pipeline)
+    row = validated_copy(done.row, size_bytes=len(content), sha256=files.digest(content))
+    with files.whole_folder(done.folder) as folder:
+        shutil.copytree(done.folder, folder, dirs_exist_ok=True)
+        files.write_bytes(folder / ONNX, content)
+        files.write_text(folder / ROW, row.model_dump_json(indent=1) + "\n")
+    return replace(done, row=row)
+
+
+def name_of(target: Path) -> str:
+    """A stage's folder within that of the run."""
+    return f"{target.parent.name}/{target.name}"
+
+
 def _loaded(
     stage: Stage, target: Path, row: Scored, parts: Mapping[str, str], data: Dataset, factories: frozenset[str]
 ) -> Artifact:
@@ -149,7 +173,7 @@ def _loaded(
     Raises:
         UserError: it cannot be loaded, or does not fit.
     """
-    if (row.id, row.stage, row.artifact, row.key) != (stage.id, stage.stage, _name(target), keys.key_of(parts)):
+    if (row.id, row.stage, row.artifact, row.key) != (stage.id, stage.stage, name_of(target), keys.key_of(parts)):
         raise ArtifactError(f"{target / ROW} is of another stage")
     manifest = read_manifest(target)
     if (manifest.preprocess, manifest.labels) != (data.preprocess, data.labels):
@@ -195,11 +219,6 @@ def _few(data: Dataset) -> Tensor:
 def _check_logits(logits: NDArray[np.float32], data: Dataset, source: Path) -> None:
     if logits.shape[1:] != (len(data.labels),) or not np.isfinite(logits).all():
         raise ArtifactError(f"{source} does not give one finite logit for each class")
-
-
-def _name(target: Path) -> str:
-    """A stage's folder within that of the run."""
-    return f"{target.parent.name}/{target.name}"
 
 
 def _scored(shipped: OnnxModel, folder: Path, data: Dataset) -> dict[str, Any]:

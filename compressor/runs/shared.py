@@ -1,0 +1,234 @@
+"""The store that runs share: finished stages by the digest of what they were made from, and teachers' outputs.
+
+    STORE/stages/KEY/         a stage's folder, sealed, as in a run
+    STORE/locks/KEY.lock      held by the run that makes this stage
+    STORE/soft_labels/        outputs of teachers, one file for each view
+
+Runs of one machine or of several on one file system use it at the same time: what is in it appears and goes whole.
+"""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from compressor.config.spec import validated_copy
+from compressor.errors import UserError
+from compressor.report.report import Scored
+from compressor.runs.layout import SOFT_LABELS, STAGES
+from compressor.runs.store import ROW, name_of
+from compressor.storage import files
+
+DEFAULT: Path | None = Path("runs/.store")
+LOCKS = "locks"
+LIMIT_BYTES = 50 * 10**9
+ABANDONED_SECONDS = 24 * 3600  # no view takes that long to write
+KEY = re.compile(r"[0-9a-f]{64}")
+SOFT_LABEL = re.compile(r"[0-9a-f]{64}\.safetensors")
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something in the store: a stage, with its row, or one view of a teacher's outputs."""
+
+    path: Path
+    row: Scored | None  # of a stage; None if another version wrote it
+    size_bytes: int
+    used: float  # seconds since 1970
+
+    @property
+    def key(self) -> str:
+        """The digest of what it was made from."""
+        return self.path.name.partition(".")[0]
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it is a view of a teacher's outputs, and no stage."""
+        return self.path.suffix == ".safetensors"
+
+
+@dataclass(frozen=True)
+class SharedStore:
+    """A store in `folder`, which need not exist yet.
+
+    Attributes:
+        takes: whether runs take what is there; if not, they make it again, and keep that.
+        limit_bytes: what all of it may take; what was not used for longest goes first.
+    """
+
+    folder: Path
+    takes: bool = True
+    limit_bytes: int = LIMIT_BYTES
+
+    @property
+    def soft_labels(self) -> Path:
+        """The folder of teachers' outputs."""
+        return self.folder / SOFT_LABELS
+
+    def prepare(self) -> None:
+        """Make the folders.
+
+        Raises:
+            UserError: they cannot be made, or are links.
+        """
+        try:
+            for name in (STAGES, LOCKS, SOFT_LABELS):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+                if (self.folder / name).is_symlink():
+                    raise UserError(f"{self.folder / name} is a link; remove it, or choose another --store")
+        except OSError as error:
+            raise UserError(f"the store {self.folder} cannot be used: {error}; choose another --store") from error
+
+    @contextmanager
+    def making(self, key: str, say: Say) -> Iterator[None]:
+        """Keep other runs from making this stage; if one does already, wait until it is done or has died."""
+        lock = self._lock(key)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say("  another run is making the same; waiting for it")
+            lock.acquire()
+        try:
+            files.sweep(self._stages, key)
+            yield
+        finally:
+            lock.release()
+
+    def take(self, key: str, stage_id: str, target: Path, say: Say) -> bool:
+        """Put this stage into `target`, under the name that it has in this run; False if the store lacks it."""
+        entry = self._stages / key
+        if not self.takes or not entry.exists():
+            return False
+        odd = files.odd_in(entry)
+        damage = f"{odd} is a link, a pipe or a device" if odd is not None else files.damaged(entry)
+        row = _row(entry) if damage is None else None
+        if row is None:
+            say(f"  {damage or f'{entry / ROW} is of another version'}; it is removed from the store")
+            files.remove(entry)
+            return False
+        with files.whole_folder(target) as folder:
+            for file in entry.iterdir():
+                if file.name not in (ROW, files.SEAL):
+                    _link(file, folder / file.name)
+            row = validated_copy(row, id=stage_id, artifact=name_of(target))
+            files.write_text(folder / ROW, row.model_dump_json(indent=1) + "\n")
+        os.utime(entry / files.SEAL)  # used last
+        return True
+
+    def keep(self, key: str, made: Path) -> None:
+        """Keep the folder of a finished stage, in the place of what was kept under its key."""
+        entry = self._stages / key
+        with files.new_folder(entry) as folder:
+            for file in made.iterdir():
+                _link(file, folder / file.name)
+        os.utime(entry / files.SEAL)
+        self.make_room(self.limit_bytes, spare=entry)
+
+    def entries(self) -> list[Entry]:
+        """All that is in the store, what was used last at the end."""
+        found = [*map(_stage, self._stages.glob("*")), *map(_view, self.soft_labels.glob("*"))]
+        return sorted(filter(None, found), key=lambda entry: entry.used)
+
+    def make_room(self, most_bytes: float, *, unused_since: float = 0.0, spare: Path | None = None) -> list[Entry]:
+        """Remove what was not used for longest, until the rest takes `most_bytes`; returns what was removed.
+
+        Args:
+            most_bytes: of all that is kept.
+            unused_since: what was not used since then (in seconds since 1970) goes in any case.
+            spare: what stays in any case; so does what another run is making anew.
+        """
+        removed = []
+        with self._lock("room"):
+            entries = self.entries()
+            total = sum(entry.size_bytes for entry in entries)
+            for entry in entries:
+                if (total > most_bytes or entry.used < unused_since) and entry.path != spare and self._removed(entry):
+                    total -= entry.size_bytes
+                    removed.append(entry)
+            _clear(self.soft_labels)
+        return removed
+
+    @property
+    def _stages(self) -> Path:
+        return self.folder / STAGES
+
+    def _lock(self, key: str) -> FileLock:
+        return FileLock(self.folder / LOCKS / f"{key}.lock")
+
+    def _removed(self, entry: Entry) -> bool:
+        """Remove an entry; a stage only if no run is making or taking it."""
+        if entry.is_view:
+            files.remove(entry.path)  # who reads it goes on, since an open file outlives its name
+            return True
+        try:
+            with self._lock(entry.key).acquire(timeout=0):
+                files.remove(entry.path)
+        except Timeout:
+            return False
+        return True
+
+
+def shared_store(store: str | Path | bool, *, takes: bool = True) -> SharedStore | None:
+    """The store in this folder, ready for use; True is for the default one, False for none.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    folder = DEFAULT if store is True else store
+    if folder is None or folder is False:
+        return None
+    found = SharedStore(Path(folder), takes)
+    found.prepare()
+    return found
+
+
+def _stage(path: Path) -> Entry | None:
+    """A stage in the store; what is no stage is never removed."""
+    try:
+        if not KEY.fullmatch(path.name) or files.odd_in(path) is not None or not (path / files.SEAL).is_file():
+            return None
+        used = (path / files.SEAL).stat().st_mtime
+        return Entry(path, _row(path), sum(file.stat().st_size for file in path.iterdir()), used)
+    except OSError:  # another run has just removed it
+        return None
+
+
+def _row(entry: Path) -> Scored | None:
+    """The row of a stage; None if it cannot be read, or is of another version."""
+    try:
+        return Scored.model_validate_json(files.read_bytes(entry / ROW, files.MAX_TEXT_BYTES))
+    except (OSError, ValidationError):
+        return None
+
+
+def _view(path: Path) -> Entry | None:
+    """A view of a teacher's outputs."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return Entry(path, None, found.st_size, found.st_mtime) if SOFT_LABEL.fullmatch(path.name) else None
+
+
+def _clear(folder: Path) -> None:
+    """Remove files that were being written when a process was killed, long ago."""
+    for path in folder.iterdir():
+        if files.UNFINISHED.fullmatch(path.name) and path.lstat().st_mtime < time.time() - ABANDONED_SECONDS:
+            files.remove(path)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, since files are replaced and never changed; a copy where that is no way."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(source, target, follow_symlinks=False)

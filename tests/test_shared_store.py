@@ -1,0 +1,283 @@
+"""Runs share what they finish: nothing is made twice, whatever the pipeline, the folder or the process."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor import Data, Measure, Pipeline, TorchModel, load, run
+from compressor.console import Console
+from compressor.distillation.settings import Cache
+from compressor.errors import UserError
+from compressor.export import onnx_file
+from compressor.report.report import Report
+from compressor.runs import shared
+from compressor.runs.shared import SharedStore
+from compressor.storage import files
+from compressor_command import main
+from stages import Distill, Export, Quantize, Train
+from tests.conftest import STUDENT
+from tests.test_cli import started, wait_for
+from tests.test_runner import stage_runs
+
+TEACHER = Train(id="teacher", model="resnet", arguments={"blocks": [1], "widths": [4]}, epochs=1)
+STUDENT_STAGE = Distill(
+    id="student", model="resnet", arguments=STUDENT, teacher="teacher", epochs=2, cache=Cache(views=2)
+)
+PIPELINE = Pipeline(
+    name="first",
+    data=Data(name="digits", validation=200, calibration=128),
+    stages=(TEACHER, STUDENT_STAGE, Export(id="shipped")),
+    measure=Measure(engines=()),
+)
+SHORT = PIPELINE.model_copy(update={"stages": (TEACHER, Export(id="shipped"))})
+OTHER = PIPELINE.model_copy(
+    update={"name": "other", "stages": (TEACHER, STUDENT_STAGE, Quantize(id="int8", mode="ptq"), Export(id="shipped"))}
+)
+
+
+class Heard(Console):
+    """A console that remembers what was said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def say(self, what: object = "", style: str | None = None) -> None:
+        self.said.append(str(what))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SharedStore:
+    return SharedStore(tmp_path / "store")
+
+
+def stage_folders(store: SharedStore) -> list[Path]:
+    return sorted(path for path in (store.folder / "stages").iterdir())
+
+
+def test_another_pipeline_repeats_nothing(store: SharedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(PIPELINE, tmp_path / "first", device="cpu", store=store.folder)
+    ran, exported, original = stage_runs(monkeypatch), list[str](), onnx_file.export_onnx
+
+    def export(network: Any, preprocess: Any, metadata: dict[str, str], *rest: Any) -> bytes:
+        exported.append(metadata["compressor.pipeline"])
+        return original(network, preprocess, metadata, *rest)
+
+    monkeypatch.setattr(onnx_file, "export_onnx", export)
+    console = Heard()
+    other = run(OTHER, tmp_path / "other", device="cpu", store=store.folder, console=console)
+    assert ran == ["int8", "shipped"]
+    assert exported.count(OTHER.digest) == 1  # of int8
+    assert "[1/4] teacher (train): taken from the store" in console.said
+    assert "[2/4] student (distill): taken from the store" in console.said
+    for before, after in zip(first.rows[:2], other.rows[:2], strict=True):
+        assert (before.accuracy, before.seconds, before.key) == (after.accuracy, after.seconds, after.key)
+        folder = tmp_path / "other" / after.artifact  # its file names the pipeline that it ships from
+        taken = load(folder)
+        assert isinstance(taken, TorchModel)
+        assert (folder / "model.onnx").read_bytes() == taken.to_onnx(OTHER.digest).content
+
+
+def test_what_a_pipeline_calls_it_does_not_matter(
+    store: SharedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = stage_runs(monkeypatch)
+    for name in ("teacher", "large"):
+        stages = (TEACHER.model_copy(update={"id": name}), Export(id="shipped"))
+        run(SHORT.model_copy(update={"stages": stages}), tmp_path / name, device="cpu", store=store.folder)
+        report = Report.load(tmp_path / name)
+        assert (report.rows[0].id, report.rows[0].artifact) == (name, f"stages/{name}")
+        assert files.damaged(tmp_path / name / "stages" / name) is None
+    assert "large" not in ran
+
+
+def test_what_would_come_out_otherwise_is_made(
+    store: SharedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(SHORT, tmp_path / "first", device="cpu", store=store.folder)
+    ran = stage_runs(monkeypatch)
+    run(SHORT.model_copy(update={"seed": 1}), tmp_path / "seed", device="cpu", store=store.folder)
+    assert ran == ["teacher", "shipped"]
+    run(SHORT, tmp_path / "fresh", device="cpu", store=store.folder, fresh=True)
+    assert ran[2:] == ["teacher", "shipped"]
+    run(SHORT, tmp_path / "alone", device="cpu", store=False)
+    assert ran[4:] == ["teacher", "shipped"]
+    run(SHORT, tmp_path / "again", device="cpu", store=store.folder)
+    assert len(ran) == 6
+
+
+def test_teachers_outputs_are_shared(store: SharedStore, tmp_path: Path) -> None:
+    run(PIPELINE, tmp_path / "first", device="cpu", store=store.folder)
+    assert len(list(store.soft_labels.iterdir())) == 2
+    assert not (tmp_path / "first" / "soft_labels").exists()
+    longer = STUDENT_STAGE.model_copy(update={"learning_rate": 0.03})
+    changed = PIPELINE.model_copy(update={"stages": (TEACHER, longer, Export(id="shipped"))})
+    console = Heard()
+    run(changed, tmp_path / "second", device="cpu", store=store.folder, console=console)
+    assert "  2 of 2 views of the teacher's outputs are reused" in console.said
+
+
+@pytest.mark.parametrize("how", ["changed", "cut short", "a file more", "no row", "another version", "a link"])
+def test_a_damaged_entry_is_noticed(
+    how: str, store: SharedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(SHORT, tmp_path / "first", device="cpu", store=store.folder)
+    weights = (tmp_path / "first" / "stages" / "teacher" / "weights.safetensors").read_bytes()
+    entry = next(each for each in store.entries() if each.row is not None and each.row.id == "teacher").path
+    match how:
+        case "changed":
+            files.write_bytes(entry / "weights.safetensors", weights[:-1] + bytes([weights[-1] ^ 1]))
+        case "cut short":
+            files.write_bytes(entry / "weights.safetensors", weights[:-1])
+        case "a file more":
+            (entry / "thesis.txt").write_text("years")
+        case "no row":
+            (entry / "row.json").unlink()
+        case "another version":
+            files.write_text(entry / "row.json", "{}")
+            files.seal(entry)
+        case "a link":
+            (entry / "weights.safetensors").unlink()
+            (entry / "weights.safetensors").symlink_to("/etc/passwd")
+    ran, console = stage_runs(monkeypatch), Heard()
+    run(SHORT, tmp_path / "second", device="cpu", store=store.folder, console=console)
+    assert ran == ["teacher"]
+    (said,) = (line for line in console.said if "removed from the store" in line)
+    assert str(entry) in said
+    assert files.damaged(entry) is None
+    assert (tmp_path / "second" / "stages" / "teacher" / "weights.safetensors").read_bytes() == weights
+    load(tmp_path / "first" / "stages" / "teacher")  # the other run's copy is as it was
+
+
+def test_what_was_not_used_for_longest_makes_room(store: SharedStore, tmp_path: Path) -> None:
+    run(PIPELINE, tmp_path / "first", device="cpu", store=store.folder)
+    for age, entry in enumerate(store.entries()):
+        seal = entry.path if entry.is_view else entry.path / files.SEAL
+        os.utime(seal, (1000.0 + age, 1000.0 + age))
+    oldest, *others = store.entries()
+    total = sum(entry.size_bytes for entry in (oldest, *others))
+    assert store.make_room(total) == []
+    assert store.make_room(total - 1) == [oldest]
+    assert [entry.path for entry in store.entries()] == [entry.path for entry in others]
+    spared = others[0].path
+    assert spared not in [entry.path for entry in store.make_room(0, spare=spared)]
+    assert [entry.path for entry in store.entries()] == [spared]
+    store.make_room(float("inf"), unused_since=5000.0)
+    assert store.entries() == []
+    load(tmp_path / "first" / "stages" / "teacher")  # runs keep what they use
+
+
+def test_keeping_another_stage_makes_room(store: SharedStore, tmp_path: Path) -> None:
+    run(PIPELINE, tmp_path / "first", device="cpu", store=store.folder)
+    small, key = SharedStore(store.folder, limit_bytes=1), "d" * 64
+    small.keep(key, tmp_path / "first" / "stages" / "student")
+    assert [entry.key for entry in small.entries()] == [key]  # by itself it is larger, and just now of use
+
+
+def test_strangers_files_are_left_alone(store: SharedStore) -> None:
+    store.prepare()
+    (store.folder / "stages" / "mine").mkdir()
+    (store.folder / "soft_labels" / "mine.safetensors").write_text("mine")
+    (store.folder / "stages" / ("a" * 64)).mkdir()  # no seal
+    store.make_room(0, unused_since=time.time() + 60)
+    assert len(stage_folders(store)) == 2
+    assert (store.folder / "soft_labels" / "mine.safetensors").exists()
+
+
+def test_one_makes_it_and_the_others_wait(store: SharedStore) -> None:
+    store.prepare()
+    console, order = Heard(), []
+    key = "b" * 64
+
+    def wait() -> None:
+        with store.making(key, console.say):
+            order.append("second")
+
+    with store.making(key, console.say):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        while not console.said:
+            time.sleep(0.01)
+        order.append("first")
+        with store.making("c" * 64, console.say):  # another stage goes on meanwhile
+            order.append("other")
+    thread.join()
+    assert order == ["first", "other", "second"]
+    assert console.said == ["  another run is making the same; waiting for it"]
+
+
+LONG = """\
+name: {name}
+data: {{name: digits}}
+stages:
+  - {{stage: train, id: teacher, model: resnet8, epochs: 1000}}
+  - {{stage: export, id: shipped}}
+measure: {{engines: []}}
+"""
+
+
+def test_a_run_waits_for_another_process_and_goes_on_if_that_is_killed(tmp_path: Path) -> None:
+    first = started(tmp_path, LONG.format(name="first"), until="epoch 1/")
+    second = started(tmp_path, LONG.format(name="second"), until="waiting for it")
+    first.kill()
+    wait_for(second, "epoch 1/")
+    second.kill()
+    for process in (first, second):
+        process.communicate()
+
+
+def test_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"the store .*file cannot be used"):
+        run(PIPELINE, tmp_path / "out", store=tmp_path / "file")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "stages").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"stages is a link; remove it, or choose another --store"):
+        run(PIPELINE, tmp_path / "out", store=tmp_path / "linked")
+
+
+def test_the_store_is_beside_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shared, "DEFAULT", Path("runs/.store"))
+    assert shared.shared_store(False) is None
+    found = shared.shared_store(True)
+    assert found is not None
+    assert found.folder.resolve() == tmp_path / "runs" / ".store"
+
+
+def test_commands(
+    store: SharedStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    run(PIPELINE, tmp_path / "first", device="cpu", store=store.folder)
+    where = ["--store", str(store.folder)]
+    capsys.readouterr()
+    assert main(["store", "list", *where]) == 0
+    shown = capsys.readouterr().out
+    teacher = next(each for each in store.entries() if each.row is not None and each.row.id == "teacher")
+    assert teacher.row is not None
+    assert f"{teacher.key[:12]}" in shown
+    assert f"{teacher.row.accuracy.value:.2%}" in shown
+    assert f"3 stages, {sum(e.size_bytes for e in store.entries() if not e.is_view) / 1e6:.1f} MB; 2 views" in shown
+    assert main(["store", "list", *where, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {each["kind"] for each in listed} == {"stage", "teacher's outputs"}
+    assert next(each for each in listed if each.get("id") == "teacher")["key"] == teacher.key
+    assert main(["store", "prune", *where, "--days", "1"]) == 0
+    assert "0 removed" in capsys.readouterr().out
+    assert main(["store", "prune", *where, "--gigabytes", "0"]) == 0
+    assert "5 removed" in capsys.readouterr().out
+    assert store.entries() == []
+    for wrong, words in (
+        (["prune", *where], "say what may stay"),
+        (["list", "--store", "nowhere"], "no store nowhere"),
+    ):
+        assert main(["store", *wrong]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["run", "x.yaml", "--store", "a", "--no-store"]) == 2
+    assert "--store and --no-store contradict each other" in capsys.readouterr().err
