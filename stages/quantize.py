@@ -118,8 +118,11 @@ class Quantize(Distillation, Stage):
         return self.weight_bits
 
     def decided_by(self, context: "Context") -> Any:
-        """The processor, if it chooses the bits of weights."""
-        return {"weight_bits": self.bits}
+        """The processor, where it chooses the bits of weights, or is what is timed."""
+        from compressor.evaluation.costs import layers  # which imports ONNX Runtime
+
+        times = self.placement == "measured" or self.max_drop is not None
+        return {"weight_bits": self.bits, "machine": layers.machine() if times else None}
 
     def run(self, model: "TorchModel", context: "Context") -> "TorchModel":
         """The quantized network.

@@ -23,13 +23,11 @@ from compressor import Context, Data, Dataset, Measure, Pipeline, TorchModel, ru
 from compressor.distillation.lesson import Lesson
 from compressor.evaluation import latency, recording
 from compressor.evaluation.costs import layers
-from compressor.runs import shared
 from compressor.training.objectives import Batch, Watched
 from stages import Distill, Export, Prune, Quantize, Target, Train
 
 # Nobody looks at how precise times are here, or how quiet it was.
 recording.MIN_SECONDS, recording.MAX_WARMUP_SECONDS, latency.PAUSES_SECONDS = 0.02, 0.2, ()
-shared.DEFAULT = None  # tests count what runs make
 layers.VISITS, layers.VISIT_SECONDS = 1, 0.01
 # The exporter builds its table of operators anew for every export, a third of the time that it takes.
 ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
@@ -62,6 +60,12 @@ PIPELINE = Pipeline(
     measure=Measure(devices=("cpu", "cuda")),
 )
 IDS = ["teacher", "student", "pruned", "recovered", "int8", "shipped"]
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test takes what another one has made."""
+    monkeypatch.setenv("COMPRESS_STORE", str(tmp_path_factory.mktemp("store")))
 
 
 @pytest.fixture(autouse=True)

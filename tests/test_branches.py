@@ -53,6 +53,14 @@ class Weighted(Sum):
         return self.fc(added.relu().mean((2, 3)))
 
 
+class Counted(Sum):
+    """A number that depends on the batch is added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.fc((self.branches[0](x) + x.shape[0] * 0.5 + x.shape[0]).mean((2, 3)))
+
+
 class Shared(Sum):
     """The first branch is used a second time."""
 
@@ -124,6 +132,51 @@ def test_a_norm_after_the_sum_is_folded_too() -> None:
     assert not any("batch_norm" in target for target in targets)
 
 
+def test_sums_of_sums_are_folded() -> None:
+    class Nested(Sum):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            inner = self.branches[2](self.branches[0](x) + self.branches[1](x))
+            return self.fc((self.branches[3](x) + inner).mean((2, 3)))
+
+    assert folded(Nested(conv(1), nn.Identity(), nn.BatchNorm2d(C), conv(3))) == (1, 0)
+
+
+def test_a_zero_that_changes_the_type_stays() -> None:
+    class Converted(Sum):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.fc(((x > 0).long() + 0.0).mean((2, 3)) + self.branches[0](x).mean((2, 3)))
+
+    assert folded(Converted(conv(3)))[0] == 1
+
+
+def test_strides_may_be_one_number_for_both_axes() -> None:
+    class Functional(Sum):
+        def forward(self, x: Tensor) -> Tensor:
+            x, (first, second) = self.stem(x).relu(), self.branches
+            added = nn.functional.conv2d(x, first.weight, None, [1], [1])
+            added = added + nn.functional.conv2d(x, second.weight, None, [1])
+            return self.fc(added.mean((2, 3)))
+
+    assert folded(Functional(conv(3), conv(1))) == (1, 0)
+
+
+def test_a_new_bias_is_nobody_elses() -> None:
+    class Crowded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.w2 = nn.Parameter(torch.randn(C, 3, 3, 3)), nn.Parameter(torch.randn(C, C, 3, 3))
+            self.w_bias, self.bn, self.fc = nn.Parameter(torch.randn(C)), nn.BatchNorm2d(C), nn.Linear(C, 10)
+            nn.init.normal_(self.bn.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.bn(nn.functional.conv2d(x, self.w)).relu()
+            return self.fc(nn.functional.conv2d(x, self.w2, self.w_bias).mean((2, 3)))
+
+    folded(Crowded())
+
+
 def test_a_branch_that_is_zero_is_left_out() -> None:
     assert folded(LeftOut(normed(conv(3)))) == (1, 0)
 
@@ -138,6 +191,7 @@ def test_a_branch_that_is_zero_is_left_out() -> None:
         (Sum(conv(3), nn.Sequential(conv(1), nn.ReLU())), (2, 1)),
         (Sum(conv(3), nn.MaxPool2d(3, 1, 1)), (1, 1)),
         (Weighted(conv(3), conv(1)), (2, 1)),
+        (Counted(conv(3)), (1, 2)),
         (Shared(conv(3), conv(1)), (2, 2)),
         (Twice(conv(3), conv(1)), (3, 2)),
     ],
@@ -172,4 +226,12 @@ def test_branches_train_as_one(context: Context) -> None:
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert {"conv3.weight", "fc.weight"} <= moved
-    assert not any("stem" in name or "conv1" in name for name in moved)
+    assert not any(name.startswith("stem") for name in moved)
+    assert not any(name.startswith(("conv1", "identity")) for name in after)
+
+
+def test_a_branch_that_is_to_stay_in_float_keeps_its_sum(context: Context) -> None:
+    model = context.new_model("tests.networks:RepVGG", {})
+    network = quantize_network(model.network, model.preprocess.input_shape(2), skip=["conv1"])
+    additions = [node for node in network.graph.nodes if node.target in ADDITIONS]
+    assert len(additions) == 2

@@ -1,7 +1,9 @@
 """Runs share what they finish: nothing is made twice, whatever the pipeline, the folder or the process."""
 
+import errno
 import json
 import os
+import secrets
 import threading
 import time
 from pathlib import Path
@@ -15,7 +17,6 @@ from compressor.distillation.settings import Cache
 from compressor.errors import UserError
 from compressor.export import onnx_file
 from compressor.report.report import Report
-from compressor.runs import shared
 from compressor.runs.shared import SharedStore
 from compressor.storage import files
 from compressor_command import main
@@ -105,7 +106,7 @@ def test_what_would_come_out_otherwise_is_made(
     assert ran == ["teacher", "shipped"]
     run(SHORT, tmp_path / "fresh", device="cpu", store=store.folder, fresh=True)
     assert ran[2:] == ["teacher", "shipped"]
-    run(SHORT, tmp_path / "alone", device="cpu", store=False)
+    run(SHORT, tmp_path / "alone", device="cpu", store=None)
     assert ran[4:] == ["teacher", "shipped"]
     run(SHORT, tmp_path / "again", device="cpu", store=store.folder)
     assert len(ran) == 6
@@ -164,19 +165,53 @@ def test_what_was_not_used_for_longest_makes_room(store: SharedStore, tmp_path: 
     assert store.make_room(total) == []
     assert store.make_room(total - 1) == [oldest]
     assert [entry.path for entry in store.entries()] == [entry.path for entry in others]
-    spared = others[0].path
-    assert spared not in [entry.path for entry in store.make_room(0, spare=spared)]
-    assert [entry.path for entry in store.entries()] == [spared]
-    store.make_room(float("inf"), unused_since=5000.0)
-    assert store.entries() == []
+    assert [entry.path for entry in store.make_room(0, used_before=1002.0)] == [others[0].path]  # of 1001
+    assert [entry.path for entry in store.make_room(float("inf"), unused_since=1003.0)] == [others[1].path]
+    assert [entry.path for entry in store.entries()] == [entry.path for entry in others[2:]]
     load(tmp_path / "first" / "stages" / "teacher")  # runs keep what they use
 
 
-def test_keeping_another_stage_makes_room(store: SharedStore, tmp_path: Path) -> None:
-    run(PIPELINE, tmp_path / "first", device="cpu", store=store.folder)
+def test_keeping_a_stage_makes_room_but_takes_nothing_that_was_just_used(store: SharedStore, tmp_path: Path) -> None:
+    run(SHORT, tmp_path / "first", device="cpu", store=store.folder)
     small, key = SharedStore(store.folder, limit_bytes=1), "d" * 64
-    small.keep(key, tmp_path / "first" / "stages" / "student")
-    assert [entry.key for entry in small.entries()] == [key]  # by itself it is larger, and just now of use
+    old, recent = store.entries()
+    os.utime(old.path / files.SEAL, (1000.0, 1000.0))
+    small.keep(key, tmp_path / "first" / "stages" / "teacher", print)
+    assert {entry.key for entry in small.entries()} == {recent.key, key}
+
+
+def test_what_a_killed_run_left_goes_a_day_later(store: SharedStore) -> None:
+    store.prepare()
+    left = [store.folder / part / f".{'e' * 64}.{'0' * 16}.partial" for part in ("stages", "soft_labels")]
+    left[0].mkdir()
+    left[1].write_text("half")
+    store.make_room(0)
+    assert all(path.exists() for path in left)
+    for path in left:
+        os.utime(path, (1000.0, 1000.0))
+    store.make_room(0)
+    assert not any(path.exists() for path in left)
+
+
+def test_room_is_made_while_others_write(store: SharedStore) -> None:
+    store.prepare()
+    ends = time.monotonic() + 1
+
+    def write() -> None:
+        while time.monotonic() < ends:
+            files.write_text(store.soft_labels / f"{secrets.token_hex(32)}.safetensors", "view")
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    removed = 0
+    while time.monotonic() < ends:
+        removed += len(store.make_room(0))
+    for thread in threads:
+        thread.join()
+    assert removed + len(store.entries()) > 0
+    store.make_room(0)
+    assert list(store.soft_labels.iterdir()) == []
 
 
 def test_strangers_files_are_left_alone(store: SharedStore) -> None:
@@ -201,14 +236,16 @@ def test_one_makes_it_and_the_others_wait(store: SharedStore) -> None:
     with store.making(key, console.say):
         thread = threading.Thread(target=wait)
         thread.start()
-        while not console.said:
+        ends = time.monotonic() + 60
+        while not console.said and time.monotonic() < ends:
             time.sleep(0.01)
         order.append("first")
         with store.making("c" * 64, console.say):  # another stage goes on meanwhile
             order.append("other")
     thread.join()
     assert order == ["first", "other", "second"]
-    assert console.said == ["  another run is making the same; waiting for it"]
+    (said,) = console.said
+    assert said.startswith("  another run is making the same; waiting for it (")
 
 
 LONG = """\
@@ -241,13 +278,69 @@ def test_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         run(PIPELINE, tmp_path / "out", store=tmp_path / "linked")
 
 
-def test_the_store_is_beside_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_may_not_be_written_is_named(
+    store: SharedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(UserError, match=r"may not be written; choose another --store, or --no-store"):
+        run(SHORT, tmp_path / "out", store=store.folder)
+
+
+def test_a_stage_that_cannot_be_kept_is_done_all_the_same(
+    store: SharedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr("compressor.runs.shared.files.link", full)
+    console = Heard()
+    run(SHORT, tmp_path / "out", device="cpu", store=store.folder, console=console)
+    assert sum("the store cannot keep it: [Errno 28] No space left on device" in line for line in console.said) == 2
+    assert store.entries() == []
+    assert list((store.folder / "stages").iterdir()) == []
+    monkeypatch.undo()
+    run(SHORT, tmp_path / "out", device="cpu", store=store.folder)  # what a run has finished is kept later, too
+    assert len(store.entries()) == 2
+
+
+def test_a_run_is_no_store_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"cannot be both the run's folder and the store"):
+        run(SHORT, tmp_path / "out", store=tmp_path / "other" / ".." / "out")
+    run(SHORT, tmp_path / "run", device="cpu")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    for command in (["list"], ["prune", "--gigabytes", "0"]):
+        assert main(["store", *command, "--store", str(tmp_path / "run")]) == 2
+        assert "there is no store" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(store: SharedStore, tmp_path: Path) -> None:
+    store.prepare()
+    (tmp_path / "thesis.txt").write_text("years")
+    (store.folder / "locks" / "room.lock").symlink_to(tmp_path / "thesis.txt")
+    with pytest.raises(UserError, match=r"room.lock is a link"):
+        store.make_room(0)
+    assert (tmp_path / "thesis.txt").read_text() == "years"
+
+
+def test_fresh_outputs_of_teachers_are_computed(store: SharedStore, tmp_path: Path) -> None:
+    run(PIPELINE, tmp_path / "first", device="cpu", store=store.folder)
+    console = Heard()
+    run(PIPELINE, tmp_path / "first", device="cpu", store=store.folder, fresh=True, console=console)
+    assert not any("views of the teacher's outputs are reused" in line for line in console.said)
+
+
+def test_the_command_shares_runs_in_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shared, "DEFAULT", Path("runs/.store"))
-    assert shared.shared_store(False) is None
-    found = shared.shared_store(True)
-    assert found is not None
-    assert found.folder.resolve() == tmp_path / "runs" / ".store"
+    monkeypatch.delenv("COMPRESS_STORE")
+    (tmp_path / "short.yaml").write_text(SHORT.to_yaml())
+    assert main(["run", "short.yaml", "--quiet", "--no-store"]) == 0
+    assert not (tmp_path / "runs" / ".store").exists()
+    assert main(["run", "short.yaml", "--quiet"]) == 0
+    assert len(SharedStore(tmp_path / "runs" / ".store").entries()) == 2
+    said = Heard()
+    run(SHORT, "runs/third", device="cpu", store="runs/.store", console=said)
+    assert "[1/2] teacher (train): taken from the store" in said.said
 
 
 def test_commands(
@@ -279,5 +372,3 @@ def test_commands(
     ):
         assert main(["store", *wrong]) == 2
         assert words in capsys.readouterr().err
-    assert main(["run", "x.yaml", "--store", "a", "--no-store"]) == 2
-    assert "--store and --no-store contradict each other" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from compressor.errors import UserError
 
 MAX_COUNT = 65_536
 MODEL = "model.onnx"
+STORE = Path("runs/.store")
 PATH = click.Path(path_type=Path)  # completed by the shell; what is wrong with it is said by the command
 Command = TypeVar("Command", bound=Callable[..., Any])
 

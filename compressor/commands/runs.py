@@ -8,7 +8,7 @@ import click
 
 from compressor import evaluation, report, runs
 from compressor import pipeline as pipelines
-from compressor.commands.options import PATH, as_json, check_folder_of, console_of, loudness, setting
+from compressor.commands.options import PATH, STORE, as_json, check_folder_of, console_of, loudness, setting
 from compressor.config import yaml_file
 from compressor.console import Console
 from compressor.errors import ArtifactError, StageError, UserError
@@ -32,7 +32,9 @@ DEVICE = click.option(
 @setting
 @DEVICE
 @click.option("--fresh", is_flag=True, help="Start over; nothing is taken from the store, either.")
-@click.option("--store", type=PATH, metavar="DIR", help="What runs share, to repeat nothing; runs/.store by default.")
+@click.option(
+    "--store", type=PATH, metavar="DIR", envvar="COMPRESS_STORE", help="What runs share; runs/.store by default."
+)
 @click.option("--no-store", is_flag=True, help="Share nothing with other runs.")
 @loudness
 def run(
@@ -55,11 +57,11 @@ def run(
       compress run mine.yaml --out runs/second --set seed=1 --quiet
     """
     console = console_of(quiet, verbose)
-    if store is not None and no_store:
-        raise UserError("--store and --no-store contradict each other; leave one out")
     pipeline = _load(path, overrides)
     out = out or Path("runs") / pipeline.name
-    result = runs.run(pipeline, out, device=device, fresh=fresh, store=store or not no_store, console=console)
+    result = runs.run(
+        pipeline, out, device=device, fresh=fresh, store=None if no_store else store or STORE, console=console
+    )
     show(result, console)
     console.say(f"{out / 'model.onnx'} is the result; {out / 'report.html'} says what it is worth.")
 
@@ -201,7 +203,7 @@ def reproduce(
             raise ArtifactError(f"{out} exists; remove it, or go on from what is in it with --out {out}")
     elif out.exists():
         console.say(f"{out} exists: stages in it that fit are taken from there, and not repeated")
-    again = out, runs.run(pipeline, out, device=device, store=False, console=console)
+    again = out, runs.run(pipeline, out, device=device, console=console)
     table, differs = runs.drift(recorded, again)
     console.say(table)
     for remark in runs.surroundings(recorded[1], again[1]):

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from compressor import runs
-from compressor.commands.options import PATH, as_json
+from compressor.commands.options import PATH, STORE, as_json
 from compressor.console import Console, table
 from compressor.errors import UserError
 
@@ -16,7 +16,14 @@ DAY_SECONDS = 24 * 3600
 SHOWN = 12  # digits of a key
 
 FOLDER = click.option(
-    "--store", "folder", type=PATH, default=Path("runs/.store"), metavar="DIR", show_default=True, help="The store."
+    "--store",
+    "folder",
+    type=PATH,
+    default=STORE,
+    envvar="COMPRESS_STORE",
+    metavar="DIR",
+    show_default=True,
+    help="The store.",
 )
 
 
@@ -56,7 +63,9 @@ def show(folder: Path, as_json: bool) -> None:
 @click.option("--gigabytes", type=click.FloatRange(min=0), help="What may stay; what was not used for longest goes.")
 @click.option("--days", type=click.FloatRange(min=0), help="What was not used for so many days goes.")
 def prune(folder: Path, gigabytes: float | None, days: float | None) -> None:
-    """Remove what was not used for longest; runs keep their own copies, and what a run is making stays.
+    """Remove what was not used for longest; runs keep what they use, and what a run is making stays.
+
+    Files that runs hold too (as hard links) take their room until those runs are removed.
 
     \b
     Examples:
@@ -73,10 +82,9 @@ def prune(folder: Path, gigabytes: float | None, days: float | None) -> None:
 
 def _opened(folder: Path) -> "runs.SharedStore":
     """The store in a folder, which is not made if it is not there."""
-    if not folder.is_dir():
+    opened = runs.SharedStore(folder)
+    if not opened.exists:
         raise UserError(f"there is no store {folder}; the first run makes one, or name another with --store")
-    opened = runs.shared_store(folder)
-    assert opened is not None
     return opened
 
 

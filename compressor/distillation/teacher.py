@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,8 @@ class Teacher:
                 stored = _halved(torch.cat([self._run(x).cpu() for x in inputs]))
                 if path is not None:
                     tensors.write(path, {"logits": stored})
-                    stored = tensors.read(path)[0]["logits"]
+                    mapped = _read(path, context)  # takes no memory
+                    stored = stored if mapped is None else mapped
             else:
                 reused += 1
             yield stored
@@ -126,5 +128,6 @@ def _read(path: Path | None, context: "Context") -> Tensor | None:
     ):
         context.services.console.say(f"  soft labels: {path} does not hold {list(expected)}; they are computed again")
         return None
-    os.utime(path)  # what was not used for longest goes first
+    with suppress(OSError):  # of another user, or just removed by another run
+        os.utime(path)  # what was not used for longest goes first
     return logits

@@ -20,11 +20,11 @@ from torch.export import ExportedProgram
 from compressor.data.preprocess import MAX_SIDE, Preprocess
 from compressor.errors import ArtifactError, StageError, first_line, pass_on_out_of_memory
 from compressor.export.lowering import lower_to_onnx
+from compressor.export.reading import PIPELINE
 from compressor.quantization.network import QuantizedNetwork
 from compressor.tracing import layer_of, quiet, trace
 
 DEFAULT_OPSET = 18
-PIPELINE = "compressor.pipeline"  # of metadata
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MAX_NUMBERS = 2**26  # of one image that a file can be timed on
 MADE_FOR = {  # by the bits of weights

@@ -12,6 +12,7 @@ from compressor.data.preprocess import Preprocess
 from compressor.errors import ArtifactError, first_line
 from compressor.storage import files
 
+PIPELINE = "compressor.pipeline"
 NUMBERS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 MOST_IN_A_BYTE = 4  # of ONNX's types
 SHAPE_BYTES = 1024  # constants up to this size may be shapes
@@ -19,13 +20,9 @@ MIN_VALUES, VALUES_FACTOR = 2**24, 100  # that an operator may make of one image
 _LABELS: TypeAdapter[tuple[str, ...]] = TypeAdapter(Annotated[tuple[str, ...], Field(min_length=1)])
 
 
-def pipeline_of(model: Path) -> str | None:
-    """The digest of the pipeline that a file was made by, as it says.
-
-    Raises:
-        ArtifactError: it cannot be read, or reads other files.
-    """
-    return _metadata(read(model)[1]).get("compressor.pipeline")
+def pipeline_of(model: onnx.ModelProto) -> str | None:
+    """The digest of the pipeline that a file was made by, as it says."""
+    return _metadata(model).get(PIPELINE)
 
 
 def about(model: Path) -> tuple[Preprocess, tuple[str, ...]]:

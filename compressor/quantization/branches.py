@@ -4,6 +4,7 @@ Convolutions are linear in their weights: a 3x3 convolution, a 1x1 convolution a
 BatchNorm, sum to one 3x3 convolution. So they train as branches, and cost nothing in the file.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,24 +14,33 @@ from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from compressor.quantization.network import attribute
-from compressor.quantization.operators import ADDITIONS, BATCH_NORM, aten, is_layer, parameters
+from compressor.quantization.operators import ADDITIONS, BATCH_NORM, aten, is_float, is_layer, parameters
 from compressor.quantization.rewriting import set_parameters
+from compressor.tracing import inside, layer_of
 
 Pair = tuple[int, int]
 
 
-def fold_branches(graph_module: fx.GraphModule) -> None:
-    """Replace sums of convolutions of one tensor by one convolution; BatchNorms after layers are folded already."""
+def fold_branches(graph_module: fx.GraphModule, skip: Sequence[str]) -> bool:
+    """Replace sums of convolutions of one tensor by one convolution; whether there were any.
+
+    Args:
+        graph_module: whose BatchNorms are folded where they can be.
+        skip: names of layers, or of modules that hold them, that stay as they are.
+    """
+    before = len(graph_module.graph.nodes)
     for addition in [node for node in graph_module.graph.nodes if node.target in ADDITIONS and not node.kwargs]:
         first, second = addition.args
-        if not isinstance(second, fx.Node):
-            if second == 0:  # how MobileOne leaves a branch out
-                _replace(addition, first)
-        elif (sum_of := _sum(graph_module, first, second) or _sum(graph_module, second, first)) is not None:
-            kept, weight, bias = sum_of
-            set_parameters(graph_module, kept, weight, bias)
-            _replace(addition, kept)
+        if is_float(first) and second in (0, 0.0):  # how MobileOne leaves a branch out
+            _replace(addition, first)
+        elif is_layer(addition) and not any(inside(layer_of(given), name) for given in addition.args for name in skip):
+            sum_of = _sum(graph_module, first, second) or _sum(graph_module, second, first)
+            if sum_of is not None:
+                kept, weight, bias = sum_of
+                set_parameters(graph_module, kept, weight, bias)
+                _replace(addition, kept)
     graph_module.graph.eliminate_dead_code()
+    return len(graph_module.graph.nodes) < before
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,7 @@ def _sum(graph_module: fx.GraphModule, first: Any, second: Any) -> tuple[fx.Node
     if kept is None:
         return None
     added = _convolution(graph_module, second) or _channelwise(graph_module, second, kept.groups)
-    margins = None if added is None else kept.margins(added)
-    if added is None or margins is None:
+    if added is None or (margins := kept.margins(added)) is None:
         return None
     rows, columns = margins
     weight = kept.weight + pad(added.weight, (columns, columns, rows, rows))
@@ -78,10 +87,11 @@ def _convolution(graph_module: fx.GraphModule, node: Any) -> _Branch | None:
     defaults = (None, (1, 1), (0, 0), (1, 1), 1)
     given: Any = [*node.args, *defaults[len(node.args) - 2 :]]
     source, weight, bias, stride, padding, dilation, groups = given
-    if tuple(dilation) != (1, 1):
+    stride, padding, dilation = (tuple(each) * (1 + (len(each) == 1)) for each in (stride, padding, dilation))
+    if dilation != (1, 1):
         return None
     own_bias = None if bias is None else attribute(graph_module, bias)
-    return _Branch(source, attribute(graph_module, weight), own_bias, tuple(stride), tuple(padding), groups)
+    return _Branch(source, attribute(graph_module, weight), own_bias, stride, padding, groups)
 
 
 def _channelwise(graph_module: fx.GraphModule, node: Any, groups: int) -> _Branch | None:

@@ -63,8 +63,8 @@ def quantize_network(
     graph_module = _graph(network, input_shape)
     graph = graph_module.graph
     fold_batch_norm(graph_module)
-    fold_branches(graph_module)
-    fold_batch_norm(graph_module)  # after sums of branches
+    while fold_branches(graph_module, skip):
+        fold_batch_norm(graph_module)  # of sums, which may be branches again
     if placement == "wide":
         take_apart(graph_module)
     for name in skip:

@@ -110,6 +110,7 @@ def _call(origin: fx.Node, target: Callable[..., Tensor], *args: Any) -> fx.Node
 def _new_bias(graph_module: fx.GraphModule, weight: str) -> str:
     """A name for the bias that folding gives a layer without one: `conv1.bias` beside `conv1.weight`."""
     owner, _, name = weight.rpartition(".")
-    taken = getattr(graph_module.get_submodule(owner), "bias", None) is not None
-    bias = "bias" if name == "weight" and not taken else f"{name}_bias"
+    bias = "bias" if name == "weight" else f"{name}_bias"
+    while getattr(graph_module.get_submodule(owner), bias, None) is not None:
+        bias = f"{name}_{bias}"
     return f"{owner}.{bias}" if owner else bias

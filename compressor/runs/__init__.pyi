@@ -9,6 +9,5 @@ from .layout import check_report_may_be_written as check_report_may_be_written
 from .runner import run as run
 from .shared import Entry as Entry
 from .shared import SharedStore as SharedStore
-from .shared import shared_store as shared_store
 from .tables import Wanted as Wanted
 from .tables import layers_for as layers_for

@@ -41,7 +41,7 @@ from compressor.runs.layout import (
     sweep,
 )
 from compressor.runs.seeds import over_seeds
-from compressor.runs.shared import SharedStore, shared_store
+from compressor.runs.shared import SharedStore
 from compressor.runs.store import Finished, finish, reuse
 from compressor.runs.timing import timings_of
 from compressor.runs.trackers import following
@@ -58,7 +58,7 @@ def run(
     *,
     device: str = "auto",
     fresh: bool = False,
-    store: str | Path | bool = True,
+    store: str | Path | None = None,
     console: Console | None = None,
     trackers: Sequence[Tracker] = (),
 ) -> Report:
@@ -69,8 +69,8 @@ def run(
         out: folder for the stages' artifacts, `model.onnx` and the report; `runs/<name>` by default.
         device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
         fresh: start over; nothing is taken from the store, either.
-        store: the folder of finished stages and teachers' outputs that runs share; True is for `runs/.store`, False for
-            none.
+        store: a folder of finished stages and teachers' outputs that runs share, such as `runs/.store`; none by
+            default.
         console: where progress is shown; nowhere by default.
         trackers: trackers that follow the run, besides those that the pipeline names.
 
@@ -85,13 +85,17 @@ def run(
     first, *others = pipeline.repeats
     labels = first.data.labels()
     prepare(folder)
-    shared = shared_store(store, takes=not fresh)
+    shared = SharedStore(Path(store), takes=not fresh) if store is not None else None
+    if shared is not None:
+        if shared.folder.resolve() == folder.resolve():
+            raise UserError(f"{folder} cannot be both the run's folder and the store; choose another --store")
+        shared.prepare()
     with locked(folder), following(pipeline, folder, trackers) as followers:
         sweep(folder)
         if fresh:
             start_over(folder)
         _try(first, labels, folder, chosen, console)
-        soft_labels = folder / SOFT_LABELS if shared is None else shared.soft_labels
+        soft_labels = shared.soft_labels if shared is not None and shared.takes else folder / SOFT_LABELS
         services = Services(console, followers, soft_labels=soft_labels)
         results = [_run_once(first, folder, chosen, services, shared)]
         for other in others:
@@ -265,6 +269,8 @@ def _run_stages(
         done = whole()
         if done is not None:
             say(f"{title}: reused, unchanged", style="bold")
+            if shared is not None and not shared.holds(key):
+                shared.keep(key, target, say)
         else:
             with shared.making(key, say) if shared is not None else nullcontext():
                 if shared is not None and shared.take(key, stage.id, target, say):
@@ -277,7 +283,7 @@ def _run_stages(
                     own = replace(own, services=replace(context.services, checkpoints=checkpoints))
                     done = _made(stage, before, own, data, parts, target, pipeline.factories)
                     if shared is not None:
-                        shared.keep(key, target)
+                        shared.keep(key, target, say)
         context.services.on_row(done.row.model_dump(mode="json"))
         finished.append(done)
     files.remove(folder / CHECKPOINTS)

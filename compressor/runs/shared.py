@@ -7,12 +7,12 @@
 Runs of one machine or of several on one file system use it at the same time: what is in it appears and goes whole.
 """
 
+import math
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +26,11 @@ from compressor.runs.layout import SOFT_LABELS, STAGES
 from compressor.runs.store import ROW, name_of
 from compressor.storage import files
 
-DEFAULT: Path | None = Path("runs/.store")
 LOCKS = "locks"
 LIMIT_BYTES = 50 * 10**9
-ABANDONED_SECONDS = 24 * 3600  # no view takes that long to write
+RECENT_SECONDS = 24 * 3600  # what a run has just used, it may need again; nothing takes that long to write
+READ_BY_ALL = 0o666  # of locks, but for what the user's mask forbids
+FOLDERS = (STAGES, LOCKS, SOFT_LABELS)
 KEY = re.compile(r"[0-9a-f]{64}")
 SOFT_LABEL = re.compile(r"[0-9a-f]{64}\.safetensors")
 
@@ -74,19 +75,27 @@ class SharedStore:
         """The folder of teachers' outputs."""
         return self.folder / SOFT_LABELS
 
+    @property
+    def exists(self) -> bool:
+        """Whether a run has made it."""
+        return all((self.folder / name).is_dir() for name in FOLDERS)
+
     def prepare(self) -> None:
-        """Make the folders.
+        """Make the folders, or check those that are there.
 
         Raises:
-            UserError: they cannot be made, or are links.
+            UserError: they cannot be made or written, or are links.
         """
-        try:
-            for name in (STAGES, LOCKS, SOFT_LABELS):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
-                if (self.folder / name).is_symlink():
-                    raise UserError(f"{self.folder / name} is a link; remove it, or choose another --store")
-        except OSError as error:
-            raise UserError(f"the store {self.folder} cannot be used: {error}; choose another --store") from error
+        choose = "choose another --store, or --no-store"
+        for folder in (self.folder / name for name in FOLDERS):
+            if folder.is_symlink():
+                raise UserError(f"{folder} is a link; remove it, or {choose}")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"the store {self.folder} cannot be used: {error}; {choose}") from error
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                raise UserError(f"the store {self.folder} cannot be used: {folder} may not be written; {choose}")
 
     @contextmanager
     def making(self, key: str, say: Say) -> Iterator[None]:
@@ -95,7 +104,7 @@ class SharedStore:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            say("  another run is making the same; waiting for it")
+            say(f"  another run is making the same; waiting for it ({lock.lock_file})")
             lock.acquire()
         try:
             files.sweep(self._stages, key)
@@ -103,10 +112,14 @@ class SharedStore:
         finally:
             lock.release()
 
+    def holds(self, key: str) -> bool:
+        """Whether this stage is kept."""
+        return (self._stages / key).exists()
+
     def take(self, key: str, stage_id: str, target: Path, say: Say) -> bool:
         """Put this stage into `target`, under the name that it has in this run; False if the store lacks it."""
         entry = self._stages / key
-        if not self.takes or not entry.exists():
+        if not self.takes or not self.holds(key):
             return False
         odd = files.odd_in(entry)
         damage = f"{odd} is a link, a pipe or a device" if odd is not None else files.damaged(entry)
@@ -118,43 +131,49 @@ class SharedStore:
         with files.whole_folder(target) as folder:
             for file in entry.iterdir():
                 if file.name not in (ROW, files.SEAL):
-                    _link(file, folder / file.name)
+                    files.link(file, folder / file.name)
             row = validated_copy(row, id=stage_id, artifact=name_of(target))
             files.write_text(folder / ROW, row.model_dump_json(indent=1) + "\n")
-        os.utime(entry / files.SEAL)  # used last
+        _use(entry)
         return True
 
-    def keep(self, key: str, made: Path) -> None:
-        """Keep the folder of a finished stage, in the place of what was kept under its key."""
+    def keep(self, key: str, made: Path, say: Say) -> None:
+        """Keep the folder of a finished stage, in the place of what was kept under its key, and make room for it."""
         entry = self._stages / key
-        with files.new_folder(entry) as folder:
-            for file in made.iterdir():
-                _link(file, folder / file.name)
-        os.utime(entry / files.SEAL)
-        self.make_room(self.limit_bytes, spare=entry)
+        try:
+            with files.whole_folder(entry) as folder:
+                for file in made.iterdir():
+                    if file.name != files.SEAL:  # its time says when the entry was used
+                        files.link(file, folder / file.name)
+            _use(entry)
+            self.make_room(self.limit_bytes, used_before=time.time() - RECENT_SECONDS)
+        except OSError as error:
+            say(f"  the store cannot keep it: {error}")
 
     def entries(self) -> list[Entry]:
         """All that is in the store, what was used last at the end."""
         found = [*map(_stage, self._stages.glob("*")), *map(_view, self.soft_labels.glob("*"))]
         return sorted(filter(None, found), key=lambda entry: entry.used)
 
-    def make_room(self, most_bytes: float, *, unused_since: float = 0.0, spare: Path | None = None) -> list[Entry]:
+    def make_room(self, most_bytes: float, *, unused_since: float = 0.0, used_before: float = math.inf) -> list[Entry]:
         """Remove what was not used for longest, until the rest takes `most_bytes`; returns what was removed.
 
         Args:
             most_bytes: of all that is kept.
             unused_since: what was not used since then (in seconds since 1970) goes in any case.
-            spare: what stays in any case; so does what another run is making anew.
+            used_before: what was used since then stays in any case, as does what another run is making anew.
         """
         removed = []
         with self._lock("room"):
             entries = self.entries()
             total = sum(entry.size_bytes for entry in entries)
             for entry in entries:
-                if (total > most_bytes or entry.used < unused_since) and entry.path != spare and self._removed(entry):
+                goes = entry.used < unused_since or (total > most_bytes and entry.used < used_before)
+                if goes and self._removed(entry):
                     total -= entry.size_bytes
                     removed.append(entry)
-            _clear(self.soft_labels)
+            for folder in (self._stages, self.soft_labels):
+                _clear(folder)
         return removed
 
     @property
@@ -162,33 +181,22 @@ class SharedStore:
         return self.folder / STAGES
 
     def _lock(self, key: str) -> FileLock:
-        return FileLock(self.folder / LOCKS / f"{key}.lock")
+        path = self.folder / LOCKS / f"{key}.lock"
+        if path.is_symlink():
+            raise UserError(f"{path} is a link; remove it, or choose another --store, or --no-store")
+        return FileLock(path, mode=READ_BY_ALL)
 
     def _removed(self, entry: Entry) -> bool:
         """Remove an entry; a stage only if no run is making or taking it."""
-        if entry.is_view:
-            files.remove(entry.path)  # who reads it goes on, since an open file outlives its name
-            return True
         try:
+            if entry.is_view:
+                files.remove(entry.path)  # who reads it goes on, since an open file outlives its name
+                return True
             with self._lock(entry.key).acquire(timeout=0):
                 files.remove(entry.path)
-        except Timeout:
+        except (Timeout, OSError):  # of another user
             return False
         return True
-
-
-def shared_store(store: str | Path | bool, *, takes: bool = True) -> SharedStore | None:
-    """The store in this folder, ready for use; True is for the default one, False for none.
-
-    Raises:
-        UserError: it cannot be used.
-    """
-    folder = DEFAULT if store is True else store
-    if folder is None or folder is False:
-        return None
-    found = SharedStore(Path(folder), takes)
-    found.prepare()
-    return found
 
 
 def _stage(path: Path) -> Entry | None:
@@ -220,15 +228,14 @@ def _view(path: Path) -> Entry | None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove files that were being written when a process was killed, long ago."""
+    """Remove what was being written when a process was killed, long ago."""
     for path in folder.iterdir():
-        if files.UNFINISHED.fullmatch(path.name) and path.lstat().st_mtime < time.time() - ABANDONED_SECONDS:
-            files.remove(path)
+        with suppress(OSError):  # it was finished just now, or is of another user
+            if files.UNFINISHED.fullmatch(path.name) and path.lstat().st_mtime < time.time() - RECENT_SECONDS:
+                files.remove(path)
 
 
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name, since files are replaced and never changed; a copy where that is no way."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:
-        shutil.copyfile(source, target, follow_symlinks=False)
+def _use(entry: Path) -> None:
+    """Note that a stage was used now."""
+    with suppress(OSError):  # of another user
+        os.utime(entry / files.SEAL)

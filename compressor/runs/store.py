@@ -149,12 +149,12 @@ def _of_pipeline(done: Finished, pipeline: str) -> Finished:
         UserError: the file cannot be read.
     """
     written, parsed = reading.read(done.onnx)
-    if reading.pipeline_of(done.onnx) in (None, pipeline) or files.digest(written) != done.row.sha256:
+    if reading.pipeline_of(parsed) in (None, pipeline) or files.digest(written) != done.row.sha256:
         return done
     content = onnx_file.with_pipeline(parsed, pipeline)
     row = validated_copy(done.row, size_bytes=len(content), sha256=files.digest(content))
     with files.whole_folder(done.folder) as folder:
-        shutil.copytree(done.folder, folder, dirs_exist_ok=True)
+        shutil.copytree(done.folder, folder, dirs_exist_ok=True, copy_function=files.link)
         files.write_bytes(folder / ONNX, content)
         files.write_text(folder / ROW, row.model_dump_json(indent=1) + "\n")
     return replace(done, row=row)
@@ -201,7 +201,7 @@ def _stands(done: Finished, context: Context, data: Dataset) -> bool:
     return (
         row.scored_on == data.test.fingerprint
         and row.scored_by == _scoring()
-        and reading.pipeline_of(done.onnx) == context.pipeline
+        and reading.pipeline_of(reading.read(done.onnx)[1]) == context.pipeline
         and (row.sha256, row.size_bytes) == (files.digest(done.onnx.read_bytes()), done.onnx.stat().st_size)
         and row.model_dump(include=set(Counts.model_fields)) == done.artifact.counts.model_dump()
         and np.array_equal(predictions.labels, data.test.labels.numpy())

@@ -130,6 +130,14 @@ def replace_folder(made: Path, target: Path) -> None:
     remove(old)
 
 
+def link(source: str | Path, target: str | Path) -> None:
+    """The same file under another name, since files are replaced and never changed; a copy where that is no way."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(source, target, follow_symlinks=False)
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with what is in it, if it is there; of a link, the link alone."""
     if path.is_dir() and not path.is_symlink():
