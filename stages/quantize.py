@@ -119,10 +119,12 @@ class Quantize(Distillation, Stage):
 
     def decided_by(self, context: "Context") -> Any:
         """The processor, where it chooses the bits of weights, or is what is timed."""
-        from compressor.evaluation.costs import layers  # which imports ONNX Runtime
+        decides: dict[str, Any] = {"weight_bits": self.bits}
+        if self.placement == "measured" or self.max_drop is not None:
+            from compressor.evaluation.costs import layers  # which imports ONNX Runtime
 
-        times = self.placement == "measured" or self.max_drop is not None
-        return {"weight_bits": self.bits, "machine": layers.machine() if times else None}
+            decides["machine"] = layers.machine()
+        return decides
 
     def run(self, model: "TorchModel", context: "Context") -> "TorchModel":
         """The quantized network.

@@ -22,6 +22,7 @@ from compressor import Context, Dataset, Preprocess, Services, Split, TorchModel
 from compressor.console import Console
 from compressor.data.split import InMemory
 from compressor.errors import ArchitectureError, ArtifactError, StageError
+from compressor.evaluation.costs import layers
 from compressor.export import lowering
 from compressor.models.architectures import Architecture
 from compressor.models.changes import Int8
@@ -568,6 +569,8 @@ def test_the_processor_chooses_the_bits_and_the_file_says_for_which(
     monkeypatch.setattr(environment.platform, "machine", lambda: machine)
     stage = Quantize(mode="ptq")
     assert stage.decided_by(context) == {"weight_bits": bits}
+    for timed in (Quantize(mode="ptq", placement="measured"), Quantize(max_drop=1)):
+        assert timed.decided_by(context)["machine"] == layers.machine()
     quantized = stage.run(tiny, context)
     content = quantized.to_onnx("test").content
     assert largest_weight(content) == 2 ** (bits - 1) - 1

@@ -32,6 +32,11 @@ def store() -> None:
     """See what runs share, and make room.
 
     A stage that a run has finished, and the outputs of its teachers, serve every other run that would make the same.
+
+    \b
+    Examples:
+      compress store list
+      compress store prune --gigabytes 10
     """
 
 
