@@ -29,7 +29,7 @@ from compressor.storage import files
 LOCKS = "locks"
 LIMIT_BYTES = 50 * 10**9
 RECENT_SECONDS = 24 * 3600  # what a run has just used, it may need again; nothing takes that long to write
-READ_BY_ALL = 0o666  # of locks, but for what the user's mask forbids
+LOCK_MODE = 0o666  # for other users, as far as the mask allows
 FOLDERS = (STAGES, LOCKS, SOFT_LABELS)
 KEY = re.compile(r"[0-9a-f]{64}")
 SOFT_LABEL = re.compile(r"[0-9a-f]{64}\.safetensors")
@@ -184,7 +184,7 @@ class SharedStore:
         path = self.folder / LOCKS / f"{key}.lock"
         if path.is_symlink():
             raise UserError(f"{path} is a link; remove it, or choose another --store, or --no-store")
-        return FileLock(path, mode=READ_BY_ALL)
+        return FileLock(path, mode=LOCK_MODE)
 
     def _removed(self, entry: Entry) -> bool:
         """Remove an entry; a stage only if no run is making or taking it."""
