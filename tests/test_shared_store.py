@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from compressor import Data, Measure, Pipeline, TorchModel, load, run
-from compressor.console import Console
 from compressor.distillation.settings import Cache
 from compressor.errors import UserError
 from compressor.export import onnx_file
@@ -24,6 +23,7 @@ from stages import Distill, Export, Quantize, Train
 from tests.conftest import STUDENT
 from tests.test_cli import started, wait_for
 from tests.test_runner import stage_runs
+from tests.test_tampering import Heard
 
 TEACHER = Train(id="teacher", model="resnet", arguments={"blocks": [1], "widths": [4]}, epochs=1)
 STUDENT_STAGE = Distill(
@@ -39,17 +39,6 @@ SHORT = PIPELINE.model_copy(update={"stages": (TEACHER, Export(id="shipped"))})
 OTHER = PIPELINE.model_copy(
     update={"name": "other", "stages": (TEACHER, STUDENT_STAGE, Quantize(id="int8", mode="ptq"), Export(id="shipped"))}
 )
-
-
-class Heard(Console):
-    """A console that remembers what was said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def say(self, what: object = "", style: str | None = None) -> None:
-        self.said.append(str(what))
 
 
 @pytest.fixture

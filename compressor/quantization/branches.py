@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from compressor.quantization.network import attribute
 from compressor.quantization.operators import ADDITIONS, BATCH_NORM, aten, is_float, is_layer, parameters
-from compressor.quantization.rewriting import set_parameters
+from compressor.quantization.rewriting import normalisation, set_parameters
 from compressor.tracing import inside, layer_of
 
 Pair = tuple[int, int]
@@ -103,10 +103,8 @@ def _channelwise(graph_module: fx.GraphModule, node: Any, groups: int) -> _Branc
     norm: Any = node.args[0] if node.args and len(node.users) == 1 else None
     if getattr(norm, "target", None) is not BATCH_NORM:
         return _Branch(node, identity, None, groups=groups)
-    source, *affine, mean_node, var_node, _, eps = norm.args[:7]
-    gamma, beta = (None if given is None else attribute(graph_module, given) for given in affine)
-    mean, var = attribute(graph_module, mean_node), attribute(graph_module, var_node)
-    return _Branch(source, *fuse_conv_bn_weights(identity, None, mean, var, eps, gamma, beta), groups=groups)
+    weight, bias = fuse_conv_bn_weights(identity, None, *normalisation(graph_module, norm))
+    return _Branch(norm.args[0], weight, bias, groups=groups)
 
 
 def _replace(addition: fx.Node, by: fx.Node) -> None:

@@ -15,15 +15,14 @@ def fold_batch_norm(graph_module: fx.GraphModule) -> None:
     """Fold every BatchNorm into the layer before it, if nothing else uses that layer and its parameters."""
     graph = graph_module.graph
     for norm in [node for node in graph.nodes if node.target is BATCH_NORM]:
-        layer, *affine, mean_node, var_node, _, eps = norm.args[:7]
+        layer = norm.args[0]
         if layer.target in ADDITIONS or not is_layer(layer) or len(layer.users) > 1:
             continue
         weight, bias = parameters(layer)
         if len(weight.users) > 1 or (bias is not None and len(bias.users) > 1):
             continue
         old_bias = None if bias is None else attribute(graph_module, bias)
-        mean, var = attribute(graph_module, mean_node), attribute(graph_module, var_node)
-        gamma, beta = (None if node is None else attribute(graph_module, node) for node in affine)
+        mean, var, eps, gamma, beta = normalisation(graph_module, norm)
         gamma = torch.ones_like(mean) if gamma is None else gamma  # `fuse_linear_bn_weights` takes no None
         beta = torch.zeros_like(mean) if beta is None else beta
         fuse: Callable[..., tuple[nn.Parameter, nn.Parameter]] = (
@@ -34,6 +33,15 @@ def fold_batch_norm(graph_module: fx.GraphModule) -> None:
         for output in list(norm.users):
             output.replace_all_uses_with(layer)
     graph.eliminate_dead_code()
+
+
+def normalisation(
+    graph_module: fx.GraphModule, norm: Any
+) -> tuple[Tensor, Tensor, float, Tensor | None, Tensor | None]:
+    """Mean, variance, epsilon, scale and shift of a BatchNorm; it may lack the last two."""
+    _, *affine, mean, var, _, eps = norm.args[:7]
+    gamma, beta = (None if node is None else attribute(graph_module, node) for node in affine)
+    return attribute(graph_module, mean), attribute(graph_module, var), eps, gamma, beta
 
 
 def set_parameters(graph_module: fx.GraphModule, layer: fx.Node, weight: Tensor, bias: Tensor | None) -> None:
@@ -74,18 +82,16 @@ def take_apart(graph_module: fx.GraphModule) -> None:
 
 def _as_depthwise(graph_module: fx.GraphModule, norm: Any) -> None:
     """Write a BatchNorm as a 1x1 convolution of each channel."""
-    x, *affine, mean_node, var_node, _, eps = norm.args[:7]
-    gamma, beta = (None if node is None else attribute(graph_module, node) for node in affine)
-    mean, var = attribute(graph_module, mean_node), attribute(graph_module, var_node)
+    mean, var, eps, gamma, beta = normalisation(graph_module, norm)
     weight, bias = fuse_conv_bn_weights(torch.ones(len(mean), 1, 1, 1), None, mean, var, eps, gamma, beta)
-    owner = f"{str(mean_node.target).rpartition('.')[0]}_depthwise"
+    owner = f"{str(norm.args[3].target).rpartition('.')[0]}_depthwise"
     graph_module.add_submodule(owner, nn.Module())
     set_attribute(graph_module, f"{owner}.weight", weight)
     set_attribute(graph_module, f"{owner}.bias", bias)
     graph = graph_module.graph
     with graph.inserting_before(norm):
         parameters_of = (graph.get_attr(f"{owner}.{name}") for name in ("weight", "bias"))
-        args = (x, *parameters_of, [1, 1], [0, 0], [1, 1], len(mean))
+        args = (norm.args[0], *parameters_of, [1, 1], [0, 0], [1, 1], len(mean))
         convolution = graph.call_function(aten.conv2d.default, args)
     for output in list(norm.users):
         convolution.meta = output.meta

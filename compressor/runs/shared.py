@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from compressor.config.spec import validated_copy
 from compressor.errors import UserError
 from compressor.report.report import Scored
 from compressor.runs.layout import SOFT_LABELS, STAGES
-from compressor.runs.store import ROW, name_of
+from compressor.runs.store import ROW, name_of, row_in
 from compressor.storage import files
 
 LOCKS = "locks"
@@ -123,7 +122,7 @@ class SharedStore:
             return False
         odd = files.odd_in(entry)
         damage = f"{odd} is a link, a pipe or a device" if odd is not None else files.damaged(entry)
-        row = _row(entry) if damage is None else None
+        row = row_in(entry) if damage is None else None
         if row is None:
             say(f"  {damage or f'{entry / ROW} is of another version'}; it is removed from the store")
             files.remove(entry)
@@ -205,16 +204,8 @@ def _stage(path: Path) -> Entry | None:
         if not KEY.fullmatch(path.name) or files.odd_in(path) is not None or not (path / files.SEAL).is_file():
             return None
         used = (path / files.SEAL).stat().st_mtime
-        return Entry(path, _row(path), sum(file.stat().st_size for file in path.iterdir()), used)
+        return Entry(path, row_in(path), sum(file.stat().st_size for file in path.iterdir()), used)
     except OSError:  # another run has just removed it
-        return None
-
-
-def _row(entry: Path) -> Scored | None:
-    """The row of a stage; None if it cannot be read, or is of another version."""
-    try:
-        return Scored.model_validate_json(files.read_bytes(entry / ROW, files.MAX_TEXT_BYTES))
-    except (OSError, ValidationError):
         return None
 
 

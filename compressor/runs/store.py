@@ -107,7 +107,7 @@ def reuse(
 ) -> Finished | None:
     """The stage in `target`, if it was made from the same and is whole; if not, what is wrong or changed is said.
 
-    Its file is told if the pipeline is another, and it is scored again if the test split or the code that scores is.
+    Its file then names this pipeline; it is scored again if the test split or the code that scores is another.
     What is in the folder is data, which may come from anyone: nothing is taken that does not fit the run.
     """
     say = context.services.console.say
@@ -117,9 +117,8 @@ def reuse(
     if damage is not None:
         say(f"{damage}; it will be made again")
         return None
-    try:
-        row = Scored.model_validate_json(files.read_bytes(target / ROW, files.MAX_TEXT_BYTES))
-    except (OSError, ValidationError):
+    row = row_in(target)
+    if row is None:
         say(f"{target} was made by another version; it will be made again")
         return None
     if changed := keys.changes(row.made_from, parts):
@@ -158,6 +157,14 @@ def _of_pipeline(done: Finished, pipeline: str) -> Finished:
         files.write_bytes(folder / ONNX, content)
         files.write_text(folder / ROW, row.model_dump_json(indent=1) + "\n")
     return replace(done, row=row)
+
+
+def row_in(folder: Path) -> Scored | None:
+    """The row of a stage; None if it cannot be read, or is of another version."""
+    try:
+        return Scored.model_validate_json(files.read_bytes(folder / ROW, files.MAX_TEXT_BYTES))
+    except (OSError, ValidationError):
+        return None
 
 
 def name_of(target: Path) -> str:
