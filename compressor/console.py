@@ -49,6 +49,10 @@ class Console(Tracker):
             shown, style=style, highlight=False, markup=False, emoji=False, soft_wrap=isinstance(message, str)
         )
 
+    def progress_only(self) -> "Console":
+        """The same console for a part of the work of which nothing is said, but bars are shown."""
+        return _ProgressOnly(self.rich, quiet=self.quiet)
+
     @contextmanager
     def training(self, label: str, epochs: int, steps: int, done: int = 0) -> Iterator["TrainingProgress"]:
         """Show the progress of training for `epochs` times `steps`, of which `done` epochs are done."""
@@ -104,6 +108,11 @@ class Console(Tracker):
         with Progress(*columns, console=self.rich, transient=True, auto_refresh=False, disable=not shown) as bar:
             task = bar.add_task("", total=count)
             yield lambda: bar.update(task, advance=1, total=max(count, bar.tasks[task].completed + 1), refresh=True)
+
+
+class _ProgressOnly(Console):
+    def say(self, message: str | Table, style: str = "") -> None:
+        """Nothing."""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, figures: bool = False) -> Table:

@@ -24,6 +24,7 @@ ROOMS = (  # lowest first: a room imports from itself and from those before it
     "pruning",
     "report",
     "runs",
+    "search",
     "commands",
 )
 NOT_SEEN = {  # rooms that a room does without, though they lie below it

@@ -374,5 +374,5 @@ def test_a_run_too_short_for_the_clock_has_a_finite_speed() -> None:
 
 def test_logits_that_are_not_finite_are_refused_where_they_are_scored() -> None:
     predictions = Predictions(np.array([0, 1, 1]), np.array([0.5, np.nan, np.nan], np.float32), np.array([0, 1, 0]))
-    with pytest.raises(StageError, match="no finite logits on 2 of 3 test images"):
+    with pytest.raises(StageError, match="no finite logits on 2 of 3 images"):
         predictions.calibration_error()

@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 import click
 
-from compressor.commands import about, files, runs, store
+from compressor.commands import about, files, runs, search, store
 from compressor.errors import CompressorError, SpecError, first_line, is_out_of_memory, printable
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -39,7 +39,7 @@ def compress(context: click.Context, debug: bool) -> None:
     context.obj = debug
 
 
-for _module in (runs, store, files, about):
+for _module in (runs, search, store, files, about):
     for _command in _module.COMMANDS:
         compress.add_command(_command)
 

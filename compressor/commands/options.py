@@ -15,6 +15,20 @@ STORE = Path("runs/.store")
 PATH = click.Path(path_type=Path)  # completed by the shell; what is wrong with it is said by the command
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+DEVICE = click.option(
+    "--device",
+    default="auto",
+    metavar="auto|cpu|cuda",
+    show_default=True,
+    shell_complete=lambda context, param, incomplete: [
+        name for name in ("auto", "cpu", "cuda") if name.startswith(incomplete)
+    ],
+    help="Where networks are trained.",
+)
+SHARED = click.option(
+    "--store", type=PATH, metavar="DIR", envvar="COMPRESS_STORE", help="What runs share; runs/.store by default."
+)
+
 
 class Counts(click.ParamType):  # type: ignore[type-arg]  # generic since 8.4 only
     """Whole numbers from 1, separated by commas."""

@@ -8,22 +8,21 @@ import click
 
 from compressor import evaluation, report, runs
 from compressor import pipeline as pipelines
-from compressor.commands.options import PATH, STORE, as_json, check_folder_of, console_of, loudness, setting
+from compressor.commands.options import (
+    DEVICE,
+    PATH,
+    SHARED,
+    STORE,
+    as_json,
+    check_folder_of,
+    console_of,
+    loudness,
+    setting,
+)
 from compressor.config import yaml_file
 from compressor.console import Console
 from compressor.errors import ArtifactError, StageError, UserError
 from compressor.storage import files
-
-DEVICE = click.option(
-    "--device",
-    default="auto",
-    metavar="auto|cpu|cuda",
-    show_default=True,
-    shell_complete=lambda context, param, incomplete: [
-        name for name in ("auto", "cpu", "cuda") if name.startswith(incomplete)
-    ],
-    help="Where networks are trained.",
-)
 
 
 @click.command()
@@ -32,9 +31,7 @@ DEVICE = click.option(
 @setting
 @DEVICE
 @click.option("--fresh", is_flag=True, help="Start over; nothing is taken from the store, either.")
-@click.option(
-    "--store", type=PATH, metavar="DIR", envvar="COMPRESS_STORE", help="What runs share; runs/.store by default."
-)
+@SHARED
 @click.option("--no-store", is_flag=True, help="Share nothing with other runs.")
 @loudness
 def run(

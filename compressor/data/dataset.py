@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ CALIBRATION_BATCH = 128
 class Dataset:
     """Everything a run knows about its images. `notes` say what was odd about their files.
 
-    `unlabeled` images have no class; teachers say what is on them.
+    `unlabeled` images have no class; teachers say what is on them. Networks are judged on `test`, which are the
+    validation images instead where `judged_on` says so.
     """
 
     train: Split
@@ -38,6 +40,7 @@ class Dataset:
     augment: Augment = field(default_factory=Augment)
     notes: tuple[str, ...] = ()
     unlabeled: Split | None = None
+    judged_on: Literal["test", "validation"] = "test"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -70,3 +73,7 @@ class Dataset:
     def without_test(self) -> "Dataset":
         """The same with an empty test split: what stages are given."""
         return replace(self, test=self.test.take(torch.arange(0)))
+
+    def judged_on_validation(self) -> "Dataset":
+        """The same, judged on the validation images: choices between whole pipelines leave the test images alone."""
+        return replace(self, test=self.validation, judged_on="validation")

@@ -26,7 +26,9 @@ from .engines.base import clocked as clocked
 from .engines.base import engine_of as engine_of
 from .engines.base import title_of as title_of
 from .figures import Count as Count
+from .figures import Factor as Factor
 from .figures import Figures as Figures
+from .figures import Milliseconds as Milliseconds
 from .figures import Share as Share
 from .figures import Total as Total
 from .latency import SESSIONS as SESSIONS
@@ -34,6 +36,7 @@ from .latency import Comparison as Comparison
 from .latency import Latency as Latency
 from .latency import NotMeasured as NotMeasured
 from .latency import in_sessions as in_sessions
+from .latency import latency_of as latency_of
 from .pair import Pair as Pair
 from .placement import Attempt as Attempt
 from .placement import Candidate as Candidate

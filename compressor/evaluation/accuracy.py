@@ -79,15 +79,26 @@ class Paired(Figures):
         from scipy.stats import binomtest
 
         p_value = float(binomtest(won, lost + won).pvalue) if lost + won else 1.0
-        middle = (won - lost) / (total + 2)
-        spread = (lost + won + 2) / (total + 2) - middle**2
-        half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(spread / (total + 2))
+        middle, deviation = _adjusted(lost, won, total)
+        half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * deviation
         low, high = middle - half, middle + half
         if p_value >= SIGNIFICANT:
             low, high = min(low, 0.0), max(high, 0.0)
         return cls(
             lost=lost, won=won, total=total, p_value=p_value, difference=(won - lost) / total, low=low, high=high
         )
+
+    def at_least(self, confidence: float) -> float:
+        """The difference in accuracy is no less, with this confidence: the one-sided bound of the same interval."""
+        middle, deviation = _adjusted(self.lost, self.won, self.total)
+        return middle - NormalDist().inv_cdf(confidence) * deviation
+
+
+def _adjusted(lost: int, won: int, total: int) -> tuple[float, float]:
+    """The difference in accuracy and its standard deviation, with one image added to each count (Bonett and Price)."""
+    middle = (won - lost) / (total + 2)
+    spread = (lost + won + 2) / (total + 2) - middle**2
+    return middle, math.sqrt(spread / (total + 2))
 
 
 @dataclass(frozen=True)
@@ -141,8 +152,8 @@ class Predictions:
         """
         if missing := int((~np.isfinite(self.confidence)).sum()):
             raise StageError(
-                f"model.onnx has no finite logits on {missing} of {len(self.confidence)} test images; its training may "
-                "have diverged"
+                f"model.onnx has no finite logits on {missing} of {len(self.confidence)} images; its training may have "
+                "diverged"
             )
         bins = np.minimum((self.confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
         gap = np.bincount(bins, self.correct - self.confidence.astype(np.float64), CALIBRATION_BINS)

@@ -11,7 +11,13 @@ from .report import Row as Row
 from .report import Scored as Scored
 from .report import Spread as Spread
 from .report import Timings as Timings
+from .svg import BASELINE as BASELINE
+from .svg import INK as INK
+from .svg import QUIET as QUIET
+from .svg import SHIPPED as SHIPPED
+from .svg import plot as plot
 from .tables import to_table as to_table
+from .templating import filled as filled
 from .wording import difference as difference
 from .wording import headline as headline
 from .wording import machine as machine

@@ -6,8 +6,13 @@ from .comparison import load_run as load_run
 from .comparison import surroundings as surroundings
 from .dry_run import try_stages as try_stages
 from .layout import check_report_may_be_written as check_report_may_be_written
+from .layout import locked as locked
+from .layout import sweep as sweep
+from .making import run_stages as run_stages
+from .runner import choose_device as choose_device
 from .runner import run as run
 from .shared import Entry as Entry
 from .shared import SharedStore as SharedStore
+from .store import Finished as Finished
 from .tables import Wanted as Wanted
 from .tables import layers_for as layers_for

@@ -1,10 +1,6 @@
 """The straight line: for each stage run, save, load back, measure; then the report."""
 
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,36 +13,33 @@ from compressor.environment import environment
 from compressor.errors import ArtifactError, UserError
 from compressor.evaluation.doctor.diagnosis import Diagnosis, diagnose
 from compressor.evaluation.regressions import regressions_of
-from compressor.models.artifact import ONNX, Artifact
+from compressor.models.artifact import ONNX
 from compressor.pipeline.completion import completed
 from compressor.pipeline.context import Context, Services
 from compressor.pipeline.pipeline import Pipeline
-from compressor.pipeline.stage import Stage, named
 from compressor.report.contact_sheet import SHEET_IMAGES, SHEET_VIEWS, contact_sheet
 from compressor.report.report import DataFacts, Report, Row, Timings
 from compressor.report.writing import WRITTEN, write
 from compressor.runs.dry_run import try_stages
-from compressor.runs.keys import code_of, key_of, made_from
+from compressor.runs.keys import code_of
 from compressor.runs.layout import (
-    CHECKPOINTS,
     SEEDS,
     SOFT_LABELS,
     SPEC,
     SPEC_HEADER,
-    STAGES,
     TRIED,
     locked,
     prepare,
     start_over,
     sweep,
 )
+from compressor.runs.making import run_stages
 from compressor.runs.seeds import over_seeds
 from compressor.runs.shared import SharedStore
-from compressor.runs.store import Finished, finish, reuse
+from compressor.runs.store import Finished
 from compressor.runs.timing import timings_of
 from compressor.runs.trackers import following
 from compressor.storage import files
-from compressor.storage.checkpoints import Checkpoints
 from compressor.tracking import Tracker
 from compressor.training.loop import shown
 from compressor.training.settings import Training
@@ -155,7 +148,7 @@ def _run_once(
         data=data.without_test(), seed=pipeline.seed, device=device, pipeline=pipeline.digest, services=services
     )
     sheet = _contact_sheet(pipeline, context)
-    finished = _run_stages(pipeline, data, context, folder, shared)
+    finished = run_stages(pipeline, data, context, folder, shared)
     result = _measured(pipeline, finished, data, sheet, _earlier(folder), services.console)
     files.write_bytes(folder / ONNX, finished[-1].onnx.read_bytes())
     write(result, folder)
@@ -252,59 +245,6 @@ def _introduce(pipeline: Pipeline, data: Dataset, device: torch.device, console:
         console.say(f"  note: {note}")
     for warning in pipeline.warnings:
         console.say(f"  warning: {warning}")
-
-
-def _run_stages(
-    pipeline: Pipeline, data: Dataset, context: Context, folder: Path, shared: SharedStore | None
-) -> list[Finished]:
-    finished: list[Finished] = []
-    say = context.services.console.say
-    for number, stage in enumerate(pipeline.stages, 1):
-        before = finished[-1].artifact if finished else None
-        own = context.before(number - 1, pipeline, {done.row.id: done.artifact for done in finished})
-        parts = made_from(stage, before, own, code_of(stage, pipeline))
-        key, target = key_of(parts), folder / STAGES / stage.id
-        title = f"[{number}/{len(pipeline.stages)}] {stage.id} ({stage.stage})"
-        whole = partial(reuse, stage, target, parts, context, data, pipeline.factories)
-        done = whole()
-        if done is not None:
-            say(f"{title}: reused, unchanged", style="bold")
-            if shared is not None and not shared.holds(key):
-                shared.keep(key, target, say)
-        else:
-            with shared.making(key, say) if shared is not None else nullcontext():
-                if shared is not None and shared.take(key, stage.id, target, say):
-                    done = whole()
-                if done is not None:
-                    say(f"{title}: taken from the store", style="bold")
-                else:
-                    say(title, style="bold")
-                    checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, key)
-                    own = replace(own, services=replace(context.services, checkpoints=checkpoints))
-                    done = _made(stage, before, own, data, parts, target, pipeline.factories)
-                    if shared is not None:
-                        shared.keep(key, target, say)
-        context.services.on_row(done.row.model_dump(mode="json"))
-        finished.append(done)
-    files.remove(folder / CHECKPOINTS)
-    return finished
-
-
-def _made(
-    stage: Stage,
-    before: Artifact | None,
-    context: Context,
-    data: Dataset,
-    parts: Mapping[str, str],
-    target: Path,
-    factories: frozenset[str],
-) -> Finished:
-    """Run a stage, and keep what it makes in `target`."""
-    with named(stage):
-        started = time.monotonic()
-        made = stage.run(before, context)
-        seconds = time.monotonic() - started
-        return finish(stage, made, context, data, parts=parts, factories=factories, target=target, seconds=seconds)
 
 
 def _earlier(folder: Path) -> Report | None:

@@ -201,6 +201,7 @@ def _stands(done: Finished, context: Context, data: Dataset) -> bool:
         UserError: the file or its predictions cannot be read, or the file cannot be run.
     """
     row, predictions = done.row, done.predictions
+    accuracy = predictions.accuracy(split=data.judged_on)
     if reading.about(done.onnx) != (data.preprocess, data.labels):
         return False
     logits = onnx_file.logits_of(onnx_file.session(done.onnx), _few(data).numpy(), source=done.onnx)
@@ -214,7 +215,7 @@ def _stands(done: Finished, context: Context, data: Dataset) -> bool:
         and np.array_equal(predictions.labels, data.test.labels.numpy())
         and int(predictions.classes.max()) < len(data.labels)
         and (row.accuracy, row.balanced_accuracy, row.calibration_error)
-        == (predictions.accuracy(split="test"), predictions.balanced_accuracy(), predictions.calibration_error())
+        == (accuracy, predictions.balanced_accuracy(), predictions.calibration_error())
     )
 
 
@@ -237,7 +238,7 @@ def _scored(shipped: OnnxModel, folder: Path, data: Dataset) -> dict[str, Any]:
         "size_bytes": len(shipped.content),
         "sha256": files.digest(shipped.content),
         **shipped.counts.model_dump(),
-        "accuracy": predictions.accuracy(split="test"),
+        "accuracy": predictions.accuracy(split=data.judged_on),
         "balanced_accuracy": predictions.balanced_accuracy(),
         "calibration_error": predictions.calibration_error(),
         "scored_on": data.test.fingerprint,

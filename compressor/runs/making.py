@@ -1,0 +1,95 @@
+"""Making stages in order: each is reused, taken from the store, or run, and then saved, loaded back and scored."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from compressor.data.dataset import Dataset
+from compressor.models.artifact import Artifact
+from compressor.pipeline.context import Context
+from compressor.pipeline.pipeline import Pipeline
+from compressor.pipeline.stage import Stage, named
+from compressor.runs.keys import code_of, key_of, made_from
+from compressor.runs.layout import CHECKPOINTS, STAGES
+from compressor.runs.shared import SharedStore
+from compressor.runs.store import Finished, finish, reuse
+from compressor.storage import files
+from compressor.storage.checkpoints import Checkpoints
+
+Watch = Callable[[Stage, Artifact | None, Context, Sequence[Finished]], object]
+
+
+def run_stages(
+    pipeline: Pipeline,
+    data: Dataset,
+    context: Context,
+    folder: Path,
+    shared: SharedStore | None,
+    watch: Watch = lambda *_: None,
+) -> list[Finished]:
+    """Run every stage, but those that are done and unchanged in `folder` or in the store.
+
+    Args:
+        pipeline: what to run.
+        data: with the images to score on in `test`.
+        context: of the run.
+        folder: of the run.
+        shared: the store, if runs share one.
+        watch: called with each stage that is about to run, the network before it, its context, and what is finished.
+
+    Raises:
+        UserError: what a stage is given does not fit.
+        StageError: a stage failed.
+    """
+    finished: list[Finished] = []
+    say = context.services.console.say
+    for number, stage in enumerate(pipeline.stages, 1):
+        before = finished[-1].artifact if finished else None
+        own = context.before(number - 1, pipeline, {done.row.id: done.artifact for done in finished})
+        parts = made_from(stage, before, own, code_of(stage, pipeline))
+        key, target = key_of(parts), folder / STAGES / stage.id
+        title = f"[{number}/{len(pipeline.stages)}] {stage.id} ({stage.stage})"
+        whole = partial(reuse, stage, target, parts, context, data, pipeline.factories)
+        done = whole()
+        if done is not None:
+            say(f"{title}: reused, unchanged", style="bold")
+            if shared is not None and not shared.holds(key):
+                shared.keep(key, target, say)
+        else:
+            with shared.making(key, say) if shared is not None else nullcontext():
+                if shared is not None and shared.take(key, stage.id, target, say):
+                    done = whole()
+                if done is not None:
+                    say(f"{title}: taken from the store", style="bold")
+                else:
+                    say(title, style="bold")
+                    checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, key)
+                    watch(stage, before, own, finished)
+                    own = replace(own, services=replace(context.services, checkpoints=checkpoints))
+                    done = _made(stage, before, own, data, parts, target, pipeline.factories)
+                    if shared is not None:
+                        shared.keep(key, target, say)
+        context.services.on_row(done.row.model_dump(mode="json"))
+        finished.append(done)
+    files.remove(folder / CHECKPOINTS)
+    return finished
+
+
+def _made(
+    stage: Stage,
+    before: Artifact | None,
+    context: Context,
+    data: Dataset,
+    parts: Mapping[str, str],
+    target: Path,
+    factories: frozenset[str],
+) -> Finished:
+    """Run a stage, and keep what it makes in `target`."""
+    with named(stage):
+        started = time.monotonic()
+        made = stage.run(before, context)
+        seconds = time.monotonic() - started
+        return finish(stage, made, context, data, parts=parts, factories=factories, target=target, seconds=seconds)

@@ -1,0 +1,97 @@
+"""What a search found: its trials, the front or the winner, timed together at the end, and what mattered."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from compressor.config.spec import first_problem
+from compressor.environment import Environment
+from compressor.errors import ArtifactError
+from compressor.evaluation import Accuracy, Count, Figures, Latency, Milliseconds, Paired, Setting
+from compressor.search.outcome import SPEC, Outcome, folder_of
+from compressor.search.settings import Budget, Goal
+from compressor.storage import files
+
+JSON = "search.json"
+
+
+class Best(Figures):
+    """A trial of the front, or one that keeps the contract, timed at the end in the same sessions as the others."""
+
+    number: Count
+    latency: Latency
+
+
+class Judged(Figures):
+    """The winner on the test images."""
+
+    number: Count
+    accuracy: Accuracy
+    versus_baseline: Paired
+    speedup: float | None
+
+
+class Found(Figures):
+    """The content of `search.json`. Latency is against `reference.onnx`, the baseline of the first trial.
+
+    `best` are the trials of the front, or within the contract the fastest few; the `winner` is the fastest of those.
+    `judged` lists every winner that the test images have seen: more than one if the search went on.
+    """
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    search: str
+    goal: Goal
+    budget: Budget
+    sampler: str
+    seed: int
+    setting: Setting
+    reference_ms: Milliseconds
+    environment: Environment
+    seconds: float
+    outcomes: tuple[Outcome, ...]
+    best: tuple[Best, ...] = ()
+    winner: Count | None = None
+    judged: tuple[Judged, ...] = ()
+    importances: dict[str, dict[str, float]] = {}
+
+    def outcome(self, number: int) -> Outcome:
+        """How a trial ended."""
+        return next(each for each in self.outcomes if each.number == number)
+
+    @property
+    def complete(self) -> list[Outcome]:
+        """The trials that shipped something."""
+        return [each for each in self.outcomes if each.shipped is not None]
+
+    def save(self, folder: Path) -> None:
+        """Write it as JSON."""
+        files.write_json(folder / JSON, self.model_dump(mode="json"))
+
+
+def found_in(folder: Path) -> Found | None:
+    """What an earlier session found; None if there was none.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
+    try:
+        return Found.model_validate_json(files.read_bytes(folder / JSON, files.MAX_TEXT_BYTES))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ArtifactError(f"{folder / JSON}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise ArtifactError(f"{folder / JSON}: is not of a search of this version: {first_problem(error)}") from error
+
+
+def command_of(folder: Path, outcome: Outcome) -> str:
+    """What runs a trial's pipeline as a run of its own, judged on the test images."""
+    return shlex.join(["compress", "run", str(folder_of(folder, outcome.number) / SPEC)])
+
+
+def in_words(value: object) -> str:
+    """The value of a range."""
+    return value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json.dumps(value)

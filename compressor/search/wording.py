@@ -1,0 +1,53 @@
+"""What is said of trials and of what a search found."""
+
+from compressor.report import percent, setting_name
+from compressor.search.found import Best, Found, in_words
+from compressor.search.outcome import Outcome
+from compressor.search.settings import Search
+
+
+def ending(outcome: Outcome, search: Search) -> str:
+    """One line about a trial that is over."""
+    values = ", ".join(f"{name.rpartition('.')[2]} {in_words(value)}" for name, value in outcome.values.items())
+    start = f"trial {outcome.number} ({values})"
+    shipped = outcome.shipped
+    if shipped is None:
+        return f"{start}: {outcome.state}: {outcome.reason}"
+    said = f"{start}: {percent(shipped.accuracy)} on validation images, {shipped.latency.speedup:.2f}x faster"
+    if search.goal.max_drop is None:
+        return said
+    confidence = search.goal.confidence
+    return f"{said}; loses at most {shipped.drop(confidence):.2f} points ({confidence:.0%} sure)"
+
+
+def headline(found: Found) -> str:
+    """The one line that a user wants."""
+    if found.goal.max_drop is None:
+        fastest, best = found.best[0], found.best[-1]
+        several = (
+            f"{len(found.best)} networks are on the front" if len(found.best) > 1 else "One network is on the front"
+        )
+        ends = dict.fromkeys(_point(found, each) for each in (fastest, best))
+        return f"{several}: {' to '.join(ends)}."
+    if found.winner is None:
+        closest = min(found.complete, key=lambda each: each.shipped.drop(found.goal.confidence) if each.shipped else 0)
+        assert closest.shipped is not None
+        return (
+            f"No network keeps the contract, at most {found.goal.max_drop:g} points lost: the closest, trial "
+            f"{closest.number}, loses at most {closest.shipped.drop(found.goal.confidence):.2f} ({found.goal.confidence:.0%} sure)."
+        )
+    winner, judged = found.best[0], next(each for each in found.judged if each.number == found.winner)
+    shipped = found.outcome(found.winner).shipped
+    assert shipped is not None
+    difference = 100 * judged.versus_baseline.difference
+    return (
+        f"Trial {found.winner} is the fastest within the contract: {winner.latency.speedup:.2f}x faster "
+        f"({setting_name(found.setting)}), at most {shipped.drop(found.goal.confidence):.2f} points lost on validation "
+        f"images ({found.goal.confidence:.0%} sure), {difference:+.2f} points on the test images."
+    )
+
+
+def _point(found: Found, best: Best) -> str:
+    shipped = found.outcome(best.number).shipped
+    assert shipped is not None
+    return f"{percent(shipped.accuracy)} at {best.latency.median_ms:.3g} ms ({best.latency.speedup:.2f}x)"
