@@ -33,6 +33,7 @@ NOT_SEEN = {  # rooms that a room does without, though they lie below it
 }
 TOP = {
     "__init__",
+    "__main__",
     "console",
     "environment",
     "errors",
@@ -101,7 +102,7 @@ def test_a_room_imports_only_from_those_below_it(path: Path) -> None:
     assert seen <= {*ROOMS[: ROOMS.index(own) + 1]} - NOT_SEEN.get(own, set())
 
 
-@pytest.mark.parametrize("name", sorted(TOP - {"__init__"}))
+@pytest.mark.parametrize("name", sorted(TOP - {"__init__", "__main__"}))
 def test_what_all_may_use_knows_no_room(name: str) -> None:
     assert not {room for each in full_names(ROOT / "compressor" / f"{name}.py") if (room := room_of(each))}
 
@@ -167,8 +168,13 @@ def test_stages_never_import_one_another() -> None:
         ("mlflow", {"compressor/runs/trackers/ml_flow.py"}),
         (
             "click",
-            {f"compressor/commands/{name}.py" for name in ("about", "files", "main", "options", "runs", "store")},
+            {
+                f"compressor/commands/{name}.py"
+                for name in ("about", "files", "main", "options", "runs", "search", "store")
+            },
         ),
+        ("optuna", {"compressor/search/space.py", "compressor/search/study.py"}),
+        ("ray", {"compressor/search/on_ray.py"}),
         ("pickle", set()),
     ],
 )

@@ -37,7 +37,8 @@ class Judged(Figures):
 class Found(Figures):
     """The content of `search.json`. Latency is against `reference.onnx`, the baseline of the first trial.
 
-    `best` are the trials of the front, or within the contract the fastest few; the `winner` is the fastest of those.
+    `best` are the trials of the front, or the fastest few within the contract; the `winner` is the fastest of those,
+    and of several that are as fast, the one that loses least.
     `judged` lists every winner that the test images have seen: more than one if the search went on.
     """
 

@@ -20,7 +20,7 @@ class Lease:
         folder = folder or Path(tempfile.gettempdir(), f"compressor-{getattr(os, 'getuid', lambda: 'user')()}")
         folder.mkdir(mode=0o700, exist_ok=True)
         self._gate = FileLock(folder / "gate.lock")
-        self._machine = ReadWriteLock(folder / "machine.lock")
+        self._machine = ReadWriteLock(folder / "machine.lock", is_singleton=False)
         self._trains = False
 
     @contextmanager

@@ -69,7 +69,7 @@ def parallel(found: Found) -> str:
     complete, best = found.complete, {each.number for each in found.best}
     names = [*complete[0].values]
     columns = [_positions([each.values[name] for each in complete]) for name in names]
-    columns.append(_positions([each.latency_share or 0.0 for each in complete]))
+    columns.append(_positions([found.reference_ms * (each.latency_share or 0.0) for each in complete]))
     columns.append(_positions([each.accuracy or 0.0 for each in complete]))
     with plot("Parallel coordinates of all complete trials", 3.2) as (figure, done):
         axes = figure.subplots()
@@ -78,16 +78,16 @@ def parallel(found: Found) -> str:
             axes.plot(
                 range(len(columns)),
                 [positions[index] for positions, _ in columns],
-                color=SHIPPED if kept else QUIET,
+                color=BASELINE if outcome.number == found.winner else SHIPPED if kept else QUIET,
                 alpha=1 if kept else 0.5,
                 linewidth=1.6 if kept else 0.8,
-                zorder=2 if kept else 1,
+                zorder=3 if outcome.number == found.winner else 2 if kept else 1,
             )
         for x, (_, (low, high)) in enumerate(columns):
             axes.axvline(x, color=INK, linewidth=0.6, zorder=0)
             axes.annotate(low, (x, 0), (0, -11), textcoords="offset points", ha="center", fontsize=7, color=INK)
             axes.annotate(high, (x, 1), (0, 5), textcoords="offset points", ha="center", fontsize=7, color=INK)
-        titles = [*(_name(name.removeprefix("stages.")) for name in names), "latency", "accuracy"]
+        titles = [*(_name(name) for name in names), "latency, ms", "accuracy"]
         axes.set_xticks(range(len(columns)), titles, rotation=20, ha="right", fontsize=8)
         axes.tick_params(axis="x", pad=12, length=0)
         axes.set_yticks([])
@@ -108,4 +108,5 @@ def _positions(values: Sequence[Any]) -> tuple[list[float], tuple[str, str]]:
 
 
 def _name(name: str) -> str:
+    name = name.removeprefix("stages.")
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"

@@ -15,7 +15,7 @@ from compressor.search.found import JSON, Best, Found, Judged, found_in
 from compressor.search.lease import Lease
 from compressor.search.outcome import SPEC, TRIALS, Outcome, folder_of, front, outcome_in, within
 from compressor.search.page import HTML, page
-from compressor.search.settings import Search
+from compressor.search.settings import Goal, Search
 from compressor.search.space import Space
 from compressor.search.study import FILE, Study
 from compressor.search.trial import REFERENCE_FILE, Job, run_trial, setting_of
@@ -102,7 +102,7 @@ class _Work:
         ranges = ", ".join(each.name for each in self.space.ranges)
         self.console.say(f"{len(self.space.ranges)} settings may vary: {ranges}", style="bold")
         if self.outcomes:
-            self.console.say(f"  {len(self.outcomes)} trials are done; the search goes on")
+            self.console.say(f"  {len(self.outcomes)} of its trials done; the search goes on")
 
     def next_job(self) -> Job | None:
         """What to try next: first what another process left unfinished."""
@@ -160,7 +160,7 @@ def _conclude(work: _Work) -> Found:
         reasons = "; ".join(dict.fromkeys(each.reason for each in outcomes)) or "the budget ended before"
         raise StageError(f"no trial was completed: {reasons}")
     best = _timed(work, kept, earlier)
-    winner = best[0].number if best and goal.max_drop is not None else None
+    winner = _fastest(best, goal, outcomes) if goal.max_drop is not None else None
     judged = earlier.judged if earlier is not None else ()
     if winner is not None and winner not in [each.number for each in judged]:
         judged = (*judged, _judge(work, winner))
@@ -205,6 +205,13 @@ def _timed(work: _Work, kept: Sequence[Outcome], earlier: Found | None) -> list[
     if work.settings.goal.max_drop is None:  # what is slower than it seemed may not be on the front
         best = [each for i, each in enumerate(best) if all(each[1] > faster for _, faster in best[:i])]
     return [each for each, _ in best]
+
+
+def _fastest(best: Sequence[Best], goal: Goal, outcomes: Sequence[Outcome]) -> int | None:
+    """The winner: of those whose speed cannot be told from the fastest one's, the trial that loses least."""
+    drops = {each.number: each.shipped.drop(goal.confidence) for each in outcomes if each.shipped is not None}
+    as_fast = [each.number for each in best if each.latency.speedup_high >= best[0].latency.speedup_low]
+    return min(as_fast, key=drops.__getitem__, default=None)
 
 
 def _judge(work: _Work, number: int) -> Judged:

@@ -25,7 +25,7 @@ class Goal(Spec):
     def _one_goal(self) -> Self:
         if (self.maximize is None) == (self.max_drop is None):
             raise ValueError("a goal has either `maximize: accuracy` (the front) or `max_drop` (a contract)")
-        if "confidence" in self.model_fields_set and self.max_drop is None:
+        if self.confidence != CONFIDENCE and self.max_drop is None:
             raise ValueError("confidence belongs to max_drop; leave it out")
         return self
 

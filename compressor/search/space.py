@@ -190,8 +190,8 @@ def _range(source: Source, key: Key, name: str, content: dict[str, Any]) -> Rang
 
     allowed = {CHOOSE} if CHOOSE in content else {*BOUNDS, LOG}
     if unknown := content.keys() - allowed:
-        found, expected = min(unknown), " and ".join(f"`{each}`" for each in sorted(allowed))
-        raise wrong(f"a range has {expected}, and no `{found}`", found)
+        expected = "`choose`" if CHOOSE in content else "`low`, `high` and `log`"
+        raise wrong(f"a range has {expected}, and no `{min(unknown)}`", min(unknown))
     if CHOOSE in content:
         choices = content[CHOOSE]
         if not isinstance(choices, list) or not choices:

@@ -24,7 +24,7 @@ DRAWN = 10  # at random, before TPE has something to go by
 POPULATION = 12  # of NSGA-II: trials take minutes or hours, so a generation of Optuna's 50 would often be the only one
 REPEATS = 20  # of what was tried, before one that was not is drawn
 ENUMERATED = 100_000  # pipelines of a space that are gone through for that
-OUT_OF_CONTRACT = 1.0  # points, of a trial that was stopped before that was known
+OUT_OF_CONTRACT = 1e6  # more than any share of the reference's latency
 
 
 class Study:
@@ -39,7 +39,6 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.search, self.space = search, space
-        self._excess: dict[int, float] = {}  # points that a trial loses beyond the contract
         self._study = optuna.create_study(
             storage=f"sqlite:///{folder / FILE}",
             study_name=NAME,
@@ -94,17 +93,22 @@ class Study:
         trial = next(each for each in self._trials() if each.user_attrs[NUMBER] == outcome.number)
         if trial.state.is_finished():
             return
-        goal = self.search.goal
-        aims = [outcome.latency_share] if goal.max_drop is not None else [outcome.latency_share, outcome.accuracy]
-        values = [value for value in aims if value is not None]
-        if outcome.state == "failed" or len(values) < len(aims):
-            self._study.tell(trial.number, state=_failed())
-            return
-        if goal.max_drop is not None:
-            drop = outcome.shipped.drop(goal.confidence) if outcome.shipped is not None else None
-            self._excess[trial.number] = OUT_OF_CONTRACT if drop is None else drop - goal.max_drop
+        values = [value for value in self._aims(outcome) if value is not None]
         self._study.sampler = self._sampler(outcome.number, 0)
-        self._study.tell(trial.number, values=values)
+        if outcome.state == "failed" or len(values) < len(self._study.directions):
+            self._study.tell(trial.number, state=_failed())
+        else:
+            self._study.tell(trial.number, values=values)
+
+    def _aims(self, outcome: Outcome) -> list[float | None]:
+        """What is minimized and maximized; out of the contract, every trial is worse than all within it."""
+        share, goal = outcome.latency_share, self.search.goal
+        if goal.max_drop is None:
+            return [share, outcome.accuracy]
+        if outcome.shipped is None:
+            return [None if share is None else OUT_OF_CONTRACT + share]
+        beyond = outcome.shipped.drop(goal.confidence) - goal.max_drop
+        return [share if beyond <= 0 else OUT_OF_CONTRACT + beyond]
 
     def importances(self, outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
         """How much of the variance of accuracy and of latency each range explains (fANOVA, Hutter et al. 2014).
@@ -148,15 +152,11 @@ class Study:
         from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 
         seed = int(np.random.SeedSequence([self.search.seed, number, attempt]).generate_state(1)[0])
-        constraints = self._constraints if self.search.goal.max_drop is not None else None
         if self.search.sampler == "random":
             return RandomSampler(seed=seed)
         if self.search.sampler == "nsga2":
-            return NSGAIISampler(seed=seed, population_size=POPULATION, constraints_func=constraints)
-        return TPESampler(seed=seed, n_startup_trials=DRAWN, constraints_func=constraints)
-
-    def _constraints(self, trial: "FrozenTrial") -> list[float]:
-        return [self._excess[trial.number]]
+            return NSGAIISampler(seed=seed, population_size=POPULATION)
+        return TPESampler(seed=seed, n_startup_trials=DRAWN)
 
     def _trials(self) -> list["FrozenTrial"]:
         return [trial for trial in self._study.get_trials(deepcopy=False) if NUMBER in trial.user_attrs]

@@ -133,8 +133,8 @@ class _Attempt(Tracker):
             macs=shipped.row.macs,
             size_bytes=shipped.row.size_bytes,
         )
-        files.link(shipped.onnx, self.job.own_folder / shipped.onnx.name)
-        trained = {stage.id: stage.epochs for stage in pipeline.stages if isinstance(stage, Training)}
+        files.write_bytes(self.job.own_folder / shipped.onnx.name, shipped.onnx.read_bytes())
+        trained = {stage.id: stage.epochs if isinstance(stage, Training) else 0 for stage in pipeline.stages}
         curves = {
             done.row.id: tuple(
                 Moment(share=point["epoch"] / trained[done.row.id], accuracy=point["validation_accuracy"])

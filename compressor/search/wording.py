@@ -13,7 +13,7 @@ def ending(outcome: Outcome, search: Search) -> str:
     shipped = outcome.shipped
     if shipped is None:
         return f"{start}: {outcome.state}: {outcome.reason}"
-    said = f"{start}: {percent(shipped.accuracy)} on validation images, {shipped.latency.speedup:.2f}x faster"
+    said = f"{start}: {percent(shipped.accuracy)} of validation images, {shipped.latency.speedup:.2f}x as fast"
     if search.goal.max_drop is None:
         return said
     confidence = search.goal.confidence
@@ -34,9 +34,11 @@ def headline(found: Found) -> str:
         assert closest.shipped is not None
         return (
             f"No network keeps the contract, at most {found.goal.max_drop:g} points lost: the closest, trial "
-            f"{closest.number}, loses at most {closest.shipped.drop(found.goal.confidence):.2f} ({found.goal.confidence:.0%} sure)."
+            f"{closest.number}, loses at most {closest.shipped.drop(found.goal.confidence):.2f} "
+            f"({found.goal.confidence:.0%} sure)."
         )
-    winner, judged = found.best[0], next(each for each in found.judged if each.number == found.winner)
+    winner = next(each for each in found.best if each.number == found.winner)
+    judged = next(each for each in found.judged if each.number == found.winner)
     shipped = found.outcome(found.winner).shipped
     assert shipped is not None
     difference = 100 * judged.versus_baseline.difference
