@@ -1,6 +1,7 @@
 """What a user sees during a run: progress bars on a terminal, a few plain lines elsewhere."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,12 @@ from compressor.tracking import Tracker
 Item = TypeVar("Item")
 LINES_PER_TRAINING = 8
 PLAIN_WIDTH = 150
+
+
+def launched() -> tuple[int, int]:
+    """Which process of how many this is, as a launcher such as `torchrun` says; 0 of 1 without one."""
+    rank, count = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return (int(rank), int(count)) if rank.isdecimal() and count.isdecimal() and int(count) > 1 else (0, 1)
 
 
 class Console(Tracker):

@@ -167,6 +167,11 @@ class Quantize(Distillation, Stage):
         details |= {"signal_to_noise_db": noise, "float_layers": layers, "float_batch_norms": batch_norms}
         return model.with_network(network, change, details=details)
 
+    @property
+    def data_parallel(self) -> bool:
+        """Whether it is QAT alone; what is measured, or climbed rung by rung, is for one process."""
+        return super().data_parallel and self.mode == "qat" and self.placement != "measured"
+
     def for_dry_run(self) -> Self:
         """The wide placement in place of measuring, which takes minutes; calibration and training for a ladder."""
         stage = super().for_dry_run()

@@ -15,6 +15,7 @@ from importlib.metadata import version
 import click
 
 from compressor.commands import about, files, runs, search, store
+from compressor.console import launched
 from compressor.errors import CompressorError, SpecError, first_line, is_out_of_memory, printable
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         said, code = _in_words(error)
+        if launched()[0]:  # the first process says it
+            return code
         print("error:", said if isinstance(error, SpecError) else printable(said), file=sys.stderr)
         return code
     finally:

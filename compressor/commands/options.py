@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from compressor.console import Console
+from compressor.console import Console, launched
 from compressor.errors import UserError
 
 MAX_COUNT = 65_536
@@ -70,7 +70,7 @@ def console_of(quiet: bool, verbose: bool) -> Console:
     """
     if quiet and verbose:
         raise UserError("--quiet and --verbose contradict each other; leave one out")
-    return Console() if quiet else Console.terminal(verbose=verbose)
+    return Console() if quiet or launched()[0] else Console.terminal(verbose=verbose)
 
 
 def check_folder_of(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from compressor import processes
 from compressor.errors import ArtifactError
 from compressor.models.artifact import TorchModel
 from compressor.storage import files, tensors
@@ -66,10 +67,11 @@ class Teacher:
     def _soft_labels(self, teacher: TorchModel, context: "Context", views: int) -> Iterator[Tensor]:
         paths = _paths(teacher, context, views)
         reused = 0
+        self._compute_own(paths, context)
         for path, inputs in zip(paths, training_views(context, views, self.layout), strict=True):
             stored = _read(path, context)
             if stored is None:
-                stored = _halved(torch.cat([self._run(x).cpu() for x in inputs]))
+                stored = self._computed(inputs)
                 if path is not None:
                     tensors.write(path, {"logits": stored})
                     mapped = _read(path, context)  # takes no memory
@@ -79,6 +81,21 @@ class Teacher:
             yield stored
         if reused:
             context.services.console.say(f"  {reused} of {views} views of the teacher's outputs are reused")
+
+    def _compute_own(self, paths: Sequence[Path | None], context: "Context") -> None:
+        """Of several processes that keep soft labels in one place, each computes some of the views."""
+        several = processes.count()
+        if several == 1 or None in paths:
+            return
+        for number, (path, inputs) in enumerate(
+            zip(paths, training_views(context, len(paths), self.layout), strict=True)
+        ):
+            if number % several == processes.rank() and path is not None and _read(path, context) is None:
+                tensors.write(path, {"logits": self._computed(inputs)})
+        processes.wait()
+
+    def _computed(self, inputs: Iterable[Tensor]) -> Tensor:
+        return _halved(torch.cat([self._run(each).cpu() for each in inputs]))
 
     @torch.no_grad()
     def _run(self, inputs: Tensor) -> Tensor:

@@ -65,6 +65,11 @@ class Stage(Spec):
     def check_files(self) -> None:
         """Refuse files that the settings name and that cannot be used, before anything is trained."""
 
+    @property
+    def data_parallel(self) -> bool:
+        """Whether all processes of a run take part; else the first one runs the stage, and the others wait."""
+        return False
+
     def timed_layers(self, model: Any, context: "Context") -> "Collection[Layer]":
         """The layers whose times decide what the stage makes of `model`, for tables of other machines."""
         return ()

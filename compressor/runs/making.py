@@ -7,7 +7,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from compressor import processes
 from compressor.data.dataset import Dataset
+from compressor.models import artifact
 from compressor.models.artifact import Artifact
 from compressor.pipeline.context import Context
 from compressor.pipeline.pipeline import Pipeline
@@ -19,6 +21,7 @@ from compressor.runs.store import Finished, finish, reuse
 from compressor.storage import files
 from compressor.storage.checkpoints import Checkpoints
 
+OVER = ""  # told to the other processes in the place of a stage's key
 Watch = Callable[[Stage, Artifact | None, Context, Sequence[Finished]], object]
 
 
@@ -53,6 +56,7 @@ def run_stages(
         key, target = key_of(parts), folder / STAGES / stage.id
         title = f"[{number}/{len(pipeline.stages)}] {stage.id} ({stage.stage})"
         whole = partial(reuse, stage, target, parts, context, data, pipeline.factories)
+        together = False
         done = whole()
         if done is not None:
             say(f"{title}: reused, unchanged", style="bold")
@@ -66,16 +70,42 @@ def run_stages(
                     say(f"{title}: taken from the store", style="bold")
                 else:
                     say(title, style="bold")
-                    checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, key)
                     watch(stage, before, own, finished)
-                    own = replace(own, services=replace(context.services, checkpoints=checkpoints))
+                    together = stage.data_parallel
+                    own = _with_checkpoints(own, folder, stage, key)
                     done = _made(stage, before, own, data, parts, target, pipeline.factories)
                     if shared is not None:
                         shared.keep(key, target, say)
+        _over(together)
         context.services.on_row(done.row.model_dump(mode="json"))
         finished.append(done)
     files.remove(folder / CHECKPOINTS)
     return finished
+
+
+def follow_stages(pipeline: Pipeline, context: Context, folder: Path) -> None:
+    """What the other processes do meanwhile: they train with the first one, and load what it has saved."""
+    made: dict[str, Artifact] = {}
+    before: Artifact | None = None
+    for number, stage in enumerate(pipeline.stages):
+        own = context.before(number, pipeline, made)
+        if key := processes.agreed(OVER):
+            stage.run(before, _with_checkpoints(own, folder, stage, key))
+            processes.wait()
+        before = made[stage.id] = artifact.load(folder / STAGES / stage.id, factories=pipeline.factories)
+
+
+def _over(together: bool) -> None:
+    """Let the other processes go on: from behind a stage that all ran, or from before one that they had no part in."""
+    if together:
+        processes.wait()
+    else:
+        processes.agreed(OVER)
+
+
+def _with_checkpoints(context: Context, folder: Path, stage: Stage, key: str) -> Context:
+    checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, key)
+    return replace(context, services=replace(context.services, checkpoints=checkpoints))
 
 
 def _made(
@@ -90,6 +120,9 @@ def _made(
     """Run a stage, and keep what it makes in `target`."""
     with named(stage):
         started = time.monotonic()
-        made = stage.run(before, context)
+        if stage.data_parallel:
+            processes.agreed(key_of(parts))
+        with nullcontext() if stage.data_parallel else processes.alone():
+            made = stage.run(before, context)
         seconds = time.monotonic() - started
         return finish(stage, made, context, data, parts=parts, factories=factories, target=target, seconds=seconds)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from compressor import processes
 from compressor.config.spec import validated_copy
 from compressor.console import Console
 from compressor.data.dataset import Dataset
@@ -33,7 +34,7 @@ from compressor.runs.layout import (
     start_over,
     sweep,
 )
-from compressor.runs.making import run_stages
+from compressor.runs.making import follow_stages, run_stages
 from compressor.runs.seeds import over_seeds
 from compressor.runs.shared import SharedStore
 from compressor.runs.store import Finished
@@ -74,6 +75,9 @@ def run(
     console = console or Console()
     folder = Path(out) if out is not None else Path("runs") / pipeline.name
     chosen = choose_device(device)
+    processes.start(cpu=chosen.type == "cpu")
+    if not processes.is_first():
+        return _follow(pipeline, folder, chosen, store)
     pipeline = completed(pipeline, console)
     first, *others = pipeline.repeats
     labels = first.data.labels()
@@ -87,7 +91,8 @@ def run(
         sweep(folder)
         if fresh:
             start_over(folder)
-        _try(first, labels, folder, chosen, console)
+        with processes.alone():
+            _try(first, labels, folder, chosen, console)
         soft_labels = shared.soft_labels if shared is not None and shared.takes else folder / SOFT_LABELS
         services = Services(console, followers, soft_labels=soft_labels)
         results = [_run_once(first, folder, chosen, services, shared)]
@@ -111,12 +116,32 @@ def run(
                 result, spec=pipeline.to_yaml(), seeds=pipeline.seeds, over_seeds=over_seeds(results)
             )
             write(result, folder)
+        processes.wait()
         for tracker in followers:
             for row in result.rows:
                 tracker.on_row(row.model_dump(mode="json"))
             for name in (ONNX, *WRITTEN):
                 tracker.on_artifact(folder / name)
         return result
+
+
+def _follow(pipeline: Pipeline, folder: Path, device: torch.device, store: str | Path | None) -> Report:
+    """What the other processes of a run do: they train with the first one, and have its report in the end."""
+    first, *others = completed(pipeline).repeats
+    processes.wait()  # for images that are decoded once
+    soft_labels = (Path(store) if store is not None else folder) / SOFT_LABELS
+    context = Context(
+        data=first.data.load(first.seed).without_test(),
+        seed=first.seed,
+        device=device,
+        pipeline=first.digest,
+        services=Services(soft_labels=soft_labels),
+    )
+    follow_stages(first, context, folder)
+    for other in others:
+        _follow(other, folder / SEEDS / str(other.seed), device, store)
+    processes.wait()
+    return Report.load(folder)
 
 
 def _try(pipeline: Pipeline, labels: tuple[str, ...], folder: Path, device: torch.device, console: Console) -> None:
@@ -143,6 +168,7 @@ def _run_once(
 ) -> Report:
     """All stages with one seed, and their report."""
     data = pipeline.data.load(pipeline.seed, services.console)
+    processes.wait()
     _introduce(pipeline, data, device, services.console)
     context = Context(
         data=data.without_test(), seed=pipeline.seed, device=device, pipeline=pipeline.digest, services=services

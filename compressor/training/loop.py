@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compressor import processes
 from compressor.data.dataset import Dataset
 from compressor.data.split import Split
 from compressor.data.views import View
 from compressor.environment import has_fast_bf16
-from compressor.errors import ArchitectureError, ArtifactError, StageError, first_line, pass_on_out_of_memory
+from compressor.errors import (
+    ArchitectureError,
+    ArtifactError,
+    CompressorError,
+    StageError,
+    first_line,
+    pass_on_out_of_memory,
+)
 from compressor.storage import tensors
 from compressor.training.balance import epoch_order
 from compressor.training.fine_tuning import frozen_by, rates_by, still_norms
@@ -82,7 +90,7 @@ def fit(
             started = time.monotonic()
             rate, before = state.rate, weights_of(network)
             batches = _batches(context, training, steps, epoch, views, layout)
-            with watched.watching(objective.layers):
+            with watched.watching(objective.layers), processes.in_step():
                 mean = _train_epoch(state, watched, batches, context, epoch, progress) / len(data.train)
             if not math.isfinite(mean):
                 raise StageError(_diverged(f"the loss is {mean}", epoch, rate, before, context))
@@ -101,7 +109,8 @@ def fit(
             if training.keep == "best":
                 state.judge(epoch + 1, correct)
             services.on_epoch(label, {**point, "epochs": training.epochs})
-            if services.checkpoints is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
+            late = time.monotonic() - saved >= CHECKPOINT_SECONDS
+            if services.checkpoints is not None and late and processes.is_first():
                 services.checkpoints.save(label, initial, state.tensors(), state.notes())
                 saved = time.monotonic()
     tensors.load_into(network, state.best or weights_of(state.kept))
@@ -129,7 +138,7 @@ def _resume(state: TrainingState, label: str, initial: str, context: "Context") 
 def _train_epoch(
     state: TrainingState,
     watched: Watched,
-    batches: Iterator[Batch],
+    batches: Iterator[Sequence[Batch]],
     context: "Context",
     epoch: int,
     progress: "TrainingProgress",
@@ -139,16 +148,19 @@ def _train_epoch(
     state.train()
     total = torch.zeros((), device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(context.seed_for(f"training in epoch {epoch}"))
-        for batch in batches:
-            value = state.objective(watched, batch)
-            if not value.requires_grad:
-                raise ArchitectureError(
-                    "the loss depends on no parameter that can be trained; look for an operator "
-                    "without a derivative, or for parameters that are all frozen"
-                )
-            state.step(value)
-            total += value.detach() * len(batch.labels)
+        torch.manual_seed(context.seed_for(f"training in epoch {epoch}") + processes.rank())
+        for parts in batches:
+            images = sum(len(part.labels) for part in parts)
+            for part in parts:
+                value = state.objective(watched, part)
+                if not value.requires_grad:
+                    raise ArchitectureError(
+                        "the loss depends on no parameter that can be trained; look for an operator "
+                        "without a derivative, or for parameters that are all frozen"
+                    )
+                state.backward(value * (len(part.labels) / images) if len(parts) > 1 else value)
+                total += value.detach() * len(part.labels)
+            state.step()
             progress.step()
     return float(total)
 
@@ -156,7 +168,9 @@ def _train_epoch(
 def _forward(state: TrainingState, inputs: Tensor) -> Any:
     try:
         with autocast(inputs.device, state.training.precision):
-            return state.model(inputs)
+            return state.network(inputs)
+    except CompressorError:
+        raise
     except Exception as error:  # a forward pass may raise anything
         pass_on_out_of_memory(error)
         raise ArchitectureError(
@@ -168,7 +182,7 @@ def _forward(state: TrainingState, inputs: Tensor) -> Any:
 def _diverged(what: str, epoch: int, rate: float, before: Mapping[str, Tensor], context: "Context") -> str:
     """The error for a training whose figures are no longer finite; the weights from before are kept."""
     advice = "lower learning_rate, or add warmup_epochs"
-    if context.services.checkpoints is not None:
+    if context.services.checkpoints is not None and processes.is_first():
         kept = context.services.checkpoints.keep_last_good(before)
         advice += f" (the weights from before this epoch are in {kept})"
     return f"{what} in epoch {epoch + 1} at learning rate {rate:.3g}; {advice}"
@@ -185,15 +199,18 @@ def evaluate(
     """
     network.eval()
     preprocess, device = context.data.preprocess, context.device
-    correct = 0
-    for positions in torch.arange(len(split)).split(preprocess.max_batch):
+    counts = torch.zeros(2, dtype=torch.int64, device=device)  # correct predictions, logits that are not finite
+    for positions in processes.own_part(torch.arange(len(split))).split(preprocess.max_batch):
         inputs = preprocess.normalise(split.batch(positions).to(device)).contiguous(memory_format=layout)
         with autocast(device, precision):
             logits = network(inputs)
-        if not bool(logits.isfinite().all()):
-            raise StageError("a logit is not finite")
-        correct += int((logits.argmax(1) == split.labels[positions].to(device)).sum())
-    return correct
+        counts[0] += (logits.argmax(1) == split.labels[positions].to(device)).sum()
+        counts[1] += (~logits.isfinite()).sum()
+    processes.add_up([counts])
+    correct, wrong = counts.tolist()
+    if wrong:
+        raise StageError("a logit is not finite")
+    return int(correct)
 
 
 def layout_of(network: nn.Module, data: Dataset) -> torch.memory_format:
@@ -251,14 +268,24 @@ def shown(context: "Context", images: int, views: int) -> Tensor:
 
 def _batches(
     context: "Context", training: Training, steps: int, epoch: int, views: int | None, layout: torch.memory_format
-) -> Iterator[Batch]:
+) -> Iterator[Sequence[Batch]]:
+    """The batches of an epoch, each in the parts whose gradients add up."""
     number = epoch if views is None else epoch % views
     view = _view(context, number)
     generator = torch.Generator().manual_seed(context.seed_for(f"order of epoch {epoch}"))
     order = epoch_order(context.data.train.labels, training, generator)
     for step, indices in enumerate(order.tensor_split(steps)):
-        inputs, labels = _inputs(context, view, indices, layout)
-        yield Batch(inputs, labels, indices, number, progress=(epoch + step / steps) / training.epochs)
+        progress = (epoch + step / steps) / training.epochs
+        parts = indices.tensor_split(min(training.accumulate, len(indices)))
+        yield [_batch(context, view, number, part, layout, progress) for part in parts]
+
+
+def _batch(
+    context: "Context", view: View, number: int, indices: Tensor, layout: torch.memory_format, progress: float
+) -> Batch:
+    """The images at `indices`; of several processes, each has its own part, and everyone all labels."""
+    inputs, labels = _inputs(context, view, processes.own_part(indices), layout)
+    return Batch(inputs, processes.whole(labels, len(indices)), indices, number, progress)
 
 
 def _view(context: "Context", number: int) -> View:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from compressor import processes
 from compressor.config.spec import did_you_mean
 from compressor.errors import ArchitectureError
 
@@ -21,7 +22,10 @@ INPUT_OF = "input of "
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images, augmented and normalised `[B, C, H, W]`, and where they come from."""
+    """One step's images, augmented and normalised `[B, C, H, W]`, and where they come from.
+
+    Of several processes each has a part of the images, in `inputs`, and everything else of all.
+    """
 
     inputs: Tensor
     labels: Tensor  # classes int64 [B]; of mixed images the share of each class, float32 [B, classes]
@@ -83,7 +87,7 @@ class Watched:
                     f"the network returns a {type(output).__name__} while training, but logits are needed; "
                     "switch auxiliary outputs off with arguments, as in {aux_logits: false}"
                 )
-            self._batch, self._logits = batch, output.float()
+            self._batch, self._logits = batch, processes.whole(output.float(), len(batch.indices))
         return self._logits
 
     def layer(self, name: str, batch: Batch) -> Tensor:
@@ -95,6 +99,7 @@ class Watched:
         self.logits(batch)
         if name not in self._shown:
             raise ArchitectureError(f"layer {name!r} outputs no tensor when the network runs; name another")
+        self._shown[name] = processes.whole(self._shown[name], len(batch.indices))
         return self._shown[name]
 
     def _show(self, name: str, output: Any) -> None:

@@ -21,6 +21,8 @@ class Training(Spec):
     """Passes over the training images."""
     batch_size: int = Field(128, ge=1, le=65_536)
     """Images in each step."""
+    accumulate: int = Field(1, ge=1, le=1024)
+    """Run each step's batch in so many parts, whose gradients add up: for batches that do not fit into memory."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with Nesterov momentum, or AdamW."""
     learning_rate: float | None = Field(None, gt=0, le=10)
@@ -63,6 +65,12 @@ class Training(Spec):
         return self
 
     @model_validator(mode="after")
+    def _batches_have_parts(self) -> Self:
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"a batch of {self.batch_size} cannot be run in {self.accumulate} parts")
+        return self
+
+    @model_validator(mode="after")
     def _exceptions_are_of_something(self) -> Self:
         if self.unfreeze and not self.freeze:
             raise ValueError("unfreeze makes exceptions from freeze, which names nothing; leave it out")
@@ -76,6 +84,11 @@ class Training(Spec):
             learning_rate=min(self.peak_rate, DRY_RUN_RATE),
             learning_rates={name: min(rate, DRY_RUN_RATE) for name, rate in self.learning_rates.items()},
         )
+
+    @property
+    def data_parallel(self) -> bool:
+        """Whether all processes of a run take part, each with a part of every batch."""
+        return self.epochs > 0
 
     @property
     def peak_rate(self) -> float:

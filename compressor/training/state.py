@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from compressor import processes
 from compressor.config.spec import first_problem
 from compressor.errors import ArchitectureError, ArtifactError
 from compressor.storage.tensors import load_into
@@ -67,7 +68,8 @@ class TrainingState:
             raise ArchitectureError("every parameter of the network is frozen, so there is nothing to train")
         own = {p: self.rates[name] for name, p in self.network.named_parameters() if name in self.rates}
         self.raw_optimizer = optimizer_of(parameters, self.training, own)
-        self.model, self.optimizer = self.accelerator.prepare(self.network, self.raw_optimizer)
+        self.optimizer = self.accelerator.prepare(self.raw_optimizer)
+        processes.share([*self.network.state_dict().values(), *self.objective.state_dict().values()])
         self.schedule = schedule_of(self.optimizer, self.training, self.steps)
         self.average = _average(self.network, self.training)
         self.masks = {p: p.detach() != 0 for name, p in self.network.named_parameters() if name in self.masked}
@@ -100,9 +102,14 @@ class TrainingState:
         if correct >= self.best_correct:
             self.best, self.best_epoch, self.best_correct = weights_of(self.kept), epoch, correct
 
-    def step(self, value: Tensor) -> None:
-        """Follow the gradient of a loss."""
+    def backward(self, value: Tensor) -> None:
+        """Add the gradient of a loss to those of this step."""
         self.accelerator.backward(value)
+
+    def step(self) -> None:
+        """Follow the gradients."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        processes.add_up(gradients)  # the objective's own parameters see whole batches
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
