@@ -159,7 +159,7 @@ def _batch_norm(
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((variance * number / (number - 1)).to(running_var.dtype), momentum)
-    normal = centred * (variance + eps).rsqrt().view(shape)
+    normal: Tensor = centred * (variance + eps).rsqrt().view(shape)
     if weight is not None:
         normal = normal * weight.float().view(shape)
     if bias is not None:

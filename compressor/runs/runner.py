@@ -261,11 +261,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def _beside() -> str:
+    return f", in {processes.count()} processes" if processes.count() > 1 else ""
+
+
 def _introduce(pipeline: Pipeline, data: Dataset, device: torch.device, console: Console) -> None:
     """Say what is about to run, with notes and warnings."""
     console.say(
         f"{pipeline.name}: {len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test "
-        f"images, {len(data.labels)} classes; training on {device}"
+        f"images, {len(data.labels)} classes; training on {device}{_beside()}"
     )
     for note in data.notes:
         console.say(f"  note: {note}")
