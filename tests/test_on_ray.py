@@ -43,8 +43,15 @@ sys.exit(code)
 """
 
 
+TWO_BY_TWO = (  # trials wait for each other's students
+    FRONT.replace("trials: 3", "trials: 4")
+    .replace("[[4], [8], [12], [16]]", "[[4], [8]]")
+    .replace("id: shipped", "id: shipped, opset: {choose: [18, 20]}")
+)
+
+
 def test_nothing_is_lost_and_nothing_made_twice_where_a_node_dies(tmp_path: Path) -> None:
-    (tmp_path / "search.yaml").write_text(FRONT.replace("trials: 3", "trials: 4"))
+    (tmp_path / "search.yaml").write_text(TWO_BY_TWO)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(
         [sys.executable, "-c", SEARCH], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400
@@ -56,7 +63,7 @@ def test_nothing_is_lost_and_nothing_made_twice_where_a_node_dies(tmp_path: Path
     assert len({str(each.values) for each in result.outcomes}) == 4
     assert {each.number for each in result.best} <= {each.number for each in front(result.outcomes)}
     made = [path for path in (tmp_path / "store" / "stages").iterdir() if not path.name.startswith(".")]
-    assert len(made) == 1 + 4 + 4  # the teacher, and for each trial its student and what it ships
+    assert len(made) == 1 + 2 + 4  # the teacher, the students, and what each trial ships
 
 
 def test_a_cluster_that_is_not_there_is_named(

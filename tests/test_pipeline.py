@@ -67,7 +67,7 @@ def test_a_pipeline_of_somebody_else_keeps_its_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_pipeline_is_valid(path: Path) -> None:
     searched = path.name.startswith("search_")
-    pipeline = load_search(path)[1].example() if searched else Pipeline.load(path)
+    pipeline = load_search(path)[1].example if searched else Pipeline.load(path)
     assert pipeline.stages[-1].stage == "export"
 
 

@@ -107,7 +107,9 @@ def test_a_sample_and_its_value(tmp_path: Path) -> None:
         ("  - {stage: prune, target: {macs: {low: 0.5, high: 2.5}}}", ":6:46: stages.1.target.macs: got 2.5"),
         ("  - {stage: prune, targets: {choose: [1]}}", "did you mean `target`?"),
         ("seed: {choose: [0, 1]}", "seed: may not vary"),
-        ("seeds: [0, 1]\nlicense: {choose: [a, b]}", "every trial runs once"),
+        ("license: {choose: [a, b]}", "license: may not vary"),
+        ("  - {stage: train, id: b, epochs: {choose: [1, 2]}}\nseeds: [0, 1]", "every trial runs once"),
+        ("  - {stage: prune, target: {macs: {low: 0.1, high: 1e308}}}", "expected a number between"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, stages: str, problem: str) -> None:
@@ -148,6 +150,30 @@ def test_a_contract_needs_a_baseline_before_what_ships(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="compares what ships with the baseline"):
         load(written(tmp_path, stage, "search: {goal: {max_drop: 1}, budget: {trials: 1}}", rest))
     load(written(tmp_path, stage, SEARCH, rest))
+
+
+def test_what_a_baseline_depends_on_may_not_vary_in_a_contract(tmp_path: Path) -> None:
+    contract = SEARCH.replace("maximize: accuracy", "max_drop: 1")
+    load(written(tmp_path, STUDENT, contract))
+    for rest in (
+        REST.replace("epochs: 1", "epochs: {choose: [1, 2]}"),
+        REST.replace("name: digits", "name: digits, size: {choose: [[8, 8], [16, 16]]}"),
+    ):
+        load(written(tmp_path, STUDENT, SEARCH, rest))
+        with pytest.raises(SpecError, match="may not vary in a contract, since the baseline depends on it"):
+            load(written(tmp_path, STUDENT, contract, rest))
+    with pytest.raises(SpecError, match=r"data\.validation: may not vary"):
+        load(written(tmp_path, STUDENT, SEARCH, REST.replace("digits}", "digits, validation: {low: 100, high: 200}}")))
+
+
+def test_settings_that_go_together_may_vary_together(tmp_path: Path) -> None:
+    stage = """  - stage: train
+    id: more
+    epochs: 30
+    schedule: {choose: [multi_step, cosine]}
+    milestones: {choose: [[], [10]]}
+"""
+    assert loaded(tmp_path, stage)[1].example.stages[1].milestones == (10,)  # type: ignore[attr-defined]
 
 
 def test_a_value_that_fails_with_others_only_is_no_error_of_the_file(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def search(
     """
     console = console_of(quiet, verbose)
     settings, space = searches.load(path, overrides)
-    out = out or Path("runs") / space.example().name
+    out = out or Path("runs") / space.example.name
     found = searches.search(
         settings,
         space,

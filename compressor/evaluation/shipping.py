@@ -49,9 +49,11 @@ def roughly_quantized(
     return network
 
 
-def rough_file(model: TorchModel, images: Tensor, *, int8: bool) -> bytes:
+def rough_file(
+    model: TorchModel, images: Tensor, *, int8: bool, placement: Placement = "layers", skip: Sequence[str] = ()
+) -> bytes:
     """The ONNX file of a float network, as it is or with integers."""
-    network = roughly_quantized(model, images) if int8 else model.network
+    network = roughly_quantized(model, images, placement=placement, skip=skip) if int8 else model.network
     return export_onnx(network, model.preprocess, {})
 
 

@@ -5,6 +5,10 @@ from .comparison import drift as drift
 from .comparison import load_run as load_run
 from .comparison import surroundings as surroundings
 from .dry_run import try_stages as try_stages
+from .layout import CHECKPOINTS as CHECKPOINTS
+from .layout import LOCK as LOCK
+from .layout import SEARCH as SEARCH
+from .layout import STAGES as STAGES
 from .layout import check_report_may_be_written as check_report_may_be_written
 from .layout import locked as locked
 from .layout import sweep as sweep

@@ -22,6 +22,7 @@ SOFT_LABELS = "soft_labels"
 SEEDS = "seeds"
 TRIED = ".tried"  # the digest of what passed the dry run
 LOCK = ".compress.lock"
+SEARCH = "study.db"  # what makes a folder that of a search
 RESULTS = (SPEC, ONNX, STAGES, CHECKPOINTS, SOFT_LABELS, SEEDS, LAST_GOOD, EVENTS, TRIED, *WRITTEN)
 
 
@@ -29,8 +30,10 @@ def prepare(folder: Path) -> None:
     """Make the run's folder, or use one that an earlier run made; nobody else's files are overwritten.
 
     Raises:
-        UserError: it holds files that no run made, or a link that would lead out of it, or cannot be made.
+        UserError: it holds files that no run made, or a search, or a link that would lead out of it, or cannot be made.
     """
+    if (folder / SEARCH).exists():
+        raise UserError(f"{folder} is the folder of a search; choose another --out")
     try:
         for name in (*RESULTS, LOCK):
             if (odd := files.odd_in(folder / name)) is not None:

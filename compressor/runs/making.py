@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from compressor.storage import files
 from compressor.storage.checkpoints import Checkpoints
 
 OVER = ""  # told to the other processes in the place of a stage's key
-Watch = Callable[[Stage, Artifact | None, Context, Sequence[Finished]], object]
+Making = Callable[[Stage, Artifact | None, Context, Sequence[Finished]], AbstractContextManager[object]]
 
 
 def run_stages(
@@ -31,7 +31,7 @@ def run_stages(
     context: Context,
     folder: Path,
     shared: SharedStore | None,
-    watch: Watch = lambda *_: None,
+    making: Making = lambda *_: nullcontext(),
 ) -> list[Finished]:
     """Run every stage, but those that are done and unchanged in `folder` or in the store.
 
@@ -41,7 +41,8 @@ def run_stages(
         context: of the run.
         folder: of the run.
         shared: the store, if runs share one.
-        watch: called with each stage that is about to run, the network before it, its context, and what is finished.
+        making: is given each stage that has to run, the network before it, its context and what is finished; the stage
+            runs within what it returns.
 
     Raises:
         UserError: what a stage is given does not fit.
@@ -70,10 +71,10 @@ def run_stages(
                     say(f"{title}: taken from the store", style="bold")
                 else:
                     say(title, style="bold")
-                    watch(stage, before, own, finished)
                     together = stage.data_parallel
-                    own = _with_checkpoints(own, folder, stage, key)
-                    done = _made(stage, before, own, data, parts, target, pipeline.factories)
+                    with making(stage, before, own, finished):
+                        own = _with_checkpoints(own, folder, stage, key)
+                        done = _made(stage, before, own, data, parts, target, pipeline.factories)
                     if shared is not None:
                         shared.keep(key, target, say)
         _over(together)

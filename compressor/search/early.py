@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from compressor.search.outcome import Moment, Outcome
 from compressor.search.settings import Goal
 
-SLOWER = 1.05  # by this factor, since latency is expected from a file that is made in seconds
+SLOWER = 1.1  # by this factor, since latency is expected from a file that is made in seconds
 EARLIEST = 0.25  # of a training: curves say little before
 DEVIATIONS = 2.0  # between two accuracies, to be more than chance
 
@@ -57,7 +57,7 @@ def beaten_in_training(
         before = [moment.accuracy for moment in rival.curves.get(stage, ()) if moment.share <= now.share]
         if before and before[-1] - now.accuracy > DEVIATIONS * _deviation(before[-1], now.accuracy, images):
             return (
-                f"trial {rival.number} is faster, and had {before[-1]:.2%} of the validation images right, not "
+                f"trial {rival.number} is no slower, and had {before[-1]:.2%} of the validation images right, not "
                 f"{now.accuracy:.2%}, when {now.share:.0%} of {stage} was done"
             )
     return None

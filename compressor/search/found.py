@@ -32,6 +32,7 @@ class Judged(Figures):
     accuracy: Accuracy
     versus_baseline: Paired
     speedup: float | None
+    as_tried: bool  # if not, the store had lost its stages, and they were made again
 
 
 class Found(Figures):
@@ -44,6 +45,7 @@ class Found(Figures):
 
     schema_: Literal[1] = Field(1, alias="schema")
     search: str
+    store: str
     goal: Goal
     budget: Budget
     sampler: str
@@ -88,9 +90,10 @@ def found_in(folder: Path) -> Found | None:
         raise ArtifactError(f"{folder / JSON}: is not of a search of this version: {first_problem(error)}") from error
 
 
-def command_of(folder: Path, outcome: Outcome) -> str:
+def command_of(found: Found, folder: Path, number: int) -> str:
     """What runs a trial's pipeline as a run of its own, judged on the test images."""
-    return shlex.join(["compress", "run", str(folder_of(folder, outcome.number) / SPEC)])
+    own = folder_of(folder, number)
+    return shlex.join(["compress", "run", str(own / SPEC), "--out", str(own / "run"), "--store", found.store])
 
 
 def in_words(value: object) -> str:

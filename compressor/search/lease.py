@@ -25,7 +25,7 @@ class Lease:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Use the machine beside others."""
+        """Use the machine beside others. Nobody waits within it for what others make, or all would wait."""
         self._enter()
         try:
             yield
@@ -39,22 +39,16 @@ class Lease:
 
     @contextmanager
     def timing(self) -> Iterator[None]:
-        """Have the machine alone; within `training`, that pauses."""
-        trains = self._trains
-        if trains:
-            self._leave()
-        try:
-            with self._gate, self._machine.write_lock():
-                yield
-        finally:
-            if trains:
-                self._enter()
+        """Have the machine alone."""
+        with self._gate, self._machine.write_lock():
+            yield
 
     def _enter(self) -> None:
         with self._gate:
             self._machine.acquire_read()
-        self._trains = True
+            self._trains = True
 
     def _leave(self) -> None:
-        self._trains = False
-        self._machine.release()
+        if self._trains:  # not if it was interrupted as it gave way
+            self._trains = False
+            self._machine.release()

@@ -15,7 +15,7 @@ from compressor.search.trial import Job, run_trial
 
 RAY = "ray"
 PORT = 10001  # of Ray's clients
-TRIES = 4  # of a trial, before it counts as failed
+DEATHS = 10  # of a trial; by then, one whose process dies has long failed (`MOST_STARTS`), if it began at all
 POLL_SECONDS = 5.0  # until it is looked again how much room there is
 
 
@@ -61,8 +61,8 @@ def run_on_ray(
                     raise error.as_instanceof_cause() from error
                 except ray.exceptions.RayError as error:
                     deaths[job.number] += 1
-                    if deaths[job.number] == TRIES:
-                        raise StageError(f"trial {job.number} died {TRIES} times: {first_line(error)}") from error
+                    if deaths[job.number] == DEATHS:
+                        raise StageError(f"trial {job.number} died {DEATHS} times: {first_line(error)}") from error
                     console.say(f"  trial {job.number}: its process or node died; it is tried again")
                     running[remote.remote(job, Path.cwd())] = job
 

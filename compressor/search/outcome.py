@@ -1,7 +1,7 @@
 """What a trial came to, and which trials are better than others."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,8 @@ from compressor.search.settings import Goal
 from compressor.storage import files
 
 TRIALS, SPEC, OUTCOME = "trials", "pipeline.yaml", "trial.json"
+CLOSE = 1.15  # times the latency of the fastest, by one session each
+FEW = 6
 
 
 class Moment(Figures):
@@ -115,7 +117,19 @@ def front(outcomes: Iterable[Outcome]) -> list[Outcome]:
     return kept
 
 
-def within(goal: Goal, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The trials within the contract, the fastest first."""
-    kept = [each for each in outcomes if each.keeps(goal)]
-    return sorted(kept, key=lambda each: (each.latency_share, -(each.accuracy or 0), each.number))
+def as_fast(goal: Goal, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """The trials within the contract that may be its fastest, as far as one session tells, the fastest first.
+
+    If they are many, the fastest and those that lose least.
+    """
+    kept = [(each.latency_share or 0.0, each) for each in outcomes if each.keeps(goal)]
+    fastest = min((share for share, _ in kept), default=0.0)
+    close = sorted(((share, each) for share, each in kept if share <= CLOSE * fastest), key=lambda each: each[0])
+    chosen = [each for _, each in close[:1]]
+    chosen += sorted((each for _, each in close[1:]), key=lambda each: _drop(each, goal))[: FEW - 1]
+    return sorted(chosen, key=lambda each: each.latency_share or 0.0)
+
+
+def _drop(outcome: Outcome, goal: Goal) -> float:
+    assert outcome.shipped is not None
+    return outcome.shipped.drop(goal.confidence)

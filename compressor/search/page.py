@@ -22,5 +22,5 @@ def page(found: Found, folder: Path) -> str:
         percent=percent,
         setting=setting_name(found.setting),
         machine=machine(found.environment),
-        commands={each.number: command_of(folder, each) for each in found.outcomes},
+        commands={each.number: command_of(found, folder, each.number) for each in found.outcomes},
     )

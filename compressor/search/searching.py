@@ -9,22 +9,22 @@ from compressor import runs
 from compressor.console import Console
 from compressor.environment import environment
 from compressor.errors import SpecError, StageError, UserError
-from compressor.evaluation import Pair, Subject, in_sessions
+from compressor.evaluation import Pair, Subject, engine_of, in_sessions
 from compressor.models import ONNX
+from compressor.pipeline import completed
 from compressor.search.found import JSON, Best, Found, Judged, found_in
 from compressor.search.lease import Lease
-from compressor.search.outcome import SPEC, TRIALS, Outcome, folder_of, front, outcome_in, within
+from compressor.search.outcome import SPEC, TRIALS, Outcome, as_fast, folder_of, front, outcome_in
 from compressor.search.page import HTML, page
 from compressor.search.settings import Goal, Search
 from compressor.search.space import Space
-from compressor.search.study import FILE, Study
-from compressor.search.trial import REFERENCE_FILE, Job, run_trial, setting_of
-from compressor.search.wording import ending
+from compressor.search.study import Study
+from compressor.search.trial import REFERENCE_FILE, Job, find_networks, run_trial, setting_of
+from compressor.search.wording import ending, hard_to_keep
 from compressor.storage import files
 
 HERE = "local"
 WINNER = "winner"
-FEW = 5  # trials within the contract that are timed again
 HOPELESS = 5  # first trials, of which not one was completed
 
 
@@ -56,21 +56,29 @@ def search(
         StageError: no trial could be completed.
     """
     console = console or Console()
-    runs.choose_device(device)
     if on not in {HERE, "ray"} and not on.startswith("ray://"):
         raise UserError(f"trials cannot run on {on!r}; expected local, ray or ray://HOST")
+    if on == HERE:
+        runs.choose_device(device)
+        if (reason := engine_of(setting_of(space.example).engine).why_not(None, "cpu")) is not None:
+            raise UserError(f"latency cannot be measured: {reason}")
+    if store.resolve() == out.resolve():
+        raise UserError(f"{out} cannot be both the search's folder and the store; choose another --store")
     _prepare(out)
+    find_networks(space.example, imports)
     with runs.locked(out):
         study = Study(out, settings, space)
         work = _Work(settings, space, study, out, store, device, tuple(imports), console)
-        work.say_how_far()
-        if on != HERE:
-            from compressor.search.on_ray import run_on_ray
+        work.begin()
+        try:
+            if on != HERE:
+                from compressor.search.on_ray import run_on_ray
 
-            run_on_ray(work.next_job, work.ended, on=on, cpus=settings.cpus, gpus=settings.gpus, console=console)
-        else:
-            while (job := work.next_job()) is not None:
+                run_on_ray(work.next_job, work.ended, on=on, cpus=settings.cpus, gpus=settings.gpus, console=console)
+            while on == HERE and (job := work.next_job()) is not None:
                 work.ended(run_trial(job, console if console.verbose else console.progress_only()))
+        finally:
+            work.note_time()
         return _conclude(work)
 
 
@@ -97,12 +105,18 @@ class _Work:
             self.left_behind = [number for number in self.left_behind if number != outcome.number]
         self.since = time.monotonic()
 
-    def say_how_far(self) -> None:
-        """Where the search stands."""
+    def begin(self) -> None:
+        """Say where the search stands; before its first trial, try a pipeline on a few images."""
         ranges = ", ".join(each.name for each in self.space.ranges)
         self.console.say(f"{len(self.space.ranges)} settings may vary: {ranges}", style="bold")
+        if warning := hard_to_keep(self.settings.goal, self.space.example):
+            self.console.say(f"  warning: {warning}")
         if self.outcomes:
             self.console.say(f"  {len(self.outcomes)} of its trials done; the search goes on")
+            return
+        self.console.say("Dry run: every stage of one of them on a few synthetic images", style="bold")
+        pipeline = completed(self.space.example)
+        runs.try_stages(pipeline, pipeline.data.labels(), pipeline.data.preprocess(), scratch=self.out)
 
     def next_job(self) -> Job | None:
         """What to try next: first what another process left unfinished."""
@@ -138,13 +152,18 @@ class _Work:
             StageError: none of the first ones could be completed.
         """
         self.study.end(outcome)
+        self.note_time()
+        self.outcomes.append(outcome)
+        self.console.say(f"  {ending(outcome, self.settings)}")
+        ran = [each for each in self.outcomes if each.seconds]  # the others' values did not go together
+        if len(ran) >= HOPELESS and all(each.state == "failed" for each in ran):
+            raise StageError(f"none of {len(ran)} trials could be completed; the last: {outcome.reason}")
+
+    def note_time(self) -> None:
+        """Add the time since to that of the search."""
         now = time.monotonic()
         self.study.spend(now - self.since)
         self.since = now
-        self.outcomes.append(outcome)
-        self.console.say(f"  {ending(outcome, self.settings)}")
-        if len(self.outcomes) >= HOPELESS and all(each.state == "failed" for each in self.outcomes):
-            raise StageError(f"none of {len(self.outcomes)} trials could be completed; the last: {outcome.reason}")
 
     def _seconds(self) -> float:
         return self.study.seconds + time.monotonic() - self.since
@@ -152,46 +171,48 @@ class _Work:
 
 def _conclude(work: _Work) -> Found:
     """Time the best together, judge the winner, and write what was found."""
-    settings, out, outcomes = work.settings, work.out, work.outcomes
-    goal, earlier = settings.goal, found_in(out)
     work.outcomes.sort(key=lambda each: each.number)
-    kept = front(outcomes) if goal.max_drop is None else within(goal, outcomes)[:FEW]
-    if not any(each.shipped for each in outcomes):
+    settings, outcomes, earlier = work.settings, work.outcomes, found_in(work.out)
+    reference = next((each.shipped.latency for each in outcomes if each.shipped is not None), None)
+    if reference is None:
         reasons = "; ".join(dict.fromkeys(each.reason for each in outcomes)) or "the budget ended before"
         raise StageError(f"no trial was completed: {reasons}")
-    best = _timed(work, kept, earlier)
-    winner = _fastest(best, goal, outcomes) if goal.max_drop is not None else None
-    judged = earlier.judged if earlier is not None else ()
-    if winner is not None and winner not in [each.number for each in judged]:
-        judged = (*judged, _judge(work, winner))
-    reference = next(each.shipped.latency for each in outcomes if each.shipped is not None)
+    best = _timed(work, earlier)
     found = Found(
-        search=work.space.example().name,
-        goal=goal,
+        search=work.space.example.name,
+        store=str(work.store),
+        goal=settings.goal,
         budget=settings.budget,
         sampler=settings.sampler,
         seed=settings.seed,
-        setting=setting_of(work.space.example()),
+        setting=setting_of(work.space.example),
         reference_ms=reference.median_ms * reference.speedup,
         environment=environment(),
         seconds=round(work.study.seconds, 1),
         outcomes=tuple(outcomes),
         best=tuple(best),
-        winner=winner,
-        judged=judged,
+        winner=_fastest(best, settings.goal, outcomes) if settings.goal.max_drop is not None else None,
+        judged=earlier.judged if earlier is not None else (),
         importances=work.study.importances(outcomes),
     )
-    found.save(out)
-    files.write_text(out / HTML, page(found, out))
+    found.save(work.out)
+    if found.winner is not None:
+        judged = _judge(work, found.winner)
+        known = [each for each in found.judged if each.number != found.winner]
+        found = found.model_copy(update={"judged": (*known, judged)})
+        found.save(work.out)
+    files.write_text(work.out / HTML, page(found, work.out))
     return found
 
 
-def _timed(work: _Work, kept: Sequence[Outcome], earlier: Found | None) -> list[Best]:
+def _timed(work: _Work, earlier: Found | None) -> list[Best]:
     """The best trials, timed in the same sessions, the fastest first; on a front, none that is slower and worse."""
-    if earlier is not None and [each.number for each in earlier.outcomes] == [each.number for each in work.outcomes]:
+    goal = work.settings.goal
+    if earlier is not None and earlier.outcomes == tuple(work.outcomes) and earlier.environment == environment():
         return list(earlier.best)
+    kept = front(work.outcomes) if goal.max_drop is None else as_fast(goal, work.outcomes)
     work.console.say("Timing the best trials together", style="bold")
-    setting, reference = setting_of(work.space.example()), Subject(work.out / REFERENCE_FILE)
+    setting, reference = setting_of(work.space.example), Subject(work.out / REFERENCE_FILE)
     pairs: list[Callable[..., object]] = [
         Pair(Subject(folder_of(work.out, each.number) / ONNX), reference, setting) for each in kept
     ]
@@ -202,7 +223,7 @@ def _timed(work: _Work, kept: Sequence[Outcome], earlier: Found | None) -> list[
         for each, latency in zip(kept, latencies, strict=True)
     ]
     best.sort(key=lambda each: -each[0].latency.speedup)
-    if work.settings.goal.max_drop is None:  # what is slower than it seemed may not be on the front
+    if goal.max_drop is None:  # what is slower than it seemed may not be on the front
         best = [each for i, each in enumerate(best) if all(each[1] > faster for _, faster in best[:i])]
     return [each for each, _ in best]
 
@@ -218,14 +239,17 @@ def _judge(work: _Work, number: int) -> Judged:
     """Run the winner's pipeline, whose stages are in the store, and look at the test images."""
     work.console.say(f"Judging trial {number} on the test images", style="bold")
     pipeline = work.space.pipeline(work.study.begun[number])
-    report = runs.run(pipeline, work.out / WINNER, device=work.device, store=work.store, console=work.console)
+    with Lease().timing():
+        report = runs.run(pipeline, work.out / WINNER, device=work.device, store=work.store, console=work.console)
     row = report.shipped_row
+    tried = files.digest((folder_of(work.out, number) / ONNX).read_bytes())
     timed = row.timed.get(report.headline_setting) if report.headline_setting is not None else None
     return Judged(
         number=number,
         accuracy=row.accuracy,
         versus_baseline=row.versus_baseline,
         speedup=timed.speedup if timed is not None else None,
+        as_tried=row.sha256 == tried,
     )
 
 
@@ -236,10 +260,10 @@ def _prepare(out: Path) -> None:
         UserError: it holds files that no search made, or cannot be made.
     """
     try:
-        for name in (JSON, HTML, TRIALS, WINNER, FILE):
+        for name in (JSON, HTML, TRIALS, WINNER, runs.SEARCH):
             if (odd := files.odd_in(out / name)) is not None:
                 raise UserError(f"{odd} is a link, a pipe or a device in the folder of a search; remove it")
-        if out.exists() and any(out.iterdir()) and not (out / FILE).is_file():
+        if out.exists() and {each.name for each in out.iterdir()} - {runs.LOCK} and not (out / runs.SEARCH).is_file():
             raise UserError(f"{out} holds something else than a search; choose another --out")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

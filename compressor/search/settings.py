@@ -61,4 +61,10 @@ class Search(Spec):
     cpus: int = Field(1, ge=1, le=4096)
     """Cores that a trial takes on a Ray cluster."""
     gpus: float = Field(0, ge=0, le=64)
-    """GPUs that a trial takes on a Ray cluster."""
+    """GPUs that a trial takes on a Ray cluster; a part of one, or several whole ones."""
+
+    @model_validator(mode="after")
+    def _gpus_are_whole(self) -> Self:
+        if self.gpus > 1 and not self.gpus.is_integer():
+            raise ValueError(f"gpus is {self.gpus:g}; a trial takes a part of one GPU, or several whole ones")
+        return self

@@ -1,10 +1,12 @@
 """The search file: a pipeline in which ranges stand in place of values."""
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
 
 SEARCH, CHOOSE, LOG = "search", "choose", "log"
 BOUNDS = {"low", "high"}
-FIXED = ("name", "seed", "seeds", "measure", "tracking")  # of a pipeline: they decide nothing, or are no choice
+VARIED = {
+    "stages": None,
+    "data": {"size", "resize", "interpolation", "augment"},
+}  # the rest decides nothing, or what is judged
+MOST = 1e15  # of a bound
+TRIED = 200  # combinations of values, for one that is valid
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Range:
     def size(self) -> float:
         """The number of values; infinite if it may be any real number."""
         counted = self.choices or (isinstance(self.low, int) and isinstance(self.high, int))
-        return len(self.all_values) if counted else math.inf
+        return (len(self.choices) or self.high - self.low + 1) if counted else math.inf
 
     def sample_of(self, value: Any) -> Any:
         """The sample that stands for a value."""
@@ -104,14 +111,20 @@ class Space:
             _holder(content, each.key)[each.key[-1]] = copy.deepcopy(values[each.name])
         return Pipeline.parse(replace(self.source, content=content))
 
-    def example(self, of: Range | None = None, value: Any = None) -> Pipeline:
-        """The pipeline with the first value of every range, but one.
+    @cached_property
+    def example(self) -> Pipeline:
+        """A valid pipeline of the space: with the first value of every range, or else other ones that are listed.
 
         Raises:
-            SpecError: it is wrong.
+            SpecError: none of the first combinations is valid; what is wrong with the first is said.
         """
-        first = {each.name: each.examples[0] for each in self.ranges}
-        return self.pipeline(first if of is None else {**first, of.name: value})
+        names, wrong = [each.name for each in self.ranges], list[SpecError]()
+        for values in itertools.islice(itertools.product(*(each.examples for each in self.ranges)), TRIED):
+            try:
+                return self.pipeline(dict(zip(names, values, strict=True)))
+            except SpecError as error:
+                wrong.append(error)
+        raise wrong[0]
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Search, Space]:
@@ -137,29 +150,52 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Search, Space]:
             f"{source.name}: nothing may vary; write a range in place of a value, as in "
             "learning_rate: {low: 0.01, high: 0.2, log: true} or epochs: {choose: [10, 20]}"
         )
-    first = space.example()
+    first = space.example
     if first.seeds:
         raise SpecError(f"{source.place(('seeds',))}: seeds: every trial runs once; name one seed")
-    if search.goal.max_drop is not None and first.baseline_id == first.stages[-1].id:
-        raise SpecError(
-            f"{source.place(('stages',))}: stages: a contract compares what ships with the baseline, an earlier stage; "
-            "add one"
-        )
+    if search.goal.max_drop is not None:
+        _check_baseline(space, [stage.id for stage in first.stages].index(first.baseline_id), len(first.stages))
     for each in space.ranges:
         for index, value in enumerate(each.examples):
             _check(space, each, index, value)
     return search, space
 
 
+def _check_baseline(space: Space, baseline: int, stages: int) -> None:
+    """For a contract: refuse what would let a trial win by making its baseline worse.
+
+    Raises:
+        SpecError: the baseline may vary, or is what ships.
+    """
+    source = space.source
+    if baseline == stages - 1:
+        raise SpecError(
+            f"{source.place(('stages',))}: stages: a contract compares what ships with the baseline, an earlier stage; "
+            "add one"
+        )
+    for each in space.ranges:
+        if each.key[0] != "stages" or int(each.key[1]) <= baseline:
+            raise SpecError(
+                f"{source.place(each.key)}: {each.name}: may not vary in a contract, since the baseline depends on it; "
+                "give it one value, or search for the front"
+            )
+
+
 def _check(space: Space, of: Range, index: int, value: Any) -> None:
-    """Refuse a value that is wrong by itself, and say where it stands.
+    """Refuse a value that is wrong by itself, and say where it stands; what else is wrong is a matter of combinations.
 
     Raises:
         SpecError: it is wrong.
     """
     inside: Key = (CHOOSE, index) if of.choices else (("low", "high")[index],)
-    places = {**space.source.places, of.key: space.source.place((*of.key, *inside))}
-    replace(space, source=replace(space.source, places=places)).example(of, value)
+    place = space.source.place((*of.key, *inside))
+    placed = replace(space, source=replace(space.source, places={**space.source.places, of.key: place}))
+    try:
+        placed.pipeline({**{each.name: each.examples[0] for each in space.ranges}, of.name: value})
+    except SpecError as error:
+        own = [problem for problem in str(error).splitlines() if problem.startswith(f"{place}: ")]
+        if own:
+            raise SpecError(*own) from error
 
 
 def _ranges(source: Source, key: Key, name: str) -> Iterator[Range]:
@@ -168,7 +204,7 @@ def _ranges(source: Source, key: Key, name: str) -> Iterator[Range]:
     for part in key:
         content = content[part]
     if isinstance(content, dict) and (CHOOSE in content or content.keys() >= BOUNDS):
-        if not key or key[0] in FIXED:
+        if not _may_vary(key):
             raise SpecError(f"{source.place(key)}: {name}: may not vary; give it one value")
         yield _range(source, key, name, content)
     elif isinstance(content, dict | list):
@@ -176,6 +212,13 @@ def _ranges(source: Source, key: Key, name: str) -> Iterator[Range]:
             of_stage = key == ("stages",) and isinstance(inner, dict)
             called = inner.get("id", inner.get("stage", part)) if of_stage else part
             yield from _ranges(source, (*key, part), f"{name}.{called}" if name else str(called))
+
+
+def _may_vary(key: Key) -> bool:
+    if not key or key[0] not in VARIED:
+        return False
+    parts = VARIED[str(key[0])]
+    return parts is None or (len(key) > 1 and key[1] in parts)
 
 
 def _range(source: Source, key: Key, name: str, content: dict[str, Any]) -> Range:
@@ -201,8 +244,8 @@ def _range(source: Source, key: Key, name: str, content: dict[str, Any]) -> Rang
         return Range(key, name, choices=tuple(choices))
     low, high, log = content["low"], content["high"], content.get(LOG, False)
     for bound, value in (("low", low), ("high", high)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise wrong(f"got {json.dumps(value)}; expected a number", bound)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -MOST <= value <= MOST:
+            raise wrong(f"got {json.dumps(value)}; expected a number between -{MOST:g} and {MOST:g}", bound)
     if not isinstance(log, bool):
         raise wrong(f"got {json.dumps(log)}; expected true or false", LOG)
     if low >= high:

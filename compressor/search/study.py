@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.errors import UserError
+from compressor.runs import SEARCH
 from compressor.search.outcome import Outcome
 from compressor.search.settings import Search
 from compressor.search.space import Space
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
-FILE, NAME = "study.db", "search"
+NAME = "search"
 NUMBER, SECONDS, DIGEST = "number", "seconds", "digest"
 DRAWN = 10  # at random, before TPE has something to go by
 POPULATION = 12  # of NSGA-II: trials take minutes or hours, so a generation of Optuna's 50 would often be the only one
 REPEATS = 20  # of what was tried, before one that was not is drawn
 ENUMERATED = 100_000  # pipelines of a space that are gone through for that
 OUT_OF_CONTRACT = 1e6  # more than any share of the reference's latency
+STOPPED = 2 * OUT_OF_CONTRACT  # what could not win ranks behind what was out of the contract
 
 
 class Study:
@@ -40,7 +42,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.search, self.space = search, space
         self._study = optuna.create_study(
-            storage=f"sqlite:///{folder / FILE}",
+            storage=f"sqlite:///{folder / SEARCH}",
             study_name=NAME,
             directions=["minimize"] if search.goal.max_drop is not None else ["minimize", "maximize"],
             load_if_exists=True,
@@ -52,7 +54,7 @@ class Study:
             raise UserError(f"{folder} holds another search; choose another --out, or remove it")
         self._study.set_user_attr(DIGEST, digest)
         for trial in self._study.get_trials(deepcopy=False):
-            if not trial.state.is_finished() and NUMBER not in trial.user_attrs:
+            if trial.state == optuna.trial.TrialState.RUNNING and NUMBER not in trial.user_attrs:
                 self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # killed while it was drawn
 
     @property
@@ -106,7 +108,7 @@ class Study:
         if goal.max_drop is None:
             return [share, outcome.accuracy]
         if outcome.shipped is None:
-            return [None if share is None else OUT_OF_CONTRACT + share]
+            return [None if share is None else STOPPED + share]
         beyond = outcome.shipped.drop(goal.confidence) - goal.max_drop
         return [share if beyond <= 0 else OUT_OF_CONTRACT + beyond]
 

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,11 +13,11 @@ from filelock import FileLock
 
 from compressor.console import Console
 from compressor.data import Data, Dataset
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, StageError
 from compressor.evaluation import REFERENCE, ROUGH_IMAGES, Latency, Pair, Setting, Subject, latency_of, rough_file
 from compressor.models import Artifact, TorchModel
 from compressor.pipeline import Context, Pipeline, Services, Stage, Start, completed, named
-from compressor.runs import Finished, SharedStore, choose_device, run_stages, sweep
+from compressor.runs import CHECKPOINTS, STAGES, Finished, SharedStore, choose_device, run_stages, sweep
 from compressor.search.early import CannotWinError, beaten_in_latency, beaten_in_training
 from compressor.search.lease import Lease
 from compressor.search.outcome import SPEC, TRIALS, Moment, Outcome, Shipped, folder_of, outcome_in
@@ -25,7 +26,8 @@ from compressor.storage import files
 from compressor.tracking import Tracker
 from compressor.training import Training
 
-REFERENCE_FILE = "reference.onnx"
+REFERENCE_FILE, STARTS = "reference.onnx", ".starts"
+MOST_STARTS = 4
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,20 @@ def run_trial(job: Job, console: Console | None = None) -> Outcome:
         if (known := outcome_in(job.own_folder)) is not None:
             return known
         sweep(job.own_folder)
+        starts = _starts(job.own_folder)
         started = time.monotonic()
         attempt = _Attempt(job, Lease())
         ended: dict[str, Any]
         try:
+            if starts > MOST_STARTS:
+                raise StageError(f"its process died {MOST_STARTS} times, and no epoch was over between")
             shipped, curves = attempt.run(console)
             ended = {"state": "complete", "shipped": shipped, "curves": curves}
         except CannotWinError as error:
             ended = {"state": "stopped", "reason": str(error), "curves": attempt.curves}
+        except KeyboardInterrupt:
+            files.remove(job.own_folder / STARTS)
+            raise
         except CompressorError as error:
             ended = {"state": "failed", "reason": str(error), "curves": attempt.curves}
         outcome = Outcome(
@@ -83,10 +91,18 @@ def run_trial(job: Job, console: Console | None = None) -> Outcome:
             seconds=round(time.monotonic() - started, 3),
             **ended,
         )
-        outcome.save(job.own_folder)
-        for left in ("stages", "checkpoints"):  # the store has the stages
+        for left in (STAGES, CHECKPOINTS, STARTS):  # the store has the stages
             files.remove(job.own_folder / left)
+        outcome.save(job.own_folder)
         return outcome
+
+
+def _starts(folder: Path) -> int:
+    """How often the trial was started, this time included, since its last epoch was over; and note that."""
+    path = folder / STARTS
+    starts = 1 + (int(path.read_text()) if path.is_file() else 0)
+    files.write_text(path, str(starts))
+    return starts
 
 
 @dataclass
@@ -100,6 +116,7 @@ class _Attempt(Tracker):
     _ended: dict[int, Outcome] = field(default_factory=dict)
     _images: int = 0  # of the validation split
     _shape_is_final: bool = False  # no later stage changes what decides the latency
+    _judged_stage: str = ""  # which trains now, after the baseline is made
 
     def run(self, console: Console) -> tuple[Shipped, dict[str, tuple[Moment, ...]]]:
         """What the trial ships, and the curves of its trainings.
@@ -109,8 +126,7 @@ class _Attempt(Tracker):
             CompressorError: the pipeline failed.
         """
         pipeline = completed(Pipeline.load(self.job.own_folder / SPEC), console)
-        if pipeline.factories:
-            sys.path += [folder for folder in self.job.imports if folder not in sys.path]
+        find_networks(pipeline, self.job.imports)
         data = _loaded(pipeline.data, pipeline.seed).judged_on_validation()
         store = SharedStore(self.job.store)
         store.prepare()
@@ -121,8 +137,8 @@ class _Attempt(Tracker):
             pipeline=pipeline.digest,
             services=Services(console, (self,), soft_labels=store.soft_labels),
         )
-        with self.lease.training():
-            finished = run_stages(pipeline, data, context, self.job.own_folder, store, partial(self._before, pipeline))
+        making = partial(self._making, pipeline)
+        finished = run_stages(pipeline, data, context, self.job.own_folder, store, making)
         baseline, shipped = _baseline(pipeline, finished), finished[-1]
         judged = Shipped(
             accuracy=shipped.row.accuracy,
@@ -141,45 +157,58 @@ class _Attempt(Tracker):
                 for point in done.row.details.get("curve", ())
             )
             for done in finished
-            if trained.get(done.row.id)
+            if trained.get(done.row.id) and done is not baseline
         }
         return judged, curves
 
     def on_epoch(self, stage: str, point: Mapping[str, float]) -> None:
         """An epoch is over: those who wait to time go first; then, may this trial still win?"""
+        files.remove(self.job.own_folder / STARTS)  # it gets on
+        self.lease.give_way()
+        if stage != self._judged_stage:
+            return
         now = Moment(share=point["epoch"] / point["epochs"], accuracy=point["validation_accuracy"])
         self.curves[stage] = (*self.curves.get(stage, ()), now)
-        self.lease.give_way()
         if self.expected_share is not None and self._shape_is_final:
             self._end(beaten_in_training(stage, now, self.expected_share, self._images, self._rivals()))
 
-    def _before(
+    @contextmanager
+    def _making(
         self,
         pipeline: Pipeline,
         stage: Stage,
         model: Artifact | None,
         context: Context,
         finished: Sequence[Finished],
-    ) -> None:
-        """A stage is about to run; if it trains, its network is timed first, as it would ship now."""
+    ) -> Iterator[None]:
+        """A stage runs; if it trains, its network is timed first, as it would ship now."""
         baseline = next((done for done in finished if done.row.id == pipeline.baseline_id), None)
-        if not isinstance(stage, Training) or not stage.epochs or baseline is None:
-            return
-        if self._shape_is_final or not self.job.search.stop_early:
-            return
-        makes_integers = stage.makes_integers
+        if isinstance(stage, Training) and stage.epochs and baseline is not None:
+            self._judged_stage = stage.id
+            if self.job.search.stop_early and not self._shape_is_final:
+                self._expect(pipeline, stage, model, context, baseline)
+        with self.lease.training():
+            yield
+
+    def _expect(
+        self, pipeline: Pipeline, stage: Stage, model: Artifact | None, context: Context, baseline: Finished
+    ) -> None:
+        """Time what the stage's network would ship as, unless there is nothing to compare it with."""
         rivals = [rival for rival in self._rivals() if rival.shipped is not None]
         with named(stage):
             network = stage.start(_torch(model), context) if isinstance(stage, Start) else _torch(model)
-        if not rivals or network is None or network.quantized:
+        later = pipeline.stages[[each.id for each in pipeline.stages].index(stage.id) :]
+        int8 = next((each for each in later if each.makes_integers), None)
+        placement: Any = getattr(int8, "placement", "layers")
+        if not rivals or network is None or network.quantized or placement == "measured":
             return
-        later = pipeline.stages[[each.id for each in pipeline.stages].index(stage.id) + 1 :]
-        self._shape_is_final = not any(each.needs_recovery or getattr(each, "model", None) for each in later)
+        self._shape_is_final = not any(each.needs_recovery or getattr(each, "model", None) for each in later[1:])
         self._images = len(context.data.validation)
         images = next(context.data.calibration_batches(images=ROUGH_IMAGES))
         with files.scratch_folder(self.job.own_folder / "rough") as folder:
             rough = folder / "model.onnx"
-            rough.write_bytes(rough_file(network, images, int8=context.ships_int8 or makes_integers))
+            skip = getattr(int8, "skip", ())
+            rough.write_bytes(rough_file(network, images, int8=int8 is not None, placement=placement, skip=skip))
             self.expected_share = 1 / self._timed(rough, baseline, pipeline).speedup
         if self._shape_is_final:
             self._end(beaten_in_latency(self.expected_share, self.job.search.goal, rivals))
@@ -211,6 +240,12 @@ class _Attempt(Tracker):
     def _end(why: str | None) -> None:
         if why is not None:
             raise CannotWinError(why)
+
+
+def find_networks(pipeline: Pipeline, folders: Sequence[str]) -> None:
+    """Let the pipeline's own networks be imported from these folders; if it has none, nothing is."""
+    if pipeline.factories:
+        sys.path += [folder for folder in folders if folder not in sys.path]
 
 
 def setting_of(pipeline: Pipeline) -> Setting:

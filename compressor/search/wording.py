@@ -1,9 +1,11 @@
 """What is said of trials and of what a search found."""
 
+from compressor.evaluation import Paired
+from compressor.pipeline import Pipeline
 from compressor.report import percent, setting_name
 from compressor.search.found import Best, Found, in_words
-from compressor.search.outcome import Outcome
-from compressor.search.settings import Search
+from compressor.search.outcome import Outcome, Shipped
+from compressor.search.settings import Goal, Search
 
 
 def ending(outcome: Outcome, search: Search) -> str:
@@ -16,8 +18,7 @@ def ending(outcome: Outcome, search: Search) -> str:
     said = f"{start}: {percent(shipped.accuracy)} of validation images, {shipped.latency.speedup:.2f}x as fast"
     if search.goal.max_drop is None:
         return said
-    confidence = search.goal.confidence
-    return f"{said}; loses at most {shipped.drop(confidence):.2f} points ({confidence:.0%} sure)"
+    return f"{said}; {_loss(shipped, search.goal)}"
 
 
 def headline(found: Found) -> str:
@@ -34,8 +35,7 @@ def headline(found: Found) -> str:
         assert closest.shipped is not None
         return (
             f"No network keeps the contract, at most {found.goal.max_drop:g} points lost: the closest, trial "
-            f"{closest.number}, loses at most {closest.shipped.drop(found.goal.confidence):.2f} "
-            f"({found.goal.confidence:.0%} sure)."
+            f"{closest.number}, {_loss(closest.shipped, found.goal)}."
         )
     winner = next(each for each in found.best if each.number == found.winner)
     judged = next(each for each in found.judged if each.number == found.winner)
@@ -43,10 +43,30 @@ def headline(found: Found) -> str:
     assert shipped is not None
     difference = 100 * judged.versus_baseline.difference
     return (
-        f"Trial {found.winner} is the fastest within the contract: {winner.latency.speedup:.2f}x faster "
-        f"({setting_name(found.setting)}), at most {shipped.drop(found.goal.confidence):.2f} points lost on validation "
-        f"images ({found.goal.confidence:.0%} sure), {difference:+.2f} points on the test images."
+        f"Trial {found.winner} is the fastest within the contract: {winner.latency.speedup:.2f}x as fast as the "
+        f"baseline ({setting_name(found.setting)}), {_loss(shipped, found.goal)} on validation images, "
+        f"{difference:+.2f} points on the test images."
     )
+
+
+def hard_to_keep(goal: Goal, pipeline: Pipeline) -> str:
+    """What is said of a contract that not even the same predictions on all validation images would keep; else ""."""
+    images = pipeline.data.validation
+    if goal.max_drop is None or images is None:
+        return ""
+    least = -100 * Paired.of(0, 0, images).at_least(goal.confidence)
+    if least <= goal.max_drop:
+        return ""
+    return (
+        f"on {images} validation images, a network with the very predictions of its baseline loses up to {least:.2f} "
+        f"points ({goal.confidence:.0%} sure), over the {goal.max_drop:g} of the contract; take more, or allow more"
+    )
+
+
+def _loss(shipped: Shipped, goal: Goal) -> str:
+    drop = shipped.drop(goal.confidence)
+    words = f"loses at most {drop:.2f} points" if drop > 0 else f"gains at least {-drop:.2f} points"
+    return f"{words} ({goal.confidence:.0%} sure)"
 
 
 def _point(found: Found, best: Best) -> str:
