@@ -86,6 +86,16 @@ def wait() -> None:
     agreed(None)
 
 
+def same(number: int) -> bool:
+    """Whether all processes have this number; they all get the same answer."""
+    if count() == 1:
+        return True
+    every = torch.zeros(count(), dtype=torch.int64, device=PartialState().device)
+    every[rank()] = number
+    add_up([every])
+    return bool((every == every[0]).all())
+
+
 def own_part(indices: Tensor) -> Tensor:
     """What this process does of a batch or a split."""
     return indices.tensor_split(count())[dist.get_rank()] if count() > 1 else indices
@@ -117,7 +127,7 @@ def share(tensors: Sequence[Tensor]) -> None:
     for tensor in tensors if count() > 1 else ():
         held = tensor.detach().contiguous()
         _together(partial(dist.broadcast, held, 0))
-        tensor.copy_(held)
+        tensor.detach().copy_(held)
 
 
 def in_step() -> AbstractContextManager[Any]:

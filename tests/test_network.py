@@ -12,9 +12,9 @@ import pytest
 RUN = """\
 import sys
 import compressor_command
-from compressor.evaluation import latency
+from compressor.evaluation import latency, recording
 from compressor.runs import runner
-latency.MIN_SECONDS, latency.MAX_WARMUP_SECONDS = 0.02, 0.2
+recording.MIN_SECONDS, recording.MAX_WARMUP_SECONDS, latency.PAUSES_SECONDS = 0.02, 0.2, ()
 runner.try_stages = lambda *_, **__: None
 sys.exit(compressor_command.main(["run", "p.yaml", "--device", "cpu"]))
 """

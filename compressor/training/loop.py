@@ -128,7 +128,9 @@ def _resume(state: TrainingState, label: str, initial: str, context: "Context") 
         threads = state.restore(*found) if found is not None else None
     except ArtifactError as error:
         say(f"  {label}: {error}; the training starts over")
-        return
+        threads = None
+    if not processes.same(len(state.curve)):
+        raise StageError("the processes of this run do not see the same checkpoints; they need the same file system")
     if threads is not None:
         say(f"  {label}: resumes after epoch {len(state.curve)} of {state.training.epochs}")
         if threads != torch.get_num_threads() and context.device.type == "cpu":

@@ -69,7 +69,8 @@ class TrainingState:
         own = {p: self.rates[name] for name, p in self.network.named_parameters() if name in self.rates}
         self.raw_optimizer = optimizer_of(parameters, self.training, own)
         self.optimizer = self.accelerator.prepare(self.raw_optimizer)
-        processes.share([*self.network.state_dict().values(), *self.objective.state_dict().values()])
+        for module in (self.network, self.objective):
+            processes.share([*module.parameters(), *module.buffers()])
         self.schedule = schedule_of(self.optimizer, self.training, self.steps)
         self.average = _average(self.network, self.training)
         self.masks = {p: p.detach() != 0 for name, p in self.network.named_parameters() if name in self.masked}
