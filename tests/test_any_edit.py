@@ -231,7 +231,8 @@ def altered(held: dict[str, torch.Tensor], data: st.DataObject) -> dict[str, tor
 def test_of_a_checkpoint(context: Context, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     network = context.new_model("resnet", MODEL).copy_network().requires_grad_(True).train()
     state = TrainingState(network, CrossEntropy(), Training(epochs=3), steps=2)
-    state.step(network(torch.zeros(2, *context.data.preprocess.input_shape(1)[1:])).sum())
+    state.backward(network(torch.zeros(2, *context.data.preprocess.input_shape(1)[1:])).sum())
+    state.step()
     state.curve.append({"epoch": 1, "loss": 1.0, "validation_accuracy": 0.5, "learning_rate": 0.1, "seconds": 1.0})
     kept = Checkpoints(tmp_path_factory.mktemp("checkpoints"), "key")
     how = data.draw(st.sampled_from(["notes", "tensors", "bytes"]), "how")

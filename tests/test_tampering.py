@@ -22,7 +22,7 @@ from compressor.distillation.teacher import Teacher
 from compressor.export import onnx_file, reading
 from compressor.models.artifact import ONNX, WEIGHTS
 from compressor.models.manifest import MANIFEST
-from compressor.runs import runner
+from compressor.runs import making, runner
 from compressor.runs.store import PREDICTIONS, ROW, Finished, reuse
 from compressor.storage import checkpoints, files
 from compressor.storage import tensors as stored
@@ -80,7 +80,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Run:
         return reuse(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "reuse", remember)
+        patch.setattr(making, "reuse", remember)
         patch.setattr(runner, "try_stages", lambda *_, **__: None)
         report = run(PIPELINE, out, device="cpu").to_json()
     return Run(out, report, asked)

@@ -13,7 +13,7 @@ from compressor.commands.options import DEVICE, PATH, SHARED, STORE, console_of,
 @click.option("--out", type=PATH, metavar="DIR", help="Folder of the search; runs/<name> by default.")
 @click.option(
     "--on",
-    default=searches.HERE,
+    default="local",
     metavar="local|ray|ray://HOST",
     show_default=True,
     help="Where trials run: here, one after the other, or on a Ray cluster.",
