@@ -125,8 +125,9 @@ class _Attempt(Tracker):
             CannotWinError: another trial is better, whatever this one becomes.
             CompressorError: the pipeline failed.
         """
-        pipeline = completed(Pipeline.load(self.job.own_folder / SPEC), console)
+        pipeline = Pipeline.load(self.job.own_folder / SPEC)
         find_networks(pipeline, self.job.imports)
+        pipeline = completed(pipeline, console)
         data = _loaded(pipeline.data, pipeline.seed).judged_on_validation()
         store = SharedStore(self.job.store)
         store.prepare()
