@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(arguments)
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # the terminal may be gone
+            if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK") != "0":
+                return INTERRUPTED  # the first of several processes says it
             print("interrupted; what is finished is kept, and the same command resumes from there", file=sys.stderr)
         return INTERRUPTED
     except OSError:

@@ -70,6 +70,10 @@ class StageError(CompressorError):
     """A stage ran and failed: it diverged, a target was out of reach, an agreement was too low. Exit code 1."""
 
 
+class LostError(StageError):
+    """Another process of the run is gone. Exit code 1."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the CPU or the GPU; torch and ONNX Runtime say so only in the message."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

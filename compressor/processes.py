@@ -5,6 +5,7 @@ Losses see whole batches, and BatchNorm their statistics, so the result is that 
 Without a launcher, and within `alone`, there is one process, and nothing here does anything.
 """
 
+import atexit
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,13 +22,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from compressor.console import launched
-from compressor.errors import StageError, UserError, first_line
+from compressor.errors import ArchitectureError, LostError, UserError, first_line
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)  # the first process times and calibrates while the others wait
+GONE = ("onnection", "remote worker", "Socket")  # what gloo and NCCL say of a process that is no longer there
 LOST = "another process of this run ended, or cannot be reached; the same command resumes"
 
+_joined = False  # by `start`; a process group of somebody else is no concern of ours
 _alone = False
 
 
@@ -37,17 +40,28 @@ def start(*, cpu: bool) -> None:
     Raises:
         UserError: they cannot be reached.
     """
-    if launched()[1] == 1 or dist.is_initialized():
+    global _joined
+    if launched()[1] == 1 or _joined:
         return
     try:
         PartialState(cpu=cpu, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this run do not find each other: {first_line(error)}") from error
+    if not dist.is_initialized():
+        raise UserError("RANK and WORLD_SIZE are set, but LOCAL_RANK is not; start the processes with torchrun")
+    atexit.register(_leave)
+    _joined = True
+
+
+def _leave() -> None:
+    """Close the connections; their threads would abort a process that ends with them open."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def count() -> int:
     """How many processes work together."""
-    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+    return dist.get_world_size() if _joined and not _alone else 1
 
 
 def rank() -> int:
@@ -83,7 +97,7 @@ def agreed(value: T) -> T:
 
 def wait() -> None:
     """Until all processes are here."""
-    agreed(None)
+    same(0)
 
 
 def same(number: int) -> bool:
@@ -106,7 +120,7 @@ def whole(part: Tensor, length: int) -> Tensor:
 
     Every process computes the whole loss from them, so its gradient stays in its own part.
     """
-    if count() == 1 or len(part) == length:
+    if count() == 1:
         return part
     gathered: Tensor = _Whole.apply(part, length)
     return gathered
@@ -163,6 +177,8 @@ def _batch_norm(
     count_and_sum = torch.cat([values.new_full((1,), values[:, 0].numel()), values.sum(others)])
     totals: Tensor = _Sum.apply(count_and_sum)
     number, mean = totals[0].detach(), totals[1:] / totals[0].detach()
+    if int(number) < 2:
+        raise ArchitectureError("BatchNorm cannot train on one value per channel; take a larger batch_size")
     centred = values - mean.view(shape)
     variance = _Sum.apply(centred.square().sum(others)) / number
     with torch.no_grad():
@@ -211,9 +227,10 @@ def _together(communicate: Callable[[], object]) -> None:
     """Talk to the other processes.
 
     Raises:
-        StageError: one of them is gone.
+        LostError: one of them is gone.
     """
     try:
         communicate()
     except RuntimeError as error:
-        raise StageError(LOST) from error
+        gone = any(sign in str(error) for sign in GONE)
+        raise LostError(LOST if gone else f"{LOST} ({first_line(error)})") from error

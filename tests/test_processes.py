@@ -138,7 +138,7 @@ def test_losses_and_batch_norm_see_whole_batches(tmp_path: Path) -> None:
     """Against torch's own on the whole batch: outputs, statistics, and the gradients of images and parameters."""
     ended = together(tmp_path, CHECK)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert {"0 of 2 has 4 images", "1 of 2 has 3 images"} <= {*ended.stdout.splitlines()}
+    assert all(said in ended.stdout for said in ("0 of 2 has 4 images", "1 of 2 has 3 images"))
 
 
 def test_a_lost_process_ends_all_and_the_same_command_resumes(tmp_path: Path) -> None:
@@ -165,6 +165,25 @@ def test_what_is_wrong_is_said_once(tmp_path: Path) -> None:
     assert ended.returncode != 0
     assert ended.stderr.count("stages.0.epochs: got -2") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_in_another_process_is_said(tmp_path: Path) -> None:
+    wrong = "from compressor.data.settings import Data\nfrom compressor.errors import DataError\nimport os\n"
+    wrong += "def load(self, *_):\n    raise DataError('no images on this host')\n"
+    wrong += "if os.environ['RANK'] == '1':\n    Data.load = load\n"
+    (tmp_path / "small.yaml").write_text(PIPELINE)
+    ended = together(tmp_path, RUN.replace("runner.try_stages", f"{wrong}runner.try_stages"), "run", "small.yaml")
+    assert ended.returncode != 0
+    assert ended.stderr.count("error in process 1: no images on this host") == 1
+
+
+def test_every_process_needs_an_image(tmp_path: Path) -> None:
+    text = PIPELINE.partition("  - stage: distill")[0].replace("batch_size: 64", "batch_size: 4, accumulate: 4")
+    (tmp_path / "small.yaml").write_text(text)
+    ended = together(tmp_path, RUN, "run", "small.yaml", "--out", "out", "--device", "cpu")
+    assert ended.returncode != 0
+    expected = "error: stage 'teacher': a step has parts of 0 images, fewer than the 2 processes; raise batch_size"
+    assert ended.stderr.count(expected) == 1
 
 
 # In one process

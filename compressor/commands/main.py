@@ -16,7 +16,7 @@ import click
 
 from compressor.commands import about, files, runs, search, store
 from compressor.console import launched
-from compressor.errors import CompressorError, SpecError, first_line, is_out_of_memory, printable
+from compressor.errors import CompressorError, LostError, SpecError, first_line, is_out_of_memory, printable
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 WRONG = 2
@@ -69,12 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         said, code = _in_words(error)
-        if launched()[0]:  # the first process says it
-            return code
-        print("error:", said if isinstance(error, SpecError) else printable(said), file=sys.stderr)
+        rank = launched()[0]
+        if rank and (isinstance(error, LostError) or not _joined()):
+            return code  # the first process says it
+        shown = said if isinstance(error, SpecError) else printable(said)
+        print(f"error in process {rank}:" if rank else "error:", shown, file=sys.stderr)
         return code
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _joined() -> bool:
+    """Whether this process works with others by now; before, they all fail alike."""
+    processes = sys.modules.get("compressor.processes")
+    return processes is not None and processes.count() > 1
 
 
 def _in_words(error: Exception) -> tuple[str, int]:

@@ -77,7 +77,7 @@ def run(
     chosen = choose_device(device)
     processes.start(cpu=chosen.type == "cpu")
     if not processes.is_first():
-        return _follow(pipeline, folder, chosen, store)
+        return _follow(pipeline, folder, chosen, store if not fresh else None)
     pipeline = completed(pipeline, console)
     first, *others = pipeline.repeats
     labels = first.data.labels()
@@ -129,7 +129,7 @@ def _follow(pipeline: Pipeline, folder: Path, device: torch.device, store: str |
     """What the other processes of a run do: they train with the first one, and have its report in the end."""
     first, *others = completed(pipeline).repeats
     processes.wait()  # for images that are decoded once
-    soft_labels = (Path(store) if store is not None else folder) / SOFT_LABELS
+    soft_labels = (Path(store) if store is not None else folder) / SOFT_LABELS  # as the first process has them
     context = Context(
         data=first.data.load(first.seed).without_test(),
         seed=first.seed,

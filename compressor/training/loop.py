@@ -20,6 +20,7 @@ from compressor.errors import (
     ArtifactError,
     CompressorError,
     StageError,
+    UserError,
     first_line,
     pass_on_out_of_memory,
 )
@@ -59,17 +60,24 @@ def fit(
     Raises:
         ArchitectureError: the objective or a setting names a layer that the network lacks, or nothing is left to train.
         StageError: the loss is no longer finite.
+        UserError: a batch has fewer images than there are processes.
     """
     if training.epochs == 0:
         return {"curve": [], "kept_epoch": 0}
     data, device, services = context.data, context.device, context.services
-    initial = tensors.digest(network.state_dict())
+    initial = processes.agreed(tensors.digest(network.state_dict()))
     layout = layout_of(network.to(device), data)
     network.train().requires_grad_(True).to(memory_format=layout)
     frozen = (start.frozen if start is not None else frozenset()) | frozen_by(training, network, start)
     for name in frozen & dict(network.named_parameters()).keys():
         network.get_parameter(name).requires_grad_(False)
     steps = math.ceil(len(data.train) / training.batch_size)
+    fewest = len(data.train) // steps // training.accumulate
+    if fewest < processes.count() > 1:
+        raise UserError(
+            f"a step has parts of {fewest} images, fewer than the {processes.count()} processes; raise batch_size, or "
+            "lower accumulate"
+        )
     state = TrainingState(
         network,
         objective.to(device),
@@ -287,7 +295,8 @@ def _batch(
 ) -> Batch:
     """The images at `indices`; of several processes, each has its own part, and everyone all labels."""
     inputs, labels = _inputs(context, view, processes.own_part(indices), layout)
-    return Batch(inputs, processes.whole(labels, len(indices)), indices, number, progress)
+    labels = processes.whole(labels, len(indices))
+    return Batch(inputs, labels, indices, number, progress, in_parts=processes.count() > 1)
 
 
 def _view(context: "Context", number: int) -> View:

@@ -24,7 +24,8 @@ INPUT_OF = "input of "
 class Batch:
     """One step's images, augmented and normalised `[B, C, H, W]`, and where they come from.
 
-    Of several processes each has a part of the images, in `inputs`, and everything else of all.
+    Of several processes each has a part of the images, in `inputs`, and everything else of all (`in_parts`). What a
+    loss computes of `inputs` or parameters, and not of the network's outputs, then counts once for each process.
     """
 
     inputs: Tensor
@@ -32,6 +33,7 @@ class Batch:
     indices: Tensor  # [B], into the training images
     view: int  # which augmented view of them
     progress: float = 0.0  # the share of the training that is done
+    in_parts: bool = False
 
 
 class Watched:
@@ -45,6 +47,7 @@ class Watched:
         self.network = network
         self._run = run or network
         self._shown: dict[str, Tensor] = {}
+        self._whole: set[str] = set()  # of those shown, what was gathered from all processes
         self._batch: Batch | None = None
         self._logits: Tensor | None = None
 
@@ -75,19 +78,20 @@ class Watched:
             for handle in handles:
                 handle.remove()
             self._batch, self._logits = None, None
-            self._shown.clear()
+            self._forget()
 
     def logits(self, batch: Batch) -> Tensor:
         """Float32 `[B, classes]`."""
         if batch is not self._batch or self._logits is None:
-            self._shown.clear()
+            self._forget()
             output = self._run(batch.inputs)
             if not isinstance(output, Tensor):
                 raise ArchitectureError(
                     f"the network returns a {type(output).__name__} while training, but logits are needed; "
                     "switch auxiliary outputs off with arguments, as in {aux_logits: false}"
                 )
-            self._batch, self._logits = batch, processes.whole(output.float(), len(batch.indices))
+            logits = output.float()
+            self._batch, self._logits = batch, processes.whole(logits, len(batch.indices)) if batch.in_parts else logits
         return self._logits
 
     def layer(self, name: str, batch: Batch) -> Tensor:
@@ -99,8 +103,20 @@ class Watched:
         self.logits(batch)
         if name not in self._shown:
             raise ArchitectureError(f"layer {name!r} outputs no tensor when the network runs; name another")
-        self._shown[name] = processes.whole(self._shown[name], len(batch.indices))
+        if batch.in_parts and name not in self._whole:
+            own = self._shown[name]
+            if len(own) != len(batch.inputs):
+                raise ArchitectureError(
+                    f"layer {name!r} outputs {list(own.shape)} for {len(batch.inputs)} images; several processes can "
+                    "only compare layers whose first dimension is the batch"
+                )
+            self._shown[name] = processes.whole(own, len(batch.indices))
+            self._whole.add(name)
         return self._shown[name]
+
+    def _forget(self) -> None:
+        self._shown.clear()
+        self._whole.clear()
 
     def _show(self, name: str, output: Any) -> None:
         if isinstance(output, Tensor):

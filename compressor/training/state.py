@@ -110,7 +110,11 @@ class TrainingState:
     def step(self) -> None:
         """Follow the gradients."""
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        processes.add_up(gradients)  # the objective's own parameters see whole batches
+        processes.add_up(gradients)
+        own = [p.grad for p in self.objective.parameters() if p.grad is not None]  # of whole batches, in every process
+        processes.add_up(own)
+        for gradient in own if processes.count() > 1 else ():
+            gradient /= processes.count()
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
