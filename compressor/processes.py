@@ -130,8 +130,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its sum over all processes."""
     if count() == 1 or not tensors:
         return
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    _together(lambda: dist.all_reduce(flat))
+    flat = _summed(torch.cat([tensor.flatten() for tensor in tensors]))
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(total.view_as(tensor))
 
@@ -197,10 +196,9 @@ class _Whole(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, length: int) -> Tensor:
         ctx.own = own_part(torch.arange(length, device=part.device))
-        gathered: Tensor = part.new_zeros((length, *part.shape[1:]))
+        gathered = part.new_zeros((length, *part.shape[1:]))
         gathered[ctx.own] = part
-        _together(lambda: dist.all_reduce(gathered))
-        return gathered
+        return _summed(gathered)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -210,15 +208,15 @@ class _Whole(torch.autograd.Function):
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        return _summed(value)
+        return _summed(value.detach().clone())
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _summed(gradient)
+        return _summed(gradient.clone())
 
 
-def _summed(value: Tensor) -> Tensor:
-    total: Tensor = value.detach().clone()
+def _summed(total: Tensor) -> Tensor:
+    """The tensor itself, which becomes the sum over all processes."""
     _together(lambda: dist.all_reduce(total))
     return total
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from compressor import search as searches
-from compressor.commands.options import DEVICE, PATH, SHARED, STORE, console_of, loudness, setting
+from compressor.commands.options import DEVICE, MODEL, PATH, SHARED, STORE, console_of, loudness, setting
 
 
 @click.command()
@@ -58,7 +58,7 @@ def search(
     )
     console.say(searches.headline(found), style="bold")
     if found.winner is not None:
-        console.say(f"{out / 'winner' / 'model.onnx'} is the result; {out / 'search.html'} shows every trial.")
+        console.say(f"{out / 'winner' / MODEL} is the result; {out / 'search.html'} shows every trial.")
     else:
         console.say(f"{out / 'search.html'} shows every trial, with the command that runs it by itself.")
 

@@ -5,13 +5,11 @@ import shlex
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from compressor.config.spec import first_problem
 from compressor.environment import Environment
-from compressor.errors import ArtifactError
 from compressor.evaluation import Accuracy, Count, Figures, Latency, Milliseconds, Paired, Setting
-from compressor.search.outcome import SPEC, Outcome, folder_of
+from compressor.search.outcome import SPEC, Outcome, folder_of, read
 from compressor.search.settings import Budget, Goal
 from compressor.storage import files
 
@@ -80,14 +78,7 @@ def found_in(folder: Path) -> Found | None:
     Raises:
         ArtifactError: it cannot be read.
     """
-    try:
-        return Found.model_validate_json(files.read_bytes(folder / JSON, files.MAX_TEXT_BYTES))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ArtifactError(f"{folder / JSON}: cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise ArtifactError(f"{folder / JSON}: is not of a search of this version: {first_problem(error)}") from error
+    return read(Found, folder / JSON, "a search")
 
 
 def command_of(found: Found, folder: Path, number: int) -> str:

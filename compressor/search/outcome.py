@@ -1,9 +1,9 @@
 """What a trial came to, and which trials are better than others."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -12,6 +12,8 @@ from compressor.errors import ArtifactError
 from compressor.evaluation import Accuracy, Count, Factor, Figures, Latency, Paired, Share
 from compressor.search.settings import Goal
 from compressor.storage import files
+
+Kept = TypeVar("Kept", bound=Figures)
 
 TRIALS, SPEC, OUTCOME = "trials", "pipeline.yaml", "trial.json"
 CLOSE = 1.15  # times the latency of the fastest, by one session each
@@ -72,9 +74,11 @@ class Outcome(Figures):
 
     def keeps(self, goal: Goal) -> bool:
         """Whether it is complete and within the contract."""
-        return self.shipped is not None and (
-            goal.max_drop is None or self.shipped.drop(goal.confidence) <= goal.max_drop
-        )
+        return self.shipped is not None and (goal.max_drop is None or self.drop(goal) <= goal.max_drop)
+
+    def drop(self, goal: Goal) -> float:
+        """The points of accuracy that it loses at most, as sure as the goal asks; infinite if it is not complete."""
+        return self.shipped.drop(goal.confidence) if self.shipped is not None else math.inf
 
     def save(self, folder: Path) -> None:
         """Write it into the folder of the trial, which is over with that."""
@@ -92,23 +96,36 @@ def outcome_in(folder: Path) -> Outcome | None:
     Raises:
         ArtifactError: what is there cannot be read.
     """
-    path = folder / OUTCOME
+    return read(Outcome, folder / OUTCOME, "a trial")
+
+
+def read(kind: type[Kept], path: Path, of: str) -> Kept | None:
+    """What a search has written as JSON; None if it has not yet.
+
+    Raises:
+        ArtifactError: it cannot be read, or is of another version.
+    """
     try:
-        return Outcome.model_validate_json(files.read_bytes(path, files.MAX_TEXT_BYTES))
+        return kind.model_validate_json(files.read_bytes(path, files.MAX_TEXT_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        raise ArtifactError(f"{path}: is not of a trial of this version: {first_problem(error)}") from error
+        raise ArtifactError(f"{path}: is not of {of} of this version: {first_problem(error)}") from error
 
 
-def front(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """The complete trials that no other beats in both accuracy and latency, the fastest first."""
-    complete = sorted(
-        (each for each in outcomes if each.shipped is not None),
-        key=lambda each: (each.latency_share, -(each.accuracy or 0), each.number),
-    )
+def front(
+    outcomes: Iterable[Outcome], share_of: Callable[[Outcome], float | None] = lambda each: each.latency_share
+) -> list[Outcome]:
+    """The complete trials that no other beats in both accuracy and latency, the fastest first.
+
+    Args:
+        outcomes: of trials.
+        share_of: the latency of each.
+    """
+    complete = [each for each in outcomes if each.shipped is not None]
+    complete.sort(key=lambda each: (share_of(each), -(each.accuracy or 0), each.number))
     kept, best = list[Outcome](), -math.inf
     for each in complete:
         if each.accuracy is not None and each.accuracy > best:
@@ -122,14 +139,11 @@ def as_fast(goal: Goal, outcomes: Iterable[Outcome]) -> list[Outcome]:
 
     If they are many, the fastest and those that lose least.
     """
-    kept = [(each.latency_share or 0.0, each) for each in outcomes if each.keeps(goal)]
-    fastest = min((share for share, _ in kept), default=0.0)
-    close = sorted(((share, each) for share, each in kept if share <= CLOSE * fastest), key=lambda each: each[0])
-    chosen = [each for _, each in close[:1]]
-    chosen += sorted((each for _, each in close[1:]), key=lambda each: _drop(each, goal))[: FEW - 1]
-    return sorted(chosen, key=lambda each: each.latency_share or 0.0)
+    kept = sorted((each for each in outcomes if each.keeps(goal)), key=_share)
+    close = [each for each in kept if _share(each) <= CLOSE * _share(kept[0])]
+    least = sorted(close[1:], key=lambda each: each.drop(goal))[: FEW - 1]
+    return sorted([*close[:1], *least], key=_share)
 
 
-def _drop(outcome: Outcome, goal: Goal) -> float:
-    assert outcome.shipped is not None
-    return outcome.shipped.drop(goal.confidence)
+def _share(outcome: Outcome) -> float:
+    return outcome.latency_share or 0.0

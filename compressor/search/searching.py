@@ -218,19 +218,16 @@ def _timed(work: _Work, earlier: Found | None) -> list[Best]:
     ]
     with Lease().timing():
         latencies = in_sessions(pairs)  # type: ignore[arg-type]
-    best = [
-        (Best(number=each.number, latency=latency), each.accuracy or 0.0)
-        for each, latency in zip(kept, latencies, strict=True)
-    ]
-    best.sort(key=lambda each: -each[0].latency.speedup)
+    timed = {each.number: latency for each, latency in zip(kept, latencies, strict=True)}
     if goal.max_drop is None:  # what is slower than it seemed may not be on the front
-        best = [each for i, each in enumerate(best) if all(each[1] > faster for _, faster in best[:i])]
-    return [each for each, _ in best]
+        kept = front(kept, lambda each: 1 / timed[each.number].speedup)
+    best = [Best(number=each.number, latency=timed[each.number]) for each in kept]
+    return sorted(best, key=lambda each: -each.latency.speedup)
 
 
 def _fastest(best: Sequence[Best], goal: Goal, outcomes: Sequence[Outcome]) -> int | None:
     """The winner: of those whose speed cannot be told from the fastest one's, the trial that loses least."""
-    drops = {each.number: each.shipped.drop(goal.confidence) for each in outcomes if each.shipped is not None}
+    drops = {each.number: each.drop(goal) for each in outcomes}
     as_fast = [each.number for each in best if each.latency.speedup_high >= best[0].latency.speedup_low]
     return min(as_fast, key=drops.__getitem__, default=None)
 

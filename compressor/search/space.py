@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 SEARCH, CHOOSE, LOG = "search", "choose", "log"
 BOUNDS = {"low", "high"}
-VARIED = {
-    "stages": None,
-    "data": {"size", "resize", "interpolation", "augment"},
-}  # the rest decides nothing, or what is judged
+# Where ranges may stand; the rest decides nothing, or which images networks are judged on.
+VARIED = {"stages": None, "data": {"size", "resize", "interpolation", "augment"}}
 MOST = 1e15  # of a bound
 TRIED = 200  # combinations of values, for one that is valid
 
@@ -64,9 +62,14 @@ class Range:
 
         if self.choices:
             return CategoricalDistribution([json.dumps(choice) for choice in self.choices])
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return IntDistribution(self.low, self.high, log=self.log)
+        if self.is_counted:
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
         return FloatDistribution(self.low, self.high, log=self.log)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it has so many values, and not every number between two."""
+        return bool(self.choices) or (isinstance(self.low, int) and isinstance(self.high, int))
 
     @property
     def all_values(self) -> Sequence[Any]:
@@ -76,8 +79,7 @@ class Range:
     @property
     def size(self) -> float:
         """The number of values; infinite if it may be any real number."""
-        counted = self.choices or (isinstance(self.low, int) and isinstance(self.high, int))
-        return (len(self.choices) or self.high - self.low + 1) if counted else math.inf
+        return (len(self.choices) or self.high - self.low + 1) if self.is_counted else math.inf
 
     def sample_of(self, value: Any) -> Any:
         """The sample that stands for a value."""

@@ -109,7 +109,7 @@ class Study:
             return [share, outcome.accuracy]
         if outcome.shipped is None:
             return [None if share is None else STOPPED + share]
-        beyond = outcome.shipped.drop(goal.confidence) - goal.max_drop
+        beyond = outcome.drop(goal) - goal.max_drop
         return [share if beyond <= 0 else OUT_OF_CONTRACT + beyond]
 
     def importances(self, outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:

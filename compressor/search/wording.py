@@ -31,7 +31,7 @@ def headline(found: Found) -> str:
         ends = dict.fromkeys(_point(found, each) for each in (fastest, best))
         return f"{several}: {' to '.join(ends)}."
     if found.winner is None:
-        closest = min(found.complete, key=lambda each: each.shipped.drop(found.goal.confidence) if each.shipped else 0)
+        closest = min(found.complete, key=lambda each: each.drop(found.goal))
         assert closest.shipped is not None
         return (
             f"No network keeps the contract, at most {found.goal.max_drop:g} points lost: the closest, trial "
