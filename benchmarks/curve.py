@@ -1,0 +1,214 @@
+"""Accuracy against latency: our students at several budgets, and what other tools make of the same teacher.
+
+    python benchmarks/curve.py data/cifar10-jpeg runs/curve/0.05 runs/cifar10-jpeg ... runs/curve/nncf ...
+
+Folders are runs of ours, which begin with the teacher, or results of neighbours.py. Every file is scored here, on all
+test images, in the engine that it is for; then each is timed in turn with the teacher's float file in ONNX Runtime, all
+of them once before any a second time. One thread, batch 1.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+
+from compressor import Data, Dataset
+from compressor.environment import environment
+from compressor.evaluation import (
+    Accuracy,
+    Latency,
+    Paired,
+    Predictions,
+    Recording,
+    Session,
+    Setting,
+    Subject,
+    compare,
+    engine_of,
+    in_sessions,
+)
+from compressor.evaluation.accuracy import probabilities
+from compressor.report import Report, machine, markdown
+from compressor.storage import files
+
+matplotlib.use("agg")
+
+RESULT = Path(__file__).parent / "results" / "curve"
+SESSIONS = 15
+COLUMNS = [
+    "",
+    "engine",
+    "test accuracy",
+    "against the teacher, points",
+    "file kB",
+    "smaller",
+    "ms",
+    "faster",
+    "training",
+]
+
+
+class Line(NamedTuple):
+    """A file, where it runs, and the hours that training it took."""
+
+    name: str
+    ours: bool
+    engine: str
+    onnx: Path
+    hours: float
+
+    def open(self) -> Session:
+        """Load the file into its engine."""
+        return engine_of(self.engine).open(Subject(self.onnx), self.setting)
+
+    @property
+    def setting(self) -> Setting:
+        """One image at a time, on one thread."""
+        return Setting(engine=self.engine, device="cpu", threads=1, batch=1)
+
+    def predictions(self, data: Dataset) -> Predictions:
+        """What it says of the test images, one by one: some tools write files for one image only."""
+        session, test = self.open(), data.test
+        inputs = data.preprocess.normalise(test.images).numpy()
+        logits = np.concatenate([session.run(image[None]) for image in inputs])  # [N, classes]
+        classes = logits.argmax(1)
+        return Predictions(classes, probabilities(logits).max(1), test.labels.numpy())
+
+
+def main() -> None:
+    images, *folders = sys.argv[1:]
+    data = Data(name="image_folder", root=Path(images), size=(32, 32), validation=2000).load(0)
+    lines = list(lines_of([Path(folder) for folder in folders]))
+    teacher = lines[0]
+    answers = [line.predictions(data) for line in lines]
+    times = in_sessions([Against(line, teacher) for line in lines], SESSIONS)
+    rows = [
+        Row(line, answer.accuracy(split="test"), answer.against(answers[0]), latency)
+        for line, answer, latency in zip(lines, answers, times, strict=True)
+    ]
+    here, busy = environment(), max(latency.other_load for latency in times)
+    text = "\n".join(
+        [
+            *markdown.table(COLUMNS, [row.cells(teacher) for row in rows], left=2),
+            "",
+            f"All {len(data.test):,} test images, scored in the engine named. Speed: one thread, batch 1, each file in "
+            f"turn with the teacher's float file in ONNX Runtime in {SESSIONS} sessions, all of them once before any a "
+            f"second time; the interval spans those of every session. Timed on {machine(here)}; commit "
+            f"{here.commit or 'unknown'}; other programs kept {busy:.1f} cores busy at most.",
+            "",
+        ]
+    )
+    files.write_text(RESULT / "curve.md", text)
+    files.write_json(
+        RESULT / "curve.json",
+        {"environment": here.model_dump(mode="json"), "rows": [row.as_json() for row in rows]},
+    )
+    draw(rows, RESULT / "curve.svg")
+    print(text)
+
+
+def lines_of(folders: list[Path]) -> Iterator[Line]:
+    """The teacher of the first run of ours, and what every folder holds."""
+    runs = [folder for folder in folders if (folder / "report.json").is_file()]
+    teacher = Report.load(runs[0]).baseline_row
+    yield Line("the teacher", False, "onnxruntime", runs[0] / teacher.artifact / "model.onnx", 0.0)
+    for folder in folders:
+        onnx = folder / "model.onnx"
+        if folder in runs:
+            report = Report.load(folder)
+            hours = sum(row.seconds for row in report.rows) / 3600
+            yield Line(report.pipeline, True, "onnxruntime", onnx, hours)
+        else:
+            made = json.loads((folder / "made.json").read_text())
+            yield Line(made["way"], False, made["engine"], onnx, made["seconds"] / 3600)
+
+
+@dataclass
+class Against:
+    """A file in its engine against the teacher's in ONNX Runtime; they take turns at being opened first."""
+
+    line: Line
+    teacher: Line
+    sessions: int = 0
+
+    def __call__(self) -> Recording:
+        teacher_first, self.sessions = self.sessions % 2 == 1, self.sessions + 1
+        if teacher_first:
+            teacher, candidate = self.teacher.open(), self.line.open()
+        else:
+            candidate, teacher = self.line.open(), self.teacher.open()
+        return compare(candidate.seconds, teacher.seconds, self.line.setting)
+
+
+class Row(NamedTuple):
+    """One row of the table and one point of the plot."""
+
+    line: Line
+    accuracy: Accuracy
+    versus: Paired
+    latency: Latency
+
+    def cells(self, teacher: Line) -> list[str]:
+        """As text."""
+        line, versus, latency = self.line, self.versus, self.latency
+        size = line.onnx.stat().st_size
+        return [
+            line.name,
+            line.engine,
+            f"{100 * self.accuracy.value:.2f}%",
+            f"{100 * versus.difference:+.2f} ({100 * versus.low:+.2f} to {100 * versus.high:+.2f})",
+            f"{size / 1e3:.1f}",
+            f"{teacher.onnx.stat().st_size / size:.1f}x",
+            f"{latency.median_ms:.3f} ms",
+            f"{latency.speedup:.2f}x ({latency.speedup_low:.2f} to {latency.speedup_high:.2f})",
+            f"{line.hours:.1f} h",
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """As data."""
+        return {
+            "name": self.line.name,
+            "engine": self.line.engine,
+            "hours": round(self.line.hours, 3),
+            "size_bytes": self.line.onnx.stat().st_size,
+            "accuracy": self.accuracy.model_dump(mode="json"),
+            "versus_teacher": self.versus.model_dump(mode="json"),
+            "latency": self.latency.model_dump(mode="json"),
+        }
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Accuracy with its 95% interval over the share of the teacher's time; ours are joined by a line."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    ours = sorted((1 / row.latency.speedup, 100 * row.accuracy.value) for row in rows if row.line.ours)
+    axes.plot(*zip(*ours, strict=True), color="tab:blue", zorder=1)
+    for row in rows:
+        x, score = 1 / row.latency.speedup, row.accuracy
+        spread = [[100 * (score.value - score.low)], [100 * (score.high - score.value)]]
+        color = "tab:blue" if row.line.ours else "black" if row is rows[0] else "tab:gray"
+        axes.errorbar(x, 100 * score.value, yerr=spread, fmt="o" if row.line.ours else "s", color=color, capsize=3)
+        axes.annotate(
+            row.line.name, (x, 100 * score.value), (6, 6), textcoords="offset points", color=color, fontsize=9
+        )
+    axes.set_xscale("log")
+    ticks = [0.05, 0.1, 0.2, 0.5, 1]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("time of one image, as a share of the teacher's in float (1 thread)")
+    axes.set_ylabel("test accuracy of the file, %")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    options: dict[str, Any] = {"metadata": {"Date": None}, "facecolor": "white"}
+    with matplotlib.rc_context({"svg.hashsalt": "curve"}):
+        figure.savefig(path, **options)
+
+
+if __name__ == "__main__":
+    main()

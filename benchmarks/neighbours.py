@@ -1,0 +1,205 @@
+"""What other tools make of the same teacher and the same images: an int8 file, and how long it took.
+
+    python benchmarks/neighbours.py WAY data/cifar10-jpeg weights/resnet56-cifar10-jpeg.safetensors runs/curve/WAY
+
+WAY is `onnxruntime` or `nncf`, which quantize the teacher; `torch-pruning`, its recipe for ResNet-56 and then
+`quantize_static`; or `fasterai`, whose callbacks prune and distil in one training by fastai. They need `nncf` and
+`fasterai` installed. Each tool is used as its documentation shows; epochs are such that training takes about three
+hours on one core.
+"""
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch_pruning
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
+
+from compressor import Context, Data, Dataset, TorchModel
+from compressor.data.settings import Augment
+from compressor.environment import environment
+from compressor.models import Widths
+from compressor.storage import files
+from stages import Train
+
+FEWER_MACS = 2.57  # as Torch-Pruning's table has for this network
+PRUNING_EPOCHS, PRUNING_RATE = 45, 0.01
+FASTERAI_EPOCHS, FASTERAI_RATE, FASTERAI_BATCH = 18, 0.001, 64
+FASTERAI_RATIO = 0.375  # of channels, in every layer: about as many fewer MACs
+
+
+def main() -> None:
+    way, images, weights, out = sys.argv[1:]
+    folder = Path(out)
+    if (folder / "made.json").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    data = Data(
+        name="image_folder",
+        root=images,
+        size=(32, 32),
+        validation=2000,
+        calibration=512,
+        augment=Augment(crop=4, flip=True),
+    ).load(0)
+    context = Context(data=data)
+    teacher = Train(model="resnet56", weights=weights, epochs=0).run(None, context)
+    started = time.monotonic()
+    about = {"way": way, "engine": "onnxruntime", **WAYS[way](teacher, context, Path(images), folder / "model.onnx")}
+    about |= {"seconds": round(time.monotonic() - started), "environment": environment().model_dump()}
+    files.write_json(folder / "made.json", about)
+
+
+def by_onnxruntime(teacher: TorchModel, context: Context, images: Path, target: Path) -> dict[str, Any]:
+    """Symmetric weights for each channel, asymmetric activations; min-max on the calibration images."""
+    whole = target.with_name("whole.onnx")
+    whole.write_bytes(teacher.to_onnx("").content)
+    quantize_by_onnxruntime(whole, inputs_of(context.data), target)
+    return {"onnxruntime": version("onnxruntime")}
+
+
+def by_nncf(teacher: TorchModel, context: Context, images: Path, target: Path) -> dict[str, Any]:
+    """`nncf.quantize` with its defaults, for a CPU."""
+    import nncf
+
+    feeds = [{"input": image[None]} for image in inputs_of(context.data)]
+    model = onnx.load_from_string(teacher.to_onnx("").content)
+    onnx.save(nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds)), target)
+    return {"nncf": version("nncf"), "engine": "openvino"}
+
+
+def by_torch_pruning(teacher: TorchModel, context: Context, images: Path, target: Path) -> dict[str, Any]:
+    """Global ranking of coupled channels by norm, in steps until MACs are few enough; then fine-tuned on labels."""
+    network = copy.deepcopy(teacher.network).requires_grad_(True)
+    example = torch.zeros(teacher.preprocess.input_shape(1))
+    pruner = torch_pruning.pruner.BasePruner(
+        network,
+        example,
+        torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=True,
+        iterative_steps=400,
+        pruning_ratio=1.0,
+        ignored_layers=[module for module in network.modules() if isinstance(module, nn.Linear)],
+    )
+    before, _ = torch_pruning.utils.count_ops_and_params(network, example)
+    while torch_pruning.utils.count_ops_and_params(network, example)[0] > before / FEWER_MACS:
+        pruner.step()
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    pruned = teacher.with_network(network, Widths.between(teacher.network, shapes), details={})
+    training = Train(
+        epochs=PRUNING_EPOCHS,
+        learning_rate=PRUNING_RATE,
+        schedule="multi_step",
+        milestones=(PRUNING_EPOCHS * 3 // 5, PRUNING_EPOCHS * 4 // 5),
+    )
+    trained = training.run(pruned, context)
+    whole = target.with_name("whole.onnx")
+    whole.write_bytes(trained.to_onnx("").content)
+    quantize_by_onnxruntime(whole, inputs_of(context.data), target)
+    return {"torch_pruning": version("torch-pruning"), "epochs": PRUNING_EPOCHS, "macs": trained.counts.macs}
+
+
+def by_fasterai(teacher: TorchModel, context: Context, images: Path, target: Path) -> dict[str, Any]:
+    """Pruned while it learns from the teacher, exported and quantized by its own exporter."""
+    from fastai.vision import all as fastai
+    from fasterai.core.criteria import large_final
+    from fasterai.core.schedule import agp
+    from fasterai.distill.all import KnowledgeDistillationCallback, SoftTarget
+    from fasterai.export.all import export_onnx
+    from fasterai.prune.all import PruneCallback
+
+    how = teacher.preprocess
+    loaders = fastai.ImageDataLoaders.from_folder(
+        images / "train",
+        valid_pct=0.04,  # fastai reports the loss on it; the last epoch is kept
+        seed=context.seed,
+        bs=FASTERAI_BATCH,
+        device=torch.device("cpu"),
+        num_workers=0,
+        batch_tfms=[
+            *fastai.aug_transforms(max_rotate=0, max_lighting=0, max_warp=0),
+            fastai.Normalize.from_stats(how.mean, how.std),
+        ],
+    )
+    network = teacher.copy_network().requires_grad_(True)
+    learner = fastai.Learner(
+        loaders,
+        network,
+        loss_func=fastai.CrossEntropyLossFlat(),
+        cbs=[
+            KnowledgeDistillationCallback(teacher.copy_network().requires_grad_(False), SoftTarget),
+            PruneCallback(
+                pruning_ratio=FASTERAI_RATIO,
+                schedule=agp,
+                context="local",
+                criteria=large_final,
+                example_inputs=torch.zeros(how.input_shape(1)),
+            ),
+        ],
+        path=target.parent,
+    )
+    learner.fit_one_cycle(FASTERAI_EPOCHS, FASTERAI_RATE)
+    calibration = [torch.from_numpy(image[None]) for image in inputs_of(context.data)]
+    written = export_onnx(
+        learner.model.eval(),
+        calibration[0],
+        target,
+        quantize=True,
+        quantize_mode="static",
+        calibration_data=calibration,
+    )
+    Path(written).rename(target)
+    return {"fasterai": version("fasterai"), "epochs": FASTERAI_EPOCHS}
+
+
+def inputs_of(data: Dataset) -> NDArray[np.float32]:
+    """The calibration images, normalised, [N, C, H, W]."""
+    return np.concatenate([batch.numpy() for batch in data.calibration_batches()])
+
+
+def quantize_by_onnxruntime(whole: Path, inputs: NDArray[np.float32], target: Path) -> None:
+    """`quantize_static` as its documentation recommends for x86."""
+    ready = whole.with_name("ready.onnx")
+    quant_pre_process(whole, ready)
+    quantize_static(
+        ready,
+        target,
+        Reader(inputs),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Images one by one."""
+
+    def __init__(self, inputs: NDArray[np.float32]) -> None:
+        self.inputs: Iterator[dict[str, Any]] = iter({"input": image[None]} for image in inputs)
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self.inputs, None)
+
+
+Way = Callable[[TorchModel, Context, Path, Path], dict[str, Any]]
+WAYS: dict[str, Way] = {
+    "onnxruntime": by_onnxruntime,
+    "nncf": by_nncf,
+    "torch-pruning": by_torch_pruning,
+    "fasterai": by_fasterai,
+}
+
+
+if __name__ == "__main__":
+    main()
