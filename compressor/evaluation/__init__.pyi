@@ -31,6 +31,10 @@ from .figures import Figures as Figures
 from .figures import Milliseconds as Milliseconds
 from .figures import Share as Share
 from .figures import Total as Total
+from .in_engines import InEngine as InEngine
+from .in_engines import Opened as Opened
+from .in_engines import in_engine as in_engine
+from .in_engines import why_not_here as why_not_here
 from .latency import SESSIONS as SESSIONS
 from .latency import Comparison as Comparison
 from .latency import Latency as Latency

@@ -5,8 +5,9 @@ Nothing here knows about stages: it scores an ONNX file on disk.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 
@@ -28,6 +29,8 @@ CONFIDENCE = 0.95  # of every interval
 SIGNIFICANT = 1 - CONFIDENCE  # p below which a test rejects
 SCORE_BATCH = 250
 CALIBRATION_BINS = 15
+
+LogitsOf = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # [B, C, H, W] to [B, classes]
 
 
 class Accuracy(Figures):
@@ -116,9 +119,14 @@ class Predictions:
     def of(cls, model: Path, split: Split, preprocess: Preprocess) -> "Predictions":
         """The predictions of an ONNX file on a whole split, in ONNX Runtime on the CPU."""
         session = onnx_file.session(model, threads=torch.get_num_threads())
+        return cls.by(partial(onnx_file.logits_of, session, source=model), split, preprocess)
+
+    @classmethod
+    def by(cls, logits_of: LogitsOf, split: Split, preprocess: Preprocess) -> "Predictions":
+        """The predictions of whatever gives logits, on a whole split."""
         classes, confidence = [], []
         for images in split.batches(min(SCORE_BATCH, preprocess.max_batch)):
-            logits = onnx_file.logits_of(session, preprocess.normalise(images).numpy(), source=model)  # [B, classes]
+            logits = logits_of(preprocess.normalise(images).numpy())  # [B, classes]
             classes.append(logits.argmax(1))
             confidence.append(probabilities(logits).max(1))
         return cls(np.concatenate(classes), np.concatenate(confidence), split.labels.numpy())

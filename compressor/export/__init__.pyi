@@ -1,6 +1,7 @@
 from .lowering import IN_MULTIPLE as IN_MULTIPLE
 from .lowering import MIN_OUT as MIN_OUT
 from .lowering import lower_to_onnx as lower_to_onnx
+from .onnx_file import SIGNED as SIGNED
 from .onnx_file import export_onnx as export_onnx
 from .onnx_file import session as session
 from .profiling import Executed as Executed

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from compressor.quantization.network import (
+    MIDDLE,
     ActivationQuantizer,
     ParameterQuantizer,
     QuantizedNetwork,
@@ -19,11 +20,16 @@ from compressor.quantization.operators import CONVOLUTIONS, aten, pools_globally
 IN_MULTIPLE, MIN_OUT = 4, 16  # channels that ONNX Runtime's direct int8 convolution takes (MlasConvSym)
 
 
-def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
-    """A copy whose quantizers are ONNX operators and integer constants; it can be exported but not run."""
+def lower_to_onnx(network: QuantizedNetwork, *, signed: bool = False) -> fx.GraphModule:
+    """A copy whose quantizers are ONNX operators and integer constants; it can be exported but not run.
+
+    As ONNX Runtime is fast with it; or `signed`, as TensorRT reads it: activations in int8 with zero point 0, biases in
+    float. The grids of a signed network are symmetric.
+    """
     lowered = copy.deepcopy(network)
-    _pad_image(lowered)
     _pool_globally(lowered)
+    if not signed:
+        _pad_image(lowered)
     for node in [node for node in lowered.graph.nodes if node.op == "call_module"]:
         module = lowered.get_submodule(node.target)
         if isinstance(module, ParameterQuantizer):
@@ -33,14 +39,16 @@ def lower_to_onnx(network: QuantizedNetwork) -> fx.GraphModule:
                 attribute(lowered, weight),
                 None if bias is None else attribute(lowered, bias),
                 attribute(lowered, input_scale),
+                signed,
             )
             lowered.set_submodule(node.target, constants)
             node.args = ()
         elif isinstance(module, ActivationQuantizer):
             source = node.args[0]
-            if source.target is aten.hardsigmoid.default and _is(network, source.args[0], ActivationQuantizer):
+            hard_sigmoid = source.target is aten.hardsigmoid.default
+            if hard_sigmoid and not signed and _is(network, source.args[0], ActivationQuantizer):
                 _hard_sigmoid_as_addition(lowered, node, module)
-            lowered.set_submodule(node.target, _QuantizeDequantize(module))
+            lowered.set_submodule(node.target, _QuantizeDequantize(module, signed=signed))
     lowered.graph.eliminate_dead_code()
     lowered.delete_all_unused_submodules()
     lowered.recompile()
@@ -107,16 +115,16 @@ class _QuantizeDequantize(nn.Module):
     given_scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, quantizer: ActivationQuantizer, divisor: int = 1) -> None:
+    def __init__(self, quantizer: ActivationQuantizer, divisor: int = 1, *, signed: bool = False) -> None:
         super().__init__()
+        zero_point = (quantizer.zero_point - MIDDLE).to(torch.int8) if signed else quantizer.zero_point.to(torch.uint8)
         self.register_buffer("scale", quantizer.scale.clone())
         self.register_buffer("given_scale", quantizer.scale * divisor)
-        self.register_buffer("zero_point", quantizer.zero_point.to(torch.uint8))
+        self.register_buffer("zero_point", zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
-        q = torch.onnx.ops.symbolic(
-            "QuantizeLinear", (x, self.given_scale, self.zero_point), dtype=torch.uint8, shape=x.shape
-        )
+        grid = (self.given_scale, self.zero_point)
+        q = torch.onnx.ops.symbolic("QuantizeLinear", (x, *grid), dtype=self.zero_point.dtype, shape=x.shape)
         return torch.onnx.ops.symbolic(
             "DequantizeLinear", (q, self.scale, self.zero_point), dtype=torch.float32, shape=x.shape
         )
@@ -150,10 +158,17 @@ class _IntegerParameters(nn.Module):
     weight: Tensor
     scale: Tensor
     zero_point: Tensor
-    bias: Tensor
-    bias_scale: Tensor
+    bias: Tensor | None  # in float where it has no scale
+    bias_scale: Tensor | None
 
-    def __init__(self, quantizer: ParameterQuantizer, weight: Tensor, bias: Tensor | None, input_scale: Tensor) -> None:
+    def __init__(
+        self,
+        quantizer: ParameterQuantizer,
+        weight: Tensor,
+        bias: Tensor | None,
+        input_scale: Tensor,
+        bias_in_float: bool,
+    ) -> None:
         super().__init__()
         scale = quantizer.scales(weight, bias, input_scale)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
@@ -164,15 +179,20 @@ class _IntegerParameters(nn.Module):
         self.register_buffer("weight", torch.round(rounded / by_channel).to(torch.int8))
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zeros.to(torch.int8))
-        self.has_bias = bias is not None
+        grid = None
         if bias is not None:
-            grid = scale * input_scale
-            self.register_buffer("bias", torch.round(bias.detach() / grid).to(torch.int32))
-            self.register_buffer("bias_scale", grid)
+            bias = bias.detach().clone()
+            if not bias_in_float:
+                grid = scale * input_scale
+                bias = torch.round(bias / grid).to(torch.int32)
+        self.register_buffer("bias", bias)
+        self.register_buffer("bias_scale", grid)
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
         weight = self._dequantize(self.weight, self.scale, self.zero_point)
-        return weight, self._dequantize(self.bias, self.bias_scale) if self.has_bias else None
+        if self.bias is None or self.bias_scale is None:
+            return weight, self.bias
+        return weight, self._dequantize(self.bias, self.bias_scale)
 
     @staticmethod
     def _dequantize(integers: Tensor, *grid: Any) -> Tensor:

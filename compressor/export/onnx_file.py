@@ -25,27 +25,36 @@ from compressor.quantization.network import QuantizedNetwork
 from compressor.tracing import layer_of, quiet, trace
 
 DEFAULT_OPSET = 18
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+PROVIDERS = {"cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}  # where a session computes
 MAX_NUMBERS = 2**26  # of one image that a file can be timed on
 MADE_FOR = {  # by the bits of weights
     7: "any processor",
     8: "x86 with VNNI, Arm, GPUs; on x86 without VNNI products saturate",
 }
+SIGNED = frozenset({"tensorrt"})  # engines that read symmetric int8 activations and float biases only
+MADE_FOR_SIGNED = "TensorRT: symmetric int8 activations, biases in float"
 QUIET = 4  # ONNX Runtime's log level: fatal errors only; others are raised, and said in our words
 
 
 def export_onnx(
-    network: nn.Module, preprocess: Preprocess, metadata: Mapping[str, str], opset: int = DEFAULT_OPSET
+    network: nn.Module,
+    preprocess: Preprocess,
+    metadata: Mapping[str, str],
+    opset: int = DEFAULT_OPSET,
+    *,
+    signed: bool = False,
 ) -> bytes:
     """`network` as an ONNX file: `input` float32 `[batch, C, H, W]` to `logits` float32 `[batch, classes]`.
 
-    A quantized network becomes QuantizeLinear / DequantizeLinear pairs around its layers and integer constants.
+    A quantized network becomes QuantizeLinear / DequantizeLinear pairs around its layers and integer constants, with
+    activations in int8 rather than uint8 if they are `signed`.
 
     Raises:
         ArchitectureError: the network cannot be traced.
         StageError: the exporter cannot write this network, or not in this opset.
     """
-    network = lower_to_onnx(network) if isinstance(network, QuantizedNetwork) else network.eval()
+    network = lower_to_onnx(network, signed=signed) if isinstance(network, QuantizedNetwork) else network.eval()
     traced = trace(network, preprocess.input_shape(2))
     try:
         with quiet():
@@ -68,7 +77,12 @@ def export_onnx(
 
 
 def metadata_of(
-    preprocess: Preprocess, labels: tuple[str, ...], pipeline_digest: str, weight_bits: int | None = None
+    preprocess: Preprocess,
+    labels: tuple[str, ...],
+    pipeline_digest: str,
+    weight_bits: int | None = None,
+    *,
+    signed: bool = False,
 ) -> dict[str, str]:
     """What a user of the file needs to know, as `metadata_props`; with `weight_bits`, it is on integers."""
     metadata = {
@@ -77,7 +91,8 @@ def metadata_of(
         PIPELINE: pipeline_digest,
     }
     if weight_bits is not None:
-        metadata |= {"compressor.weight_bits": str(weight_bits), "compressor.made_for": MADE_FOR[weight_bits]}
+        made_for = MADE_FOR_SIGNED if signed else MADE_FOR[weight_bits]
+        metadata |= {"compressor.weight_bits": str(weight_bits), "compressor.made_for": made_for}
     return metadata
 
 
@@ -142,9 +157,11 @@ def logits_of(
     return run(opened, {"input": inputs}, source=source)
 
 
-def has_cuda() -> bool:
-    """Whether the ONNX Runtime that is installed can compute on a GPU."""
-    return CUDA in onnxruntime.get_available_providers()
+def why_not_on_gpu(provider: str, title: str) -> str | None:
+    """Why the ONNX Runtime that is installed cannot compute on a GPU by this provider; None if it can."""
+    if provider not in onnxruntime.get_available_providers():
+        return f"this ONNX Runtime has no {title} provider (onnxruntime-gpu has)"
+    return None if torch.cuda.is_available() else "no CUDA device"
 
 
 def session(
@@ -154,7 +171,7 @@ def session(
     profile: Path | None = None,
     executed: Path | None = None,
 ) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session with a fixed number of threads.
+    """An ONNX Runtime session with a fixed number of threads, on the `cpu`, a GPU (`cuda`), or a GPU by `tensorrt`.
 
     `profile` is how the file of a profile begins; `executed` is where the graph is written that is executed.
 
@@ -172,8 +189,7 @@ def session(
         options.optimized_model_filepath = str(executed)
     source = model if isinstance(model, bytes) else str(model)
     try:
-        providers = [CUDA, CPU] if device == "cuda" else [CPU]
-        return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+        return onnxruntime.InferenceSession(source, options, providers=PROVIDERS[device], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own
         pass_on_out_of_memory(error)
         named = "the network" if isinstance(model, bytes) else model

@@ -25,6 +25,13 @@ def pipeline_of(model: onnx.ModelProto) -> str | None:
     return _metadata(model).get(PIPELINE)
 
 
+def has_unsigned(model: onnx.ModelProto) -> bool:
+    """Whether a file rounds to uint8 anywhere: by a zero point of that type, or by none, which means the same."""
+    unsigned = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.UINT8}
+    roundings = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    return any(len(node.input) < 3 or node.input[2] in unsigned for node in roundings)
+
+
 def about(model: Path) -> tuple[Preprocess, tuple[str, ...]]:
     """What a file's own metadata say of feeding and reading it: the preprocessing and the labels.
 

@@ -7,6 +7,7 @@ from .artifact import WEIGHTS as WEIGHTS
 from .artifact import Artifact as Artifact
 from .artifact import OnnxModel as OnnxModel
 from .artifact import TorchModel as TorchModel
+from .artifact import file_for as file_for
 from .changes import Int8 as Int8
 from .changes import Masked as Masked
 from .changes import Removed as Removed

@@ -4,18 +4,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from compressor.data.split import Split
 from compressor.errors import StageError
-from compressor.export import onnx_file
-from compressor.models.artifact import PREDICT_BATCH, OnnxModel, TorchModel
+from compressor.models.artifact import PREDICT_BATCH, TorchModel
 
 
 def agreement_of(
-    model: TorchModel, exported: OnnxModel, split: Split, advance: Callable[[int], None]
+    model: TorchModel,
+    logits_of: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    split: Split,
+    advance: Callable[[int], None],
 ) -> dict[str, Any]:
-    """The two networks' logits on a split: images in the same class, mean and largest absolute difference.
+    """The network's logits on a split, and those of `logits_of`: images in the same class, absolute differences.
 
     `advance` is called with the number of images just compared.
 
@@ -25,10 +27,9 @@ def agreement_of(
     images = same = 0
     total = largest = 0.0
     logits = 0
-    session = onnx_file.session(exported.content, threads=torch.get_num_threads())  # whose memory goes with it
     for pixels in split.batches(min(PREDICT_BATCH, model.preprocess.max_batch)):
         inputs = model.preprocess.normalise(pixels)
-        expected, got = model.predict(inputs).numpy(), onnx_file.logits_of(session, inputs.numpy())  # [B, classes]
+        expected, got = model.predict(inputs).numpy(), logits_of(inputs.numpy())  # [B, classes]
         difference = np.abs(got - expected)
         if not np.isfinite(difference).all():
             raise StageError("the network or its ONNX file gives logits that are not finite; it may have diverged")

@@ -23,6 +23,7 @@ from compressor.models.architectures import Architecture, check_weights_are_para
 from compressor.models.changes import Change, Int8, Masked
 from compressor.models.manifest import MANIFEST, Counts, OnnxManifest, TorchManifest, read_manifest
 from compressor.models.weights import load_weights
+from compressor.quantization.network import QuantizedNetwork
 from compressor.storage import files, tensors
 
 WEIGHTS = "weights.safetensors"
@@ -135,18 +136,36 @@ class TorchModel:
         """Logits `[N, classes]` for normalised images `[N, C, H, W]`, in float32 on the CPU, in batches."""
         return torch.cat([self.network(batch) for batch in inputs.split(PREDICT_BATCH)])
 
-    def to_onnx(self, pipeline_digest: str, opset: int = onnx_file.DEFAULT_OPSET) -> "OnnxModel":
-        """The file this model would ship as; exported once, which takes seconds."""
-        key = pipeline_digest, opset
+    def for_engine(self, engine: str) -> "TorchModel":
+        """This network on the grids that an engine reads: TensorRT's are symmetric, all others read those it has."""
+        if not (self.quantized and engine in onnx_file.SIGNED):
+            return self
+        changes = tuple(change.symmetric() if isinstance(change, Int8) else change for change in self.changes)
+        network = self.copy_network()
+        assert isinstance(network, QuantizedNetwork)
+        network.set_ranges(next(change.activations for change in changes if isinstance(change, Int8)))
+        return replace(self, network=network, changes=changes)
+
+    def to_onnx(
+        self, pipeline_digest: str, opset: int = onnx_file.DEFAULT_OPSET, *, signed: bool = False
+    ) -> "OnnxModel":
+        """The file this model would ship as; exported once, which takes seconds.
+
+        Args:
+            pipeline_digest: of the pipeline, for its metadata.
+            opset: the version of ONNX's operators.
+            signed: activations are in int8; for networks on symmetric grids, as `for_engine` gives them.
+        """
+        key = pipeline_digest, opset, signed
         if key not in self._exported:
             bits = next((change.weight_bits for change in self.changes if isinstance(change, Int8)), None)
-            metadata = onnx_file.metadata_of(self.preprocess, self.labels, pipeline_digest, bits)
-            content = onnx_file.export_onnx(self.network, self.preprocess, metadata, opset)
+            metadata = onnx_file.metadata_of(self.preprocess, self.labels, pipeline_digest, bits, signed=signed)
+            content = onnx_file.export_onnx(self.network, self.preprocess, metadata, opset, signed=signed)
             self._exported[key] = OnnxModel(content, self.preprocess, self.labels, self.counts, self.quantized)
         return self._exported[key]
 
     @cached_property
-    def _exported(self) -> "dict[tuple[str, int], OnnxModel]":
+    def _exported(self) -> "dict[tuple[str, int, bool], OnnxModel]":
         return {}
 
     def save(self, folder: Path) -> None:
@@ -167,7 +186,10 @@ class TorchModel:
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An ONNX file, with the counts of the network it came from."""
+    """An ONNX file, with the counts of the network it came from; `own_files` are for engines that cannot read it.
+
+    `engines` lists what it was made for, ONNX Runtime aside.
+    """
 
     content: bytes = field(repr=False)
     preprocess: Preprocess
@@ -175,6 +197,8 @@ class OnnxModel:
     counts: Counts
     quantized: bool
     details: Mapping[str, Any] = field(default_factory=dict)
+    engines: tuple[str, ...] = ()
+    own_files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @cached_property
     def _session(self) -> Any:
@@ -187,12 +211,17 @@ class OnnxModel:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the file."""
-        return files.digest(self.content)
+        """SHA-256 of the file; with files of engines, over all."""
+        if not self.own_files:
+            return files.digest(self.content)
+        own = {engine: files.digest(content) for engine, content in self.own_files.items()}
+        return files.digest_json([files.digest(self.content), own])
 
-    def with_details(self, details: Mapping[str, Any]) -> "OnnxModel":
-        """This file with details for the report."""
-        return replace(self, details=details)
+    def for_engines(
+        self, engines: tuple[str, ...], own_files: Mapping[str, bytes], *, details: Mapping[str, Any]
+    ) -> "OnnxModel":
+        """This file with those of other engines, and details for the report."""
+        return replace(self, engines=engines, own_files=own_files, details=details)
 
     def save(self, folder: Path) -> None:
         """Write `manifest.json` and `model.onnx` into `folder`."""
@@ -204,12 +233,21 @@ class OnnxModel:
             counts=self.counts,
             quantized=self.quantized,
             details=dict(self.details),
+            engines=self.engines,
+            own_files={engine: files.digest(content) for engine, content in self.own_files.items()},
         )
         files.write_bytes(folder / ONNX, self.content)
+        for engine, content in self.own_files.items():
+            files.write_bytes(folder / file_for(engine), content)
         files.write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 
 
 Artifact = TorchModel | OnnxModel
+
+
+def file_for(engine: str) -> str:
+    """The name of the file for an engine that needs its own."""
+    return f"model.{engine}.onnx"
 
 
 def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
@@ -225,15 +263,13 @@ def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
     """
     manifest = read_manifest(folder)
     path = folder / (WEIGHTS if manifest.kind == "torch" else ONNX)
-    try:
-        content = files.read_bytes(path)
-    except OSError as error:
-        raise ArtifactError(f"{folder} holds no readable artifact: {error.strerror}: {error.filename}") from error
-    if files.digest(content) != manifest.digest:
-        raise ArtifactError(f"{folder}: the file does not have the digest that its manifest names; it is damaged")
+    content = _content_of(path, manifest.digest)
     if isinstance(manifest, OnnxManifest):
-        parsed = reading.parse(content, source=path)
-        reading.check_interface(parsed, manifest.preprocess, manifest.labels, source=path)
+        named = {engine: (folder / file_for(engine), digest) for engine, digest in manifest.own_files.items()}
+        own_files = {engine: _content_of(*each) for engine, each in named.items()}
+        for source, each in ((path, content), *((named[engine][0], own_files[engine]) for engine in named)):
+            parsed = reading.parse(each, source=source)
+            reading.check_interface(parsed, manifest.preprocess, manifest.labels, source=source)
         return OnnxModel(
             content,
             manifest.preprocess,
@@ -241,6 +277,8 @@ def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
             manifest.counts,
             manifest.quantized,
             manifest.details,
+            manifest.engines,
+            own_files,
         )
     weights = tensors.parse(content, source=path)
     with at_most(MIN_BUILD_BYTES + MAX_BUILD_FACTOR * len(content), f"{path} holds {len(content):,} bytes"):
@@ -264,6 +302,17 @@ def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
         manifest.changes,
         manifest.details,
     )
+
+
+def _content_of(path: Path, digest: str) -> bytes:
+    """What is in a file of an artifact, if it has the digest that the manifest names."""
+    try:
+        content = files.read_bytes(path)
+    except OSError as error:
+        raise ArtifactError(f"{path.parent} holds no readable artifact: {error.strerror}: {error.filename}") from error
+    if files.digest(content) != digest:
+        raise ArtifactError(f"{path.parent}: the file does not have the digest that its manifest names; it is damaged")
+    return content
 
 
 def count_macs(network: nn.Module, preprocess: Preprocess) -> int:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from torch import nn
 
 from compressor.errors import ArtifactError
-from compressor.quantization.network import UINT8_MAX
+from compressor.quantization.network import UINT8_MAX, symmetric
 from compressor.quantization.placement import quantize_network
 from compressor.quantization.settings import Placement
 
@@ -152,6 +152,10 @@ class Int8(BaseModel):
     skip: Names = ()
     weight_bits: Literal[7, 8] = 8
     placement: Placement = "layers"
+
+    def symmetric(self) -> "Int8":
+        """The same change with every grid symmetric about zero."""
+        return self.model_copy(update={"activations": symmetric(self.activations)})
 
     def apply(self, network: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
         """A quantized network that fakes integers in float, with the ranges of `activations`."""

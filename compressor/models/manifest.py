@@ -17,6 +17,7 @@ MAX_CHANGES = 100  # of one network: each is replayed on loading
 
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Engine = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 
 class Counts(BaseModel):
@@ -72,6 +73,8 @@ class OnnxManifest(_Manifest):
     kind: Literal["onnx"] = "onnx"
     counts: Counts
     quantized: bool
+    engines: tuple[Engine, ...] = ()
+    own_files: dict[Engine, Digest] = {}
 
 
 Manifest = TorchManifest | OnnxManifest

@@ -7,12 +7,14 @@ from .float_layers import float_batch_norms as float_batch_norms
 from .float_layers import float_layers as float_layers
 from .float_layers import in_float as in_float
 from .ladder import Ladder as Ladder
+from .network import MIDDLE as MIDDLE
 from .network import UINT8_MAX as UINT8_MAX
 from .network import ActivationQuantizer as ActivationQuantizer
 from .network import ParameterQuantizer as ParameterQuantizer
 from .network import QuantizedNetwork as QuantizedNetwork
 from .network import attribute as attribute
 from .network import set_attribute as set_attribute
+from .network import symmetric as symmetric
 from .operators import CONVOLUTIONS as CONVOLUTIONS
 from .operators import aten as aten
 from .operators import pools_globally as pools_globally

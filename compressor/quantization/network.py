@@ -22,7 +22,8 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import ArtifactError
 
-UINT8_MAX = 255
+UINT8_MAX, INT8_MAX = 255, 127
+MIDDLE = 128  # the zero point of a uint8 grid that is symmetric: the integers of int8, moved by 128
 ACTIVATIONS_AT, PARAMETERS_AT = "int8_activations", "int8_parameters"  # where a graph holds its quantizers
 
 
@@ -170,6 +171,14 @@ class QuantizedNetwork(fx.GraphModule):
             scale, zero_point = ranges[point]
             quantizer.scale.fill_(scale)
             quantizer.zero_point.fill_(zero_point)
+
+
+def symmetric(ranges: Mapping[str, tuple[float, int]]) -> dict[str, tuple[float, int]]:
+    """Grids with zero in the middle that reach as far as these, `point -> (scale, zero point)`."""
+    return {
+        point: (scale * max(zero_point, UINT8_MAX - zero_point) / INT8_MAX, MIDDLE)
+        for point, (scale, zero_point) in ranges.items()
+    }
 
 
 @contextmanager

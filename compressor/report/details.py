@@ -30,6 +30,12 @@ class Agreement(Figures, extra="allow"):
     largest_logit_difference: float | None = None
 
 
+class InEngineAgreement(Agreement):
+    """The same of a file for another engine, in that or, where it cannot run, in ONNX Runtime."""
+
+    engine: str
+
+
 class Origin(Figures, extra="allow"):
     """Where the weights come from that a network began with."""
 
@@ -99,6 +105,7 @@ class Details(Figures, extra="allow"):
     float_layers: dict[str, Share] = {}
     float_batch_norms: Count = 0
     agreement: Agreement | None = None
+    engines: dict[str, InEngineAgreement] = {}
     pretrained: Origin | None = None
     latency_target: LatencyTarget | None = None
     ladder: TriedLadder | None = None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from compressor.report import plots, tables
+from compressor.report import engines, plots, tables
 from compressor.report.report import Report
 from compressor.report.templating import render
 from compressor.report.tradeoff import tradeoff
@@ -17,6 +17,7 @@ def to_html(report: Report) -> str:
         "report.html",
         report,
         setting=report.headline_setting,
+        engines=engines,
         plots=plots,
         tradeoff=tradeoff,
         spread=tables.spread,

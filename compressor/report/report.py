@@ -13,6 +13,7 @@ from compressor.errors import ArtifactError
 from compressor.evaluation.accuracy import Accuracy, Paired
 from compressor.evaluation.doctor.diagnosis import Diagnosis
 from compressor.evaluation.figures import Count, Figures, Share, Total
+from compressor.evaluation.in_engines import InEngine
 from compressor.evaluation.latency import Latency, NotMeasured
 from compressor.evaluation.regressions import Regressions
 from compressor.evaluation.setting import REFERENCE, Setting
@@ -118,7 +119,7 @@ class Report(Figures):
     """A run: its rows and how they were measured. `spec` is the pipeline as YAML, `license` that of the weights.
 
     `shown` is a picture of some training images, each in a row of its views: a PNG in base64, "" if nothing trains.
-    `doctor` says where the shipped file's time goes.
+    `doctor` says where the shipped file's time goes, `engines` how it scores in those it is for besides ONNX Runtime.
     """
 
     schema_: Literal[1] = Field(1, alias="schema")
@@ -139,6 +140,7 @@ class Report(Figures):
     regressions: Regressions = Field(alias="harm")
     shown: str = ""
     doctor: Diagnosis | None = None
+    engines: tuple[InEngine, ...] = ()
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Report":

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from compressor.console import table
-from compressor.report import markdown
+from compressor.report import engines, markdown
 from compressor.report.markdown import escaped
 from compressor.report.report import OverSeeds, Report, Row
 from compressor.report.wording import (
@@ -64,6 +64,7 @@ def to_markdown(report: Report) -> str:
         *(f"- {escaped(remark)}" for remark in remarks(report)),
         "",
         *_doctor(report),
+        *_engines(report),
         *_ladders(report),
         *_over_seeds(report),
         *_regressions(report),
@@ -78,6 +79,12 @@ def _doctor(report: Report) -> list[str]:
     if report.doctor is None:
         return []
     return [f"[Where the shipped file's time goes](doctor.html): {escaped(slowness(report.doctor))}.", ""]
+
+
+def _engines(report: Report) -> list[str]:
+    """Where what ships runs, if it is for several engines."""
+    rows = list(engines.places(report))
+    return ["## Where it runs", "", *markdown.table(engines.HEADER, rows, left=2), ""] if rows else []
 
 
 def _ladders(report: Report) -> list[str]:

@@ -121,6 +121,9 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
             f"{row.id}: {row.parameters - row.nonzero_parameters:,} parameters are zero; zeros alone make nothing "
             "faster, because engines multiply by them as by any other number."
         )
+    for name, found in row.details.get("engines", {}).items():
+        where = title_of(found["engine"]) + (f", for lack of {title_of(name)}," if found["engine"] != name else "")
+        yield (f"{row.id}: {where} and torch agree on {found['same_top1']:,} of {found['images']:,} validation images.")
     if agreement := row.details.get("agreement"):
         yield (
             f"{row.id}: ONNX Runtime and torch agree on {agreement['same_top1']:,} of {agreement['images']:,} "
@@ -129,7 +132,8 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
         )
     for entry in row.timed.values():
         if entry.on_cpu:
-            yield f"{row.id}: ONNX Runtime's CUDA provider leaves to the CPU: {', '.join(entry.on_cpu)}."
+            engine = title_of(entry.engine)
+            yield f"{row.id}: {engine} on the GPU leaves to the CPU: {', '.join(entry.on_cpu)}."
 
 
 def _unsettled(report: Report) -> Iterator[str]:
@@ -231,9 +235,13 @@ def threads(setting: Setting) -> str:
 
 def setting_name(setting: Setting) -> str:
     """What a network was timed with."""
-    engine = title_of(setting.engine)
-    where = "GPU" if setting.device == "cuda" else threads(setting)
-    return f"{engine}, {where}, batch {setting.batch}"
+    return f"{title_of(setting.engine)}, {where(setting)}"
+
+
+def where(setting: Setting) -> str:
+    """The same without the engine."""
+    device = "GPU" if setting.device == "cuda" else threads(setting)
+    return f"{device}, batch {setting.batch}"
 
 
 def _guessing(report: Report, row: Row) -> str | None:

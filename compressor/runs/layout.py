@@ -7,7 +7,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from compressor.errors import UserError
-from compressor.models.artifact import ONNX
+from compressor.export.onnx_file import SIGNED
+from compressor.models.artifact import ONNX, file_for
 from compressor.report.writing import SIGNS, WRITTEN, is_written
 from compressor.runs.store import ROW
 from compressor.runs.trackers.tensor_board import EVENTS
@@ -23,7 +24,8 @@ SEEDS = "seeds"
 TRIED = ".tried"  # the digest of what passed the dry run
 LOCK = ".compress.lock"
 SEARCH = "study.db"  # what makes a folder that of a search
-RESULTS = (SPEC, ONNX, STAGES, CHECKPOINTS, SOFT_LABELS, SEEDS, LAST_GOOD, EVENTS, TRIED, *WRITTEN)
+OWN_FILES = tuple(file_for(engine) for engine in sorted(SIGNED))  # beside model.onnx
+RESULTS = (SPEC, ONNX, *OWN_FILES, STAGES, CHECKPOINTS, SOFT_LABELS, SEEDS, LAST_GOOD, EVENTS, TRIED, *WRITTEN)
 
 
 def prepare(folder: Path) -> None:
@@ -82,7 +84,7 @@ def sweep(folder: Path) -> None:
 
 def start_over(folder: Path) -> None:
     """Remove what earlier runs made here, and nothing else."""
-    for name in (SPEC, ONNX, TRIED, *WRITTEN, CHECKPOINTS, SOFT_LABELS):
+    for name in (SPEC, ONNX, *OWN_FILES, TRIED, *WRITTEN, CHECKPOINTS, SOFT_LABELS):
         files.remove(folder / name)
     for row in (folder / STAGES).glob(f"*/{ROW}"):
         files.remove(row.parent)

@@ -13,6 +13,8 @@ from compressor.data.settings import Augment
 from compressor.environment import environment
 from compressor.errors import ArtifactError, UserError
 from compressor.evaluation.doctor.diagnosis import Diagnosis, diagnose
+from compressor.evaluation.engines.base import engine_of
+from compressor.evaluation.in_engines import InEngine, in_engine
 from compressor.evaluation.regressions import regressions_of
 from compressor.models.artifact import ONNX
 from compressor.pipeline.completion import completed
@@ -24,6 +26,7 @@ from compressor.report.writing import WRITTEN, write
 from compressor.runs.dry_run import try_stages
 from compressor.runs.keys import code_of
 from compressor.runs.layout import (
+    OWN_FILES,
     SEEDS,
     SOFT_LABELS,
     SPEC,
@@ -120,8 +123,9 @@ def run(
         for tracker in followers:
             for row in result.rows:
                 tracker.on_row(row.model_dump(mode="json"))
-            for name in (ONNX, *WRITTEN):
-                tracker.on_artifact(folder / name)
+            for name in (ONNX, *OWN_FILES, *WRITTEN):
+                if (folder / name).is_file():
+                    tracker.on_artifact(folder / name)
         return result
 
 
@@ -176,9 +180,19 @@ def _run_once(
     sheet = _contact_sheet(pipeline, context)
     finished = run_stages(pipeline, data, context, folder, shared)
     result = _measured(pipeline, finished, data, sheet, _earlier(folder), services.console)
-    files.write_bytes(folder / ONNX, finished[-1].onnx.read_bytes())
+    _ship(finished[-1], folder)
     write(result, folder)
     return result
+
+
+def _ship(shipped: Finished, folder: Path) -> None:
+    """Lay the files that ship into the folder of the run, and none that an earlier run shipped."""
+    files.write_bytes(folder / ONNX, shipped.onnx.read_bytes())
+    own = {shipped.onnx_for(engine) for engine in shipped.engines} - {shipped.onnx}
+    for path in own:
+        files.write_bytes(folder / path.name, path.read_bytes())
+    for name in {*OWN_FILES} - {path.name for path in own}:
+        files.remove(folder / name)
 
 
 def _contact_sheet(pipeline: Pipeline, context: Context) -> str:
@@ -229,8 +243,20 @@ def _measured(
         environment=environment(),
         rows=tuple(Row.of(done.row, timed, pair) for done, timed, pair in zip(finished, timings, paired, strict=True)),
         regressions=regressions,
+        engines=_in_engines(shipped, data, known, console),
         shown=sheet,
         doctor=_diagnosed(shipped, timings[-1], known, console),
+    )
+
+
+def _in_engines(shipped: Finished, data: Dataset, known: Report | None, console: Console) -> tuple[InEngine, ...]:
+    """How what ships scores in the other engines that it is for."""
+    if shipped.engines:
+        console.say(f"Scoring in {', '.join(engine_of(name).title for name in shipped.engines)}", style="bold")
+    before = {each.engine: each for each in known.engines} if known is not None else {}
+    predictions = shipped.predictions
+    return tuple(
+        in_engine(name, shipped.onnx_for(name), predictions, data, before.get(name)) for name in shipped.engines
     )
 
 

@@ -47,6 +47,16 @@ class Finished:
         """The file that this stage would ship as."""
         return self.folder / ONNX
 
+    def onnx_for(self, engine: str) -> Path:
+        """The file that this engine reads."""
+        own = isinstance(self.artifact, OnnxModel) and engine in self.artifact.own_files
+        return self.folder / artifact.file_for(engine) if own else self.onnx
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """What the file was made for, ONNX Runtime aside."""
+        return self.artifact.engines if isinstance(self.artifact, OnnxModel) else ()
+
     @property
     def predictions(self) -> Predictions:
         """That file's predictions on the test split."""

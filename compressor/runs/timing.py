@@ -31,15 +31,37 @@ class _Timing:
 
     def plan(self) -> list[Comparison | NotMeasured]:
         """Against the baseline in every setting, then in ONNX Runtime's against the same network's float file."""
-        settings = _settings(self.pipeline)
+        settings = self._settings()
         plan = [_plan(self.done, self.baseline, setting) for setting in settings]
         if self.before is not None and self.done.artifact.quantized and not self.before.artifact.quantized:
             plan += [_plan(self.done, self.before, setting) for setting in settings if setting.engine == REFERENCE]
         return plan
 
+    @property
+    def _engines(self) -> tuple[str, ...]:
+        """What the pipeline asks for, and what the file is for."""
+        return tuple(dict.fromkeys((*self.pipeline.measure.engines, *self.done.engines)))
+
+    def _settings(self) -> list[Setting]:
+        """Every combination to time; on a GPU the number of threads does not matter."""
+        measure = self.pipeline.measure
+        return [
+            Setting(engine=engine, device=device, threads=threads, batch=batch)
+            for engine in self._engines
+            for device in self._devices(engine)
+            for threads in (measure.threads if device == "cpu" else measure.threads[:1])
+            for batch in measure.batches
+        ]
+
+    def _devices(self, engine: str) -> tuple[str, ...]:
+        """Those that the pipeline asks for; for an engine that it does not name, those that the engine has."""
+        if engine in self.pipeline.measure.engines:
+            return self.pipeline.measure.devices
+        return engine_of(engine).devices
+
     def timings(self, outcome: Sequence[Latency | NotMeasured]) -> Timings:
         """The results of the plan."""
-        count = len(_settings(self.pipeline))
+        count = len(self._settings())
         latency, versus_float = outcome[:count], [each for each in outcome[count:] if isinstance(each, Latency)]
         return Timings(latency=latency, versus_float=versus_float, measured_as=self.digest(latency, versus_float))
 
@@ -50,11 +72,13 @@ class _Timing:
     def digest(self, *figures: Sequence[Latency | NotMeasured]) -> str:
         """SHA-256 over a row's figures and everything that they depend on: files, settings, code and machine."""
         others = [other for other in (self.baseline, self.before) if other is not None]
-        engines = self.pipeline.measure.engines
+        engines = self._engines
+        own = [self.done.onnx_for(name) for name in self.done.engines]
+        onnx = dict.fromkeys([self.done.onnx, *(other.onnx for other in others), *own])
         identity = {
             "id": self.done.row.id,
-            "files": [files.digest(each.onnx.read_bytes()) for each in (self.done, *others)],
-            "measure": self.pipeline.measure.model_dump(mode="json"),
+            "files": [files.digest(each.read_bytes()) for each in onnx],
+            "measure": {**self.pipeline.measure.model_dump(mode="json"), "engines": engines},
             "code": code_digest(
                 latency.__name__, Pair.__module__, *(type(engine_of(name)).__module__ for name in engines)
             ),
@@ -97,25 +121,14 @@ def _followed(compare_now: Comparison, one_more: Callable[[], None]) -> Recordin
     return recording
 
 
-def _settings(pipeline: Pipeline) -> list[Setting]:
-    """Every combination to time; on a GPU the number of threads does not matter."""
-    measure = pipeline.measure
-    return [
-        Setting(engine=engine, device=device, threads=threads, batch=batch)
-        for engine in measure.engines
-        for device in measure.devices
-        for threads in (measure.threads if device == "cpu" else measure.threads[:1])
-        for batch in measure.batches
-    ]
-
-
 def _plan(done: Finished, reference: Finished, setting: Setting) -> Comparison | NotMeasured:
     engine = engine_of(setting.engine)
-    for each in (done, reference):
-        if (reason := engine.why_not(_subject(each), setting.device)) is not None:
+    candidate, baseline = (_subject(each, setting.engine) for each in (done, reference))
+    for subject in (candidate, baseline):
+        if (reason := engine.why_not(subject, setting.device)) is not None:
             return NotMeasured(**setting.model_dump(), reason=reason)
-    return Pair(_subject(done), _subject(reference), setting)
+    return Pair(candidate, baseline, setting)
 
 
-def _subject(done: Finished) -> Subject:
-    return Subject(done.onnx, done.artifact if isinstance(done.artifact, TorchModel) else None)
+def _subject(done: Finished, engine: str) -> Subject:
+    return Subject(done.onnx_for(engine), done.artifact if isinstance(done.artifact, TorchModel) else None)

@@ -1,4 +1,4 @@
-"""ONNX Runtime, which also scores every file."""
+"""ONNX Runtime, which also scores every file, and TensorRT, which it can hand a file to."""
 
 from typing import ClassVar
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from compressor.evaluation.engines.base import Engine, Session, Subject, clocked, random_batch
 from compressor.evaluation.setting import Setting
-from compressor.export import onnx_file
+from compressor.export import onnx_file, reading
 
 
 class OnnxRuntime(Engine):
@@ -18,22 +18,40 @@ class OnnxRuntime(Engine):
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def why_not(self, subject: Subject | None, device: str) -> str | None:
-        if device == "cuda" and not onnx_file.has_cuda():
-            return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
+        return onnx_file.why_not_on_gpu(onnx_file.CUDA, "CUDA") if device == "cuda" else None
+
+    def open(self, subject: Subject, setting: Setting) -> Session:
+        return _Opened(subject, setting, setting.device)
+
+
+class TensorRT(Engine):
+    """NVIDIA's, as an execution provider of ONNX Runtime; what it leaves, CUDA computes."""
+
+    name: ClassVar[str] = "tensorrt"
+    title: ClassVar[str] = "TensorRT"
+    devices: ClassVar[tuple[str, ...]] = ("cuda",)
+
+    def why_not(self, subject: Subject | None, device: str) -> str | None:
+        if device not in self.devices:
+            return "TensorRT computes on GPUs only"
+        if (reason := onnx_file.why_not_on_gpu(onnx_file.TENSORRT, "TensorRT")) is not None:
+            return reason
+        if subject is not None and reading.has_unsigned(reading.read(subject.onnx)[1]):
+            return "TensorRT reads no uint8; export: {for: [tensorrt]} writes a file for it"
         return None
 
     def open(self, subject: Subject, setting: Setting) -> Session:
-        return _Opened(subject, setting)
+        return _Opened(subject, setting, "tensorrt")
 
 
 class _Opened(Session):
-    def __init__(self, subject: Subject, setting: Setting) -> None:
-        self.session = onnx_file.session(subject.onnx, threads=setting.threads, device=setting.device)
+    def __init__(self, subject: Subject, setting: Setting, device: str) -> None:
+        self.session = onnx_file.session(subject.onnx, threads=setting.threads, device=device)
         self.input, sides = onnx_file.input_of(self.session, setting.batch, source=subject.onnx)
         self.feed = {self.input: random_batch((setting.batch, *sides)).numpy()}
         onnx_file.run(self.session, self.feed, source=subject.onnx)  # whether it can, before it is timed
-        if setting.device != "cpu":
-            self.on_cpu = onnx_file.operators_on_cpu(subject.onnx, self.feed, setting.device)
+        if device != "cpu":
+            self.on_cpu = onnx_file.operators_on_cpu(subject.onnx, self.feed, device)
 
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self.session.run(None, {self.input: inputs})[0]
