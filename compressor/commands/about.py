@@ -10,7 +10,7 @@ from click.shell_completion import get_completion_class
 
 from compressor import pipeline as pipelines
 from compressor.commands.options import PATH, check_folder_of
-from compressor.config.spec import did_you_mean
+from compressor.config.spec import did_you_mean, keys_of
 from compressor.console import Console, table
 from compressor.errors import UserError
 from compressor.storage import files
@@ -46,7 +46,7 @@ def stages(name: str | None) -> None:
     stage = catalogue[name]
     console.say(f"{name}: {_summary(stage)}", style="bold")
     rows = []
-    for key, field in stage.model_fields.items():
+    for key, field in keys_of(stage).items():
         default = "required" if field.is_required() else json.dumps(field.default, default=str)
         rows.append([key, name if key == "id" else default, field.description or ""])
     console.say(table(["setting", "default", "meaning"], rows))

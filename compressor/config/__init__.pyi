@@ -4,6 +4,7 @@ from .spec import Arguments as Arguments
 from .spec import Spec as Spec
 from .spec import did_you_mean as did_you_mean
 from .spec import first_problem as first_problem
+from .spec import keys_of as keys_of
 from .spec import problems_of as problems_of
 from .spec import validated_copy as validated_copy
 from .yaml_file import Key as Key

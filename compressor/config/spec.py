@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from compressor.config.yaml_file import Key
 
@@ -66,6 +67,11 @@ class Spec(BaseModel):
         return value
 
 
+def keys_of(spec: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The settings by their keys in a file; a key that is a keyword of Python has another name there."""
+    return {field.alias or name: field for name, field in spec.model_fields.items()}
+
+
 def validated_copy(model: Model, **changes: Any) -> Model:
     """`model` with other values for some of its fields, validated as a whole; pydantic's own copy checks nothing.
 
@@ -101,7 +107,7 @@ def problems_of(error: ValidationError, prefix: Key, spec: type[BaseModel]) -> I
         given = given if len(given) <= MAX_SHOWN else given[:MAX_SHOWN] + "…"
         kind, context = detail["type"], detail.get("ctx", {})
         if kind == "extra_forbidden":
-            names = list(models[0].model_fields) if models else []
+            names = list(keys_of(models[0])) if models else []
             expected = f"; expected one of {', '.join(f'`{name}`' for name in names)}"
             yield key, f"unknown key{did_you_mean(str(key[-1]), names) or expected}"
         elif kind == "missing":
@@ -136,14 +142,14 @@ def _place(spec: type[BaseModel], location: Sequence[str | int]) -> tuple[Key, l
     models, inside = [spec], [spec]
     for part in location:
         inside = models
-        if isinstance(part, str) and not any(part in model.model_fields for model in models):
+        if isinstance(part, str) and not any(part in keys_of(model) for model in models):
             named = [model for model in models if _is_called(model, part)]
             if len(models) > 1 and named:
                 models = named
                 continue
             models = []
         elif isinstance(part, str):
-            annotations = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+            annotations = [keys_of(model)[part].annotation for model in models if part in keys_of(model)]
             models = [model for annotation in annotations for model in _models_in(annotation)]
         place.append(part)
     return tuple(place), inside
