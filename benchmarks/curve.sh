@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Accuracy against latency: students at 0.5, 0.2, 0.1 and 0.05 of the teacher's time, and what other tools make of it.
-# Training takes about three hours of one core each. If stopped, call it again to resume.
+# Each takes about three hours of one core. If stopped, call it again to resume.
 #
 # Needs data/cifar10-jpeg/{train,test}/<class>/*.jpg and weights/resnet56-cifar10-jpeg.safetensors, and for the others
 # pip install nncf fasterai 'compressor[openvino]'. COMPRESS and PYTHON name other commands than those of .venv.
@@ -9,20 +9,18 @@ cd "$(dirname "$0")/.."
 compress=${COMPRESS:-.venv/bin/compress} python=${PYTHON:-.venv/bin/python}
 images=data/cifar10-jpeg weights=weights/resnet56-cifar10-jpeg.safetensors
 
-student() { # share of the teacher's time, widths, epochs
-  $compress run pipelines/cifar_resnet.yaml --out "runs/curve/$1" --set "name=compressor-$1" \
-    --set data.name=image_folder --set data.root=$images --set "data.size=[32, 32]" \
-    --set stages.teacher.weights=$weights --set stages.teacher.epochs=0 \
+student() { # percent of the teacher's time, widths, epochs
+  $compress run benchmarks/curve.yaml --out "runs/curve/$1" --set "name=compressor-$1" \
     --set "stages.student.arguments.widths=$2" --set "stages.student.epochs=$3"
 }
-student 0.05 "[16, 16, 32]" 300
-student 0.1 "[32, 48, 64]" 150
-student 0.2 "[48, 80, 128]" 50
-student 0.5 "[96, 160, 192]" 16
+student 5 "[16, 16, 32]" 300
+student 10 "[32, 48, 64]" 150
+student 20 "[48, 80, 128]" 50
+student 50 "[96, 160, 192]" 16
 $compress run pipelines/quantize_only.yaml --out runs/curve/quantized --set name=compressor-quantized \
-  --set data.root=$images --set "data.size=[32, 32]" --set data.resize=null \
+  --set data.root=$images --set "data.size=[32, 32]" \
   --set stages.float.weights=$weights --set stages.float.model=resnet56
 for way in onnxruntime nncf torch-pruning fasterai; do
   $python benchmarks/neighbours.py $way $images $weights runs/curve/$way
 done
-$python benchmarks/curve.py $images runs/curve/{0.05,0.1,0.2,0.5,quantized,onnxruntime,nncf,torch-pruning,fasterai}
+$python benchmarks/curve.py $images runs/curve/{5,10,20,50,quantized,onnxruntime,nncf,torch-pruning,fasterai}

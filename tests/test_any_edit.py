@@ -131,7 +131,9 @@ def prepared(honest: Run) -> Iterator[Run]:
     imported: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("compressor.models.architectures._import", imported.append)
-        patch.setattr(onnx_file, "export_onnx", lambda network, *_: contents[isinstance(network, QuantizedNetwork)])
+        patch.setattr(
+            onnx_file, "export_onnx", lambda network, *_, **__: contents[isinstance(network, QuantizedNetwork)]
+        )
         yield honest
     assert imported == []
 

@@ -212,7 +212,7 @@ def test_other_load_is_what_the_machine_does_without_us(monkeypatch: pytest.Monk
 
 def test_operators_on_the_cpu_are_counted_from_what_was_executed(tmp_path: Path) -> None:
     path = write(tmp_path, [1, 4], [("Relu", "x", "a"), ("Sigmoid", "a", "b"), ("Relu", "b", "y")])
-    counted = onnx_file.operators_on_cpu(path, {"x": np.zeros((1, 4), np.float32)}, "cpu")
+    counted = onnx_file.operators_elsewhere(path, {"x": np.zeros((1, 4), np.float32)}, "cpu")
     assert counted == ("Relu x 2", "Sigmoid x 1")
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 

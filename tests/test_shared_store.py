@@ -54,9 +54,9 @@ def test_another_pipeline_repeats_nothing(store: SharedStore, tmp_path: Path, mo
     first = run(PIPELINE, tmp_path / "first", device="cpu", store=store.folder)
     ran, exported, original = stage_runs(monkeypatch), list[str](), onnx_file.export_onnx
 
-    def export(network: Any, preprocess: Any, metadata: dict[str, str], *rest: Any) -> bytes:
+    def export(network: Any, preprocess: Any, metadata: dict[str, str], *rest: Any, **more: Any) -> bytes:
         exported.append(metadata["compressor.pipeline"])
-        return original(network, preprocess, metadata, *rest)
+        return original(network, preprocess, metadata, *rest, **more)
 
     monkeypatch.setattr(onnx_file, "export_onnx", export)
     console = Heard()

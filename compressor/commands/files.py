@@ -74,7 +74,7 @@ def bench(
     console.say(table(header, rows))
     for entry in result.latency:
         if entry.on_cpu:
-            console.say(f"  left to the CPU: {', '.join(entry.on_cpu)}")
+            console.say(f"  left to others, such as the CPU: {', '.join(entry.on_cpu)}")
     machine, load = result.environment, max(entry.other_load for entry in result.latency)
     console.say(
         f"{machine.cpu}, {machine.cores} cores, ONNX Runtime {machine.onnxruntime}; other programs: {load} cores"

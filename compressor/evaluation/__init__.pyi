@@ -24,6 +24,7 @@ from .engines.base import Session as Session
 from .engines.base import Subject as Subject
 from .engines.base import clocked as clocked
 from .engines.base import engine_of as engine_of
+from .engines.base import state_of as state_of
 from .engines.base import title_of as title_of
 from .figures import Count as Count
 from .figures import Factor as Factor

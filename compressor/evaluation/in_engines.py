@@ -3,20 +3,25 @@
 Where an engine is not installed, ONNX Runtime computes its file instead, which shows what its grids cost.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
+from compressor.config.spec import validated_copy
+from compressor.console import Console
 from compressor.data.dataset import Dataset
 from compressor.data.preprocess import Preprocess
 from compressor.environment import environment
 from compressor.evaluation import accuracy
 from compressor.evaluation.accuracy import SCORE_BATCH, Accuracy, LogitsOf, Predictions
-from compressor.evaluation.engines.base import Session, Subject, engine_of
+from compressor.evaluation.engines.base import Session, Subject, engine_of, state_of
 from compressor.evaluation.figures import Count, Figures, Total
 from compressor.evaluation.setting import REFERENCE, Setting
 from compressor.export import onnx_file
@@ -28,15 +33,29 @@ class InEngine(Figures):
     """How a file for an engine scores on the test images; `same` are in the class that `model.onnx` puts them in.
 
     `accuracy.engine` is the one that computed them: another than `engine` where that cannot run here, for a `reason`.
+    Of `not_finite` images there are no logits that say anything; they count as wrong. `measured_as` is the digest of
+    the figures, and of all that they depend on.
     """
 
     engine: str
-    file: str
+    file: Annotated[str, Field(pattern=r"^model(\.[a-z0-9_]+)?\.onnx$")]
     size_bytes: Total
+    sha256: str
     accuracy: Accuracy
     same: Count
+    not_finite: Count = 0
     reason: str | None = None
     measured_as: str = ""
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> "InEngine":
+        if max(self.same, self.not_finite) > self.accuracy.total:
+            raise ValueError(f"{max(self.same, self.not_finite)} of {self.accuracy.total} images cannot be the same")
+        return self
+
+    def digest(self, decides: Sequence[Any]) -> str:
+        """SHA-256 over the figures and what decides them."""
+        return files.digest_json([*decides, self.model_dump(mode="json", exclude={"measured_as"})])
 
 
 @dataclass(frozen=True)
@@ -80,7 +99,14 @@ def why_not_here(name: str, onnx: Path | None = None) -> str | None:
     return engine.why_not(None if onnx is None else Subject(onnx), engine.devices[0])
 
 
-def in_engine(name: str, onnx: Path, shipped: Predictions, data: Dataset, known: "InEngine | None" = None) -> InEngine:
+def in_engine(
+    name: str,
+    onnx: Path,
+    shipped: Predictions,
+    data: Dataset,
+    known: "InEngine | None" = None,
+    console: Console | None = None,
+) -> InEngine:
     """How the file for an engine scores on the test images.
 
     Args:
@@ -89,13 +115,14 @@ def in_engine(name: str, onnx: Path, shipped: Predictions, data: Dataset, known:
         shipped: what `model.onnx` predicts.
         data: with the test images.
         known: of an earlier report, which stands if nothing that decides it has changed.
+        console: where it is said what is scored.
 
     Raises:
         ArtifactError: the engine is here and cannot read the file.
     """
     content = files.read_bytes(onnx)
     decides = [
-        name,
+        state_of(name),
         why_not_here(name, onnx),
         files.digest(content),
         files.digest(shipped.classes.tobytes()),
@@ -103,18 +130,23 @@ def in_engine(name: str, onnx: Path, shipped: Predictions, data: Dataset, known:
         code_digest(accuracy.__name__, __name__, type(engine_of(name)).__module__),
         environment().model_dump(mode="json", exclude={"commit", "threads"}),
     ]
-    measured_as = files.digest_json(decides)
-    if known is not None and known.measured_as == measured_as:
+    if known is not None and known.measured_as == known.digest(decides):
         return known
     opened = Opened.of(name, onnx, data.preprocess)
+    if console is not None:
+        console.say(f"Scoring {onnx.name} for {engine_of(name).title} in {opened.title}", style="bold")
     predictions = Predictions.by(opened.logits_of, data.test, data.preprocess)
-    correct, total = int(predictions.correct.sum()), len(predictions.correct)
-    return InEngine(
+    finite = np.isfinite(predictions.confidence)
+    found = InEngine(
         engine=name,
         file=onnx.name,
         size_bytes=len(content),
-        accuracy=Accuracy.of(correct, total, split=data.judged_on, engine=opened.engine),
-        same=int((predictions.classes == shipped.classes).sum()),
+        sha256=files.digest(content),
+        accuracy=Accuracy.of(
+            int((predictions.correct & finite).sum()), len(finite), split=data.judged_on, engine=opened.engine
+        ),
+        same=int(((predictions.classes == shipped.classes) & finite).sum()),
+        not_finite=int((~finite).sum()),
         reason=opened.reason,
-        measured_as=measured_as,
     )
+    return validated_copy(found, measured_as=found.digest(decides))

@@ -34,8 +34,8 @@ class Latency(Setting):
     The median and the speed-up are of quiet runs; `quiet` is their share, or 0 if so few were quiet that all runs
     count. The 95th percentile is of all runs. `warmup_runs` came first, until times were `steady` (or for 3 seconds);
     `other_load` is how many cores other programs kept busy meanwhile; `on_cpu` lists the operators that a GPU engine
-    left to the CPU. `sessions` holds the speed-up of each session (in `report.json`, `moments`); runs are counted over
-    all sessions, and `steady` and `other_load` are those of the worst.
+    left to others, such as the CPU. `sessions` holds the speed-up of each session (in `report.json`, `moments`); runs
+    are counted over all sessions, and `steady` and `other_load` are those of the worst.
     """
 
     median_ms: Milliseconds

@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,9 +25,13 @@ from compressor.export.reading import PIPELINE
 from compressor.quantization.network import QuantizedNetwork
 from compressor.tracing import layer_of, quiet, trace
 
-DEFAULT_OPSET = 18
+DEFAULT_OPSET, IR_VERSION = 18, 10
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-PROVIDERS = {"cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}  # where a session computes
+PROVIDERS: dict[str, list[Any]] = {  # where a session computes; TensorRT takes Q/DQ pairs only with int8 switched on
+    "cpu": [CPU],
+    "cuda": [CUDA, CPU],
+    "tensorrt": [(TENSORRT, {"trt_int8_enable": True}), CUDA, CPU],
+}
 MAX_NUMBERS = 2**26  # of one image that a file can be timed on
 MADE_FOR = {  # by the bits of weights
     7: "any processor",
@@ -157,11 +162,25 @@ def logits_of(
     return run(opened, {"input": inputs}, source=source)
 
 
-def why_not_on_gpu(provider: str, title: str) -> str | None:
-    """Why the ONNX Runtime that is installed cannot compute on a GPU by this provider; None if it can."""
+@cache
+def why_not_on(device: str) -> str | None:
+    """Why the ONNX Runtime that is installed cannot compute by `cuda` or `tensorrt` here; None if it can.
+
+    A provider that is installed may lack a GPU or libraries, which shows only when a file is opened: ONNX Runtime then
+    computes elsewhere and does not say so.
+    """
+    provider, title = {"cuda": (CUDA, "CUDA"), "tensorrt": (TENSORRT, "TensorRT")}[device]
     if provider not in onnxruntime.get_available_providers():
         return f"this ONNX Runtime has no {title} provider (onnxruntime-gpu has)"
-    return None if torch.cuda.is_available() else "no CUDA device"
+    side = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "try", side[:1], side[1:])
+    opsets = [onnx.helper.make_opsetid("", DEFAULT_OPSET)]
+    tried = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    try:
+        used = session(tried.SerializeToString(), device=device).get_providers()
+    except ArtifactError as error:
+        return f"ONNX Runtime's {title} provider does not work here: {error}"
+    return None if provider in used else f"ONNX Runtime's {title} provider finds no GPU or no libraries"
 
 
 def session(
@@ -196,14 +215,15 @@ def session(
         raise ArtifactError(f"ONNX Runtime cannot open {named}: {first_line(error)}") from error
 
 
-def operators_on_cpu(model: Path, feed: Mapping[str, NDArray[Any]], device: str) -> tuple[str, ...]:
-    """The operators that ONNX Runtime executes on the CPU in a session for `device`, as `Conv x 3`."""
+def operators_elsewhere(model: Path, feed: Mapping[str, NDArray[Any]], device: str) -> tuple[str, ...]:
+    """The operators that a session for `device` leaves to another provider, on the CPU or not, as `Conv x 3`."""
     with TemporaryDirectory() as folder:
         profiled = session(model, device=device, profile=Path(folder, "profile"))
         profiled.run(None, dict(feed))
         events = json.loads(Path(profiled.end_profiling()).read_bytes())
     executed = (event["args"] for event in events if event.get("name", "").endswith("_kernel_time"))
-    found = Counter(each["op_name"] for each in executed if each.get("provider") == CPU)
+    own = {"cpu": None, "cuda": CUDA, "tensorrt": TENSORRT}[device]
+    found = Counter(each["op_name"] for each in executed if each.get("provider") != own)
     return tuple(f"{name} x {count}" for name, count in sorted(found.items()))
 
 

@@ -25,11 +25,14 @@ def pipeline_of(model: onnx.ModelProto) -> str | None:
     return _metadata(model).get(PIPELINE)
 
 
-def has_unsigned(model: onnx.ModelProto) -> bool:
-    """Whether a file rounds to uint8 anywhere: by a zero point of that type, or by none, which means the same."""
-    unsigned = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.UINT8}
-    roundings = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    return any(len(node.input) < 3 or node.input[2] in unsigned for node in roundings)
+def is_signed(model: onnx.ModelProto) -> bool:
+    """Whether all integers that a file rounds to, or reads numbers from, are int8; or it has none."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    kinds |= {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    rounded = [node.output[0] for node in graph.node if node.op_type == "QuantizeLinear"]
+    read = [node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"]
+    return all(kinds[name] == onnx.TensorProto.INT8 for name in rounded + read)
 
 
 def about(model: Path) -> tuple[Preprocess, tuple[str, ...]]:

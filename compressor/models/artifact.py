@@ -265,8 +265,8 @@ def load(folder: Path, *, factories: frozenset[str] = frozenset()) -> Artifact:
     path = folder / (WEIGHTS if manifest.kind == "torch" else ONNX)
     content = _content_of(path, manifest.digest)
     if isinstance(manifest, OnnxManifest):
-        named = {engine: (folder / file_for(engine), digest) for engine, digest in manifest.own_files.items()}
-        own_files = {engine: _content_of(*each) for engine, each in named.items()}
+        named = {str(engine): (folder / file_for(engine), each) for engine, each in manifest.own_files.items()}
+        own_files: dict[str, bytes] = {engine: _content_of(*each) for engine, each in named.items()}
         for source, each in ((path, content), *((named[engine][0], own_files[engine]) for engine in named)):
             parsed = reading.parse(each, source=source)
             reading.check_interface(parsed, manifest.preprocess, manifest.labels, source=source)

@@ -74,7 +74,7 @@ class OnnxManifest(_Manifest):
     counts: Counts
     quantized: bool
     engines: tuple[Engine, ...] = ()
-    own_files: dict[Engine, Digest] = {}
+    own_files: dict[Literal["tensorrt"], Digest] = {}
 
 
 Manifest = TorchManifest | OnnxManifest

@@ -66,6 +66,11 @@ class Stage(Spec):
         """Refuse files that the settings name and that cannot be used, before anything is trained."""
 
     @property
+    def engines(self) -> tuple[str, ...]:
+        """What its file is for, besides ONNX Runtime."""
+        return ()
+
+    @property
     def data_parallel(self) -> bool:
         """Whether all processes of a run take part; else the first one runs the stage, and the others wait."""
         return False

@@ -22,7 +22,7 @@ def places(report: Report) -> Iterator[list[str]]:
         yield [
             title_of(each.engine),
             each.file,
-            f"{percent(each.accuracy)}{by}",
+            f"{percent(each.accuracy)}{by}" + (f", {each.not_finite:,} not finite" if each.not_finite else ""),
             f"{each.same:,} of {each.accuracy.total:,}",
             _time(report, each.engine),
         ]

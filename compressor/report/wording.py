@@ -121,9 +121,13 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
             f"{row.id}: {row.parameters - row.nonzero_parameters:,} parameters are zero; zeros alone make nothing "
             "faster, because engines multiply by them as by any other number."
         )
-    for name, found in row.details.get("engines", {}).items():
-        where = title_of(found["engine"]) + (f", for lack of {title_of(name)}," if found["engine"] != name else "")
-        yield (f"{row.id}: {where} and torch agree on {found['same_top1']:,} of {found['images']:,} validation images.")
+    for name, found in row.details.get("agreement_in", {}).items():
+        lacking = f" in ONNX Runtime, for lack of {title_of(name)}," if found["engine"] != name else ""
+        yield (
+            f"{row.id}: the file for {title_of(name)}{lacking} and torch agree on {found['same_top1']:,} of "
+            f"{found['images']:,} validation images; logits differ by {_figure(found.get('mean_logit_difference'))} on "
+            f"average, {_figure(found.get('largest_logit_difference'))} at most."
+        )
     if agreement := row.details.get("agreement"):
         yield (
             f"{row.id}: ONNX Runtime and torch agree on {agreement['same_top1']:,} of {agreement['images']:,} "
@@ -133,7 +137,7 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
     for entry in row.timed.values():
         if entry.on_cpu:
             engine = title_of(entry.engine)
-            yield f"{row.id}: {engine} on the GPU leaves to the CPU: {', '.join(entry.on_cpu)}."
+            yield f"{row.id}: {engine} on the GPU leaves to others: {', '.join(entry.on_cpu)}."
 
 
 def _unsettled(report: Report) -> Iterator[str]:

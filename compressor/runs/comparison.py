@@ -98,6 +98,14 @@ def drift(one: Side, other: Side) -> tuple[Table, bool]:
                 verdict = f"within noise: {difference(together, 'recorded')}"
         differs |= verdict.startswith("differs")
         lines.append([row.id, file, _accuracy(row), _accuracy(again), verdict])
+    repeated = {each.engine: each for each in other[1].engines}
+    for each in one[1].engines:
+        if (now := repeated.get(each.engine)) is None:
+            lines.append([f"for {each.engine}", "", percent(each.accuracy), "—", "differs: not made"])
+            differs = True
+        else:
+            file = "byte-identical" if each.sha256 == now.sha256 else "other bytes"
+            lines.append([f"for {each.engine}", file, percent(each.accuracy), percent(now.accuracy), ""])
     return table(["stage", "file", "recorded", "repeated", "verdict"], lines), differs
 
 

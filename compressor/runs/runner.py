@@ -13,7 +13,6 @@ from compressor.data.settings import Augment
 from compressor.environment import environment
 from compressor.errors import ArtifactError, UserError
 from compressor.evaluation.doctor.diagnosis import Diagnosis, diagnose
-from compressor.evaluation.engines.base import engine_of
 from compressor.evaluation.in_engines import InEngine, in_engine
 from compressor.evaluation.regressions import regressions_of
 from compressor.models.artifact import ONNX
@@ -251,12 +250,11 @@ def _measured(
 
 def _in_engines(shipped: Finished, data: Dataset, known: Report | None, console: Console) -> tuple[InEngine, ...]:
     """How what ships scores in the other engines that it is for."""
-    if shipped.engines:
-        console.say(f"Scoring in {', '.join(engine_of(name).title for name in shipped.engines)}", style="bold")
     before = {each.engine: each for each in known.engines} if known is not None else {}
     predictions = shipped.predictions
     return tuple(
-        in_engine(name, shipped.onnx_for(name), predictions, data, before.get(name)) for name in shipped.engines
+        in_engine(name, shipped.onnx_for(name), predictions, data, before.get(name), console)
+        for name in shipped.engines
     )
 
 

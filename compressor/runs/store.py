@@ -199,8 +199,16 @@ def _loaded(
     if isinstance(loaded, TorchModel):
         check_fits(loaded.network, loaded.architecture, data.preprocess.input_shape(TRIED))
         _check_logits(loaded.predict(_few(data)).numpy(), data, target / WEIGHTS)
-    elif reading.about(target / ONNX) != (data.preprocess, data.labels):
-        raise ArtifactError(f"{target / ONNX} names other classes or other preprocessing than the data")
+        return loaded
+    own = {name for name in stage.engines if loaded.quantized and name in onnx_file.SIGNED}
+    if (loaded.engines, set(loaded.own_files)) != (stage.engines, own):
+        raise ArtifactError(f"{target / MANIFEST} is for other engines than the stage")
+    for path in (target / ONNX, *(target / artifact.file_for(name) for name in own)):
+        if reading.about(path) != (data.preprocess, data.labels):
+            raise ArtifactError(f"{path} names other classes or other preprocessing than the data")
+        if path.name != ONNX:
+            logits = onnx_file.logits_of(onnx_file.session(path), _few(data).numpy(), source=path)
+            _check_logits(logits, data, path)
     return loaded
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from compressor.console import Console
 from compressor.environment import environment
 from compressor.evaluation import latency
-from compressor.evaluation.engines.base import Subject, engine_of
+from compressor.evaluation.engines.base import Subject, engine_of, state_of
 from compressor.evaluation.latency import SESSIONS, Comparison, Latency, NotMeasured, in_sessions
 from compressor.evaluation.pair import Pair
 from compressor.evaluation.recording import Recording
@@ -40,7 +40,8 @@ class _Timing:
     @property
     def _engines(self) -> tuple[str, ...]:
         """What the pipeline asks for, and what the file is for."""
-        return tuple(dict.fromkeys((*self.pipeline.measure.engines, *self.done.engines)))
+        own = (REFERENCE, *self.done.engines) if self.done.engines else ()
+        return tuple(dict.fromkeys((*self.pipeline.measure.engines, *own)))
 
     def _settings(self) -> list[Setting]:
         """Every combination to time; on a GPU the number of threads does not matter."""
@@ -54,10 +55,14 @@ class _Timing:
         ]
 
     def _devices(self, engine: str) -> tuple[str, ...]:
-        """Those that the pipeline asks for; for an engine that it does not name, those that the engine has."""
-        if engine in self.pipeline.measure.engines:
-            return self.pipeline.measure.devices
-        return engine_of(engine).devices
+        """Those that the pipeline asks for; for an engine that it does not name, the one that the file is checked on.
+
+        Where none of those that it asks for is one that the engine has, that one as well.
+        """
+        asked, own = self.pipeline.measure.devices, engine_of(engine).devices
+        if engine not in self.pipeline.measure.engines:
+            return own[:1]
+        return asked if engine not in self.done.engines or set(asked) & set(own) else (*asked, own[0])
 
     def timings(self, outcome: Sequence[Latency | NotMeasured]) -> Timings:
         """The results of the plan."""
@@ -79,6 +84,7 @@ class _Timing:
             "id": self.done.row.id,
             "files": [files.digest(each.read_bytes()) for each in onnx],
             "measure": {**self.pipeline.measure.model_dump(mode="json"), "engines": engines},
+            "engines": [state_of(name) for name in engines],
             "code": code_digest(
                 latency.__name__, Pair.__module__, *(type(engine_of(name)).__module__ for name in engines)
             ),

@@ -14,7 +14,17 @@ from filelock import FileLock
 from compressor.console import Console
 from compressor.data import Data, Dataset
 from compressor.errors import CompressorError, StageError
-from compressor.evaluation import REFERENCE, ROUGH_IMAGES, Latency, Pair, Setting, Subject, latency_of, rough_file
+from compressor.evaluation import (
+    REFERENCE,
+    ROUGH_IMAGES,
+    Latency,
+    Pair,
+    Setting,
+    Subject,
+    engine_of,
+    latency_of,
+    rough_file,
+)
 from compressor.models import Artifact, TorchModel
 from compressor.pipeline import Context, Pipeline, Services, Stage, Start, completed, named
 from compressor.runs import CHECKPOINTS, STAGES, Finished, SharedStore, choose_device, run_stages, sweep
@@ -250,9 +260,10 @@ def find_networks(pipeline: Pipeline, folders: Sequence[str]) -> None:
 
 
 def setting_of(pipeline: Pipeline) -> Setting:
-    """What latency is measured on: the first engine of `measure` that runs files, with the first threads and batch."""
+    """What latency is measured on: the first engine of `measure` that runs files on a CPU, with its first settings."""
     measure = pipeline.measure
-    engine = next((name for name in measure.engines if name != "torch"), REFERENCE)
+    on_cpu = (name for name in measure.engines if name != "torch" and "cpu" in engine_of(name).devices)
+    engine = next(on_cpu, REFERENCE)
     return Setting(engine=engine, device="cpu", threads=measure.threads[0], batch=measure.batches[0])
 
 

@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,7 +31,7 @@ class Subject:
 class Session(ABC):
     """A loaded network with a random batch to time it on."""
 
-    on_cpu: tuple[str, ...] = ()  # operators that a GPU engine leaves to the CPU, as `Conv x 3`
+    on_cpu: tuple[str, ...] = ()  # operators that a GPU engine leaves to others, such as the CPU, as `Conv x 3`
 
     @abstractmethod
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -46,6 +48,7 @@ class Engine(ABC):
     name: ClassVar[str]  # as in `measure: {engines: [...]}`
     title: ClassVar[str]  # as in the report
     devices: ClassVar[tuple[str, ...]]
+    package: ClassVar[str | None] = None  # whose version decides what it computes, where reports do not name it anyway
 
     @abstractmethod
     def why_not(self, subject: Subject | None, device: str) -> str | None:
@@ -72,6 +75,16 @@ def engine_of(name: str) -> Engine:
         raise UserError(f"there is no engine {name!r}; installed are {', '.join(offered)}")
     engine: Engine = plugins.load(offered[name], "engine", Engine)()
     return engine
+
+
+def state_of(name: str) -> dict[str, str | None]:
+    """What is here of an engine: its version, and why it cannot compute on a device, each null where there is none."""
+    engine = engine_of(name)
+    installed = engine.package is not None and find_spec(engine.package) is not None
+    return {
+        "version": version(engine.package) if engine.package is not None and installed else None,
+        **{device: engine.why_not(None, device) for device in engine.devices},
+    }
 
 
 def title_of(name: str) -> str:

@@ -18,14 +18,14 @@ class OnnxRuntime(Engine):
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def why_not(self, subject: Subject | None, device: str) -> str | None:
-        return onnx_file.why_not_on_gpu(onnx_file.CUDA, "CUDA") if device == "cuda" else None
+        return onnx_file.why_not_on("cuda") if device == "cuda" else None
 
     def open(self, subject: Subject, setting: Setting) -> Session:
         return _Opened(subject, setting, setting.device)
 
 
 class TensorRT(Engine):
-    """NVIDIA's, as an execution provider of ONNX Runtime; what it leaves, CUDA computes."""
+    """NVIDIA's, as an execution provider of ONNX Runtime, which computes what it leaves by CUDA or on the CPU."""
 
     name: ClassVar[str] = "tensorrt"
     title: ClassVar[str] = "TensorRT"
@@ -33,11 +33,11 @@ class TensorRT(Engine):
 
     def why_not(self, subject: Subject | None, device: str) -> str | None:
         if device not in self.devices:
-            return "TensorRT computes on GPUs only"
-        if (reason := onnx_file.why_not_on_gpu(onnx_file.TENSORRT, "TensorRT")) is not None:
+            return "TensorRT computes on GPUs (cuda) only"
+        if (reason := onnx_file.why_not_on("tensorrt")) is not None:
             return reason
-        if subject is not None and reading.has_unsigned(reading.read(subject.onnx)[1]):
-            return "TensorRT reads no uint8; export: {for: [tensorrt]} writes a file for it"
+        if subject is not None and not reading.is_signed(reading.read(subject.onnx)[1]):
+            return "TensorRT reads no integers but int8; {stage: export, for: [tensorrt]} writes a file for it"
         return None
 
     def open(self, subject: Subject, setting: Setting) -> Session:
@@ -51,11 +51,11 @@ class _Opened(Session):
         self.feed = {self.input: random_batch((setting.batch, *sides)).numpy()}
         onnx_file.run(self.session, self.feed, source=subject.onnx)  # whether it can, before it is timed
         if device != "cpu":
-            self.on_cpu = onnx_file.operators_on_cpu(subject.onnx, self.feed, device)
+            self.on_cpu = onnx_file.operators_elsewhere(subject.onnx, self.feed, device)
+        self.source = subject.onnx
 
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self.session.run(None, {self.input: inputs})[0]
-        return logits
+        return onnx_file.run(self.session, {self.input: inputs}, source=self.source)
 
     def seconds(self) -> float:
         return clocked(lambda: self.session.run(None, self.feed))

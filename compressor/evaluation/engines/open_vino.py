@@ -19,6 +19,7 @@ class OpenVino(Engine):
     name: ClassVar[str] = "openvino"
     title: ClassVar[str] = "OpenVINO"
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    package: ClassVar[str] = "openvino"
 
     def why_not(self, subject: Subject | None, device: str) -> str | None:
         if device not in self.devices:
@@ -52,9 +53,13 @@ class _Opened(Session):
             raise ArtifactError(f"OpenVINO cannot open {subject.onnx}: {first_line(error)}") from error
         self.request: Any = compiled.create_infer_request()
         self.feed = random_batch((setting.batch, *sides)).numpy()
+        self.source = subject.onnx
 
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = next(iter(self.request.infer([inputs]).values()))
+        try:
+            logits: NDArray[np.float32] = next(iter(self.request.infer([inputs]).values()))
+        except RuntimeError as error:
+            raise ArtifactError(f"OpenVINO cannot run {self.source}: {first_line(error)}") from error
         return logits
 
     def seconds(self) -> float:
