@@ -32,7 +32,7 @@ def is_signed(model: onnx.ModelProto) -> bool:
     kinds |= {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
     rounded = [node.output[0] for node in graph.node if node.op_type == "QuantizeLinear"]
     read = [node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"]
-    return all(kinds[name] == onnx.TensorProto.INT8 for name in rounded + read)
+    return all(kinds.get(name) == onnx.TensorProto.INT8 for name in rounded + read)
 
 
 def about(model: Path) -> tuple[Preprocess, tuple[str, ...]]:

@@ -188,7 +188,7 @@ class TorchModel:
 class OnnxModel:
     """An ONNX file, with the counts of the network it came from; `own_files` are for engines that cannot read it.
 
-    `engines` lists what it was made for, ONNX Runtime aside.
+    `engines` lists what it was made for, ONNX Runtime aside. Whoever changes `content` changes or empties both.
     """
 
     content: bytes = field(repr=False)
