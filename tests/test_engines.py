@@ -209,12 +209,13 @@ def test_the_reports_show_it(shipped: Path) -> None:
     text = (shipped / "report.md").read_text()
     assert "## Where it runs" in text
     assert "| TensorRT | model.tensorrt.onnx | " in text
-    assert f"not timed: {NO_TENSORRT}" in text.replace("\\", "")
+    assert f"TensorRT did not run here: {NO_TENSORRT}." in text.replace("\\", "")
     assert "the file for TensorRT in ONNX Runtime, for lack of TensorRT, and torch agree on" in text
     assert "**For TensorRT** there is `model.tensorrt.onnx`" in (shipped / "README.md").read_text()
     page = (shipped / "report.html").read_text()
     assert "<h2>Where it runs</h2>" in page
     assert "(by ONNX Runtime)" in page
+    assert f"TensorRT did not run here: {NO_TENSORRT}." in page
 
 
 def test_nothing_is_scored_twice_and_what_is_not_asked_for_goes(

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 
 from compressor.evaluation.engines.base import title_of
-from compressor.evaluation.latency import Latency
 from compressor.evaluation.setting import REFERENCE
 from compressor.report.report import Report
-from compressor.report.wording import percent, speedup, where
+from compressor.report.wording import percent, speedup
 
-HEADER = ("engine", "file", "test accuracy", "same class as in ONNX Runtime", "speed")
+HEADER = ("engine", "file", "test accuracy", "as ONNX Runtime", "speed")
 
 
 def places(report: Report) -> Iterator[list[str]]:
@@ -29,9 +28,13 @@ def places(report: Report) -> Iterator[list[str]]:
 
 
 def _time(report: Report, engine: str) -> str:
-    """What ships in the first setting of an engine in which it was timed, with its speed-up; or why it was not."""
-    entries = [entry for entry in report.shipped_row.latency if entry.engine == engine]
-    timed = next((entry for entry in entries if isinstance(entry, Latency)), None)
-    if timed is not None:
-        return f"{timed.median_ms:.3f} ms, {speedup(timed)}, {where(timed)}"
-    return next((f"not timed: {entry.reason}" for entry in entries if not isinstance(entry, Latency)), "not timed")
+    """What ships in the first setting of an engine in which it was timed, with its speed-up."""
+    timed = next((entry for entry in report.shipped_row.timed.values() if entry.engine == engine), None)
+    return "not timed" if timed is None else f"{timed.median_ms:.3f} ms, {speedup(timed)}"
+
+
+def absent(report: Report) -> Iterator[str]:
+    """Which of the engines could not run, and why."""
+    for each in report.engines:
+        if each.reason is not None:
+            yield f"{title_of(each.engine)} did not run here: {each.reason}."

@@ -84,7 +84,8 @@ def _doctor(report: Report) -> list[str]:
 def _engines(report: Report) -> list[str]:
     """Where what ships runs, if it is for several engines."""
     rows = list(engines.places(report))
-    return ["## Where it runs", "", *markdown.table(engines.HEADER, rows, left=2), ""] if rows else []
+    lines = ["## Where it runs", "", *markdown.table(engines.HEADER, rows, left=2), ""] if rows else []
+    return [*lines, *(f"{escaped(each)}\n" for each in engines.absent(report))]
 
 
 def _ladders(report: Report) -> list[str]:

@@ -239,13 +239,8 @@ def threads(setting: Setting) -> str:
 
 def setting_name(setting: Setting) -> str:
     """What a network was timed with."""
-    return f"{title_of(setting.engine)}, {where(setting)}"
-
-
-def where(setting: Setting) -> str:
-    """The same without the engine."""
-    device = "GPU" if setting.device == "cuda" else threads(setting)
-    return f"{device}, batch {setting.batch}"
+    where = "GPU" if setting.device == "cuda" else threads(setting)
+    return f"{title_of(setting.engine)}, {where}, batch {setting.batch}"
 
 
 def _guessing(report: Report, row: Row) -> str | None:
