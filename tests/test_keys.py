@@ -50,7 +50,7 @@ def digests(folder: Path) -> dict[str, dict[str, str]]:
         ("compressor/report/wording.py", set()),
         ("compressor/commands/main.py", set()),
         ("compressor/runs/runner.py", set()),
-        ("compressor/evaluation/latency.py", {"prune", "quantize"}),
+        ("compressor/evaluation/latency.py", {"prune", "quantize", "export"}),
         ("compressor/pruning/knapsack.py", {"prune"}),
         ("compressor/training/loop.py", {"train", "distill", "prune", "quantize"}),
         ("compressor/distillation/losses/hints.py", {"distill", "quantize"}),
