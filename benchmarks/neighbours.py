@@ -11,17 +11,17 @@ hours on one core.
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import quantize_speed
 import torch
 import torch_pruning
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
@@ -168,28 +168,10 @@ def inputs_of(data: Dataset) -> NDArray[np.float32]:
 
 
 def quantize_by_onnxruntime(whole: Path, inputs: NDArray[np.float32], target: Path) -> None:
-    """`quantize_static` as its documentation recommends for x86."""
+    """A float file on integers."""
     ready = whole.with_name("ready.onnx")
     quant_pre_process(whole, ready)
-    quantize_static(
-        ready,
-        target,
-        Reader(inputs),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-
-
-class Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Images one by one."""
-
-    def __init__(self, inputs: NDArray[np.float32]) -> None:
-        self.inputs: Iterator[dict[str, Any]] = iter({"input": image[None]} for image in inputs)
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self.inputs, None)
+    quantize_speed.by_onnxruntime(ready, torch.from_numpy(inputs), target)
 
 
 Way = Callable[[TorchModel, Context, Path, Path], dict[str, Any]]

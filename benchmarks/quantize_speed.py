@@ -39,6 +39,19 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self.inputs, None)
 
 
+def by_onnxruntime(ready: Path, inputs: torch.Tensor, target: Path) -> None:
+    """`quantize_static` as its documentation recommends for x86, on normalised images `[N, C, H, W]`."""
+    quantize_static(
+        ready,
+        target,
+        Reader(inputs),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
 def main() -> None:
     logging.disable(logging.WARNING)
     preprocess = Preprocess(size=(224, 224), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -55,15 +68,7 @@ def main() -> None:
         quant_pre_process(whole, ready)
 
         def theirs() -> None:
-            quantize_static(
-                ready,
-                target,
-                Reader(inputs),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
+            by_onnxruntime(ready, inputs, target)
 
         ways: dict[str, Callable[[], Any]] = {
             "quantize_static, min-max": theirs,

@@ -5,7 +5,7 @@ Nothing here knows about stages: it scores an ONNX file on disk.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,14 +23,13 @@ from compressor.data.split import Split
 from compressor.errors import ArtifactError, StageError, first_line
 from compressor.evaluation.figures import Count, Figures, Share, Total
 from compressor.export import onnx_file
+from compressor.models.agreement import LogitsOf
 from compressor.storage import files
 
 CONFIDENCE = 0.95  # of every interval
 SIGNIFICANT = 1 - CONFIDENCE  # p below which a test rejects
 SCORE_BATCH = 250
 CALIBRATION_BINS = 15
-
-LogitsOf = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # [B, C, H, W] to [B, classes]
 
 
 class Accuracy(Figures):

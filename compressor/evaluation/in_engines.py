@@ -20,11 +20,12 @@ from compressor.data.dataset import Dataset
 from compressor.data.preprocess import Preprocess
 from compressor.environment import environment
 from compressor.evaluation import accuracy
-from compressor.evaluation.accuracy import SCORE_BATCH, Accuracy, LogitsOf, Predictions
+from compressor.evaluation.accuracy import SCORE_BATCH, Accuracy, Predictions
 from compressor.evaluation.engines.base import Session, Subject, engine_of, state_of
 from compressor.evaluation.figures import Count, Figures, Total
 from compressor.evaluation.setting import REFERENCE, Setting
 from compressor.export import onnx_file
+from compressor.models.agreement import LogitsOf
 from compressor.storage import files
 from compressor.storage.code import code_digest
 

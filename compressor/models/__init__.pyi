@@ -1,3 +1,4 @@
+from .agreement import LogitsOf as LogitsOf
 from .agreement import agreement_of as agreement_of
 from .architectures import Architecture as Architecture
 from .architectures import check_fits as check_fits

@@ -11,7 +11,7 @@ from compressor.data.split import Split
 from compressor.errors import StageError
 from compressor.models.artifact import PREDICT_BATCH, TorchModel
 
-LogitsOf = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+LogitsOf = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # [B, C, H, W] to [B, classes]
 
 
 def agreement_of(
