@@ -8,12 +8,13 @@
 
 Same images, epochs, batch size, peak learning rate and schedule. Whole trainings, in alternation; each says what it
 scores on the validation images. A stage is given images that were read once, which takes as long as is said; the others
-read files in every epoch. Then the digits pipeline is run, and all but its stages, scoring and timing is the runner's
-own work: the dry run, saving, loading, exporting every network, the report. It hardly depends on how long the stages
-take. About half an hour.
+read files in every epoch. On a GPU, if there is one; stages then replay CUDA graphs. Then the digits pipeline is run on
+the CPU, and all but its stages, scoring and timing is the runner's own work: the dry run, saving, loading, exporting
+every network, the report. It hardly depends on how long the stages take. About half an hour.
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -45,7 +46,8 @@ RESULT = Path(__file__).parent / "results" / "train_speed.json"
 IMAGES, EPOCHS, REPEATS = 10_000, 4, 3
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.1, 0.9, 1e-4
 TEMPERATURE, ALPHA = 4.0, 0.9
-WORKERS = 2  # of the DataLoaders
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+WORKERS = os.cpu_count() or 1  # of the DataLoaders
 MEASURES = ("timings_of", "regressions_of", "diagnose")  # of the runner, besides scoring
 
 
@@ -107,11 +109,17 @@ class Bench:
         self.data = settings.load(0)
         self.reading_seconds = round(time.monotonic() - started, 1)
         self.teacher = Train(model="resnet56", weights=weights, epochs=0).run(None, Context(data=self.data))
-        self.shared = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": RATE, "weight_decay": DECAY}
+        self.shared = {
+            "epochs": EPOCHS,
+            "batch_size": BATCH,
+            "learning_rate": RATE,
+            "weight_decay": DECAY,
+            "cuda_graphs": DEVICE.type == "cuda",
+        }
 
     def train(self) -> nn.Module:
         """The stage."""
-        return Train(model="resnet20", **self.shared).run(None, Context(data=self.data)).network
+        return Train(model="resnet20", **self.shared).run(None, Context(data=self.data, device=DEVICE)).network
 
     def distill(self) -> nn.Module:
         """The stage, with the teacher beside it."""
@@ -122,7 +130,7 @@ class Bench:
         return self._distilled({"cache": {"views": EPOCHS // 2}})
 
     def _distilled(self, settings: dict[str, Any]) -> nn.Module:
-        context = Context(data=self.data, teachers={"teacher": self.teacher})
+        context = Context(data=self.data, device=DEVICE, teachers={"teacher": self.teacher})
         stage = Distill(
             teacher="teacher", model="resnet20", temperature=TEMPERATURE, alpha=ALPHA, **self.shared, **settings
         )
@@ -130,9 +138,11 @@ class Bench:
 
     def tutorial(self) -> nn.Module:
         """A training loop as tutorials write it."""
-        network = Architecture(model="resnet20", num_classes=len(self.data.labels), in_channels=3).build()
+        network = Architecture(model="resnet20", num_classes=len(self.data.labels), in_channels=3).build().to(DEVICE)
         folder = self._folder()
-        loader = DataLoader(folder, batch_size=BATCH, shuffle=True, num_workers=WORKERS)
+        loader = DataLoader(
+            folder, batch_size=BATCH, shuffle=True, num_workers=WORKERS, pin_memory=DEVICE.type == "cuda"
+        )
         optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * len(loader))
         criterion = nn.CrossEntropyLoss()
@@ -140,10 +150,10 @@ class Bench:
         for _ in range(EPOCHS):
             for inputs, labels in loader:
                 optimizer.zero_grad()
-                criterion(network(inputs), labels).backward()
+                criterion(network(inputs.to(DEVICE)), labels.to(DEVICE)).backward()
                 optimizer.step()
                 schedule.step()
-        return network.eval()
+        return network.eval().cpu()
 
     def torchdistill(self) -> nn.Module:
         """Its box, set up as its runner for CIFAR does from a configuration."""
@@ -177,7 +187,14 @@ class Bench:
             "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": kd, "weight": 1.0}}}},
         }
         box = DistillationBox(
-            self.teacher.copy_network(), network, {"train": folder}, settings, torch.device("cpu"), None, False, 1
+            self.teacher.copy_network().to(DEVICE),
+            network.to(DEVICE),
+            {"train": folder},
+            settings,
+            DEVICE,
+            None,
+            False,
+            1,
         )
         for epoch in range(EPOCHS):
             box.pre_epoch_process(epoch=epoch)
@@ -185,7 +202,7 @@ class Bench:
                 box.pre_forward_process()
                 loss = box.forward_process(sample_batch, targets, supplement)
                 box.post_forward_process(loss=loss)
-        return network.eval()
+        return network.eval().cpu()
 
     def _folder(self) -> Subset[Any]:
         """As many training images as the stages see, read by torchvision."""

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from compressor import Augment, Context, Data, Dataset
 from compressor.data import InMemory, Preprocess, Split, View, decoding
-from compressor.data.views import Shift
+from compressor.data.views import Mix, Shift
 from compressor.errors import DataError
 from compressor.report import contact_sheet
 from compressor.training import Batch, CrossEntropy, Watched, shown
@@ -216,7 +216,23 @@ def test_the_labels_of_a_mixed_image_are_the_shares_of_its_pixels() -> None:
 
 def test_every_image_is_a_partner_once() -> None:
     view = View.draw(dataset(noise(), [0] * 9, mixup=1.0), 3)
-    assert sorted(view.partners.tolist()) == list(range(9))
+    assert view.mix is not None
+    assert sorted(view.mix.partners.tolist()) == list(range(9))
+
+
+def test_shares_are_drawn_from_beta() -> None:
+    for settings in ({"mixup": 0.4}, {"mixup": 2.0}, {"cutmix": 2.0}):
+        ((way, a),) = settings.items()
+        mix = Mix.draw(Augment.model_validate(settings), (24, 32), 2000, seed=7)
+        own = mix.own(torch.arange(2000), (24, 32), CPU).numpy()
+        shares = own.mean((1, 2))
+        if way == "mixup":
+            assert shares.mean() == pytest.approx(0.5, abs=0.03)
+            assert shares.var() == pytest.approx(1 / (4 * (2 * a + 1)), rel=0.1)
+        else:
+            assert set(np.unique(own)) == {0, 1}
+            assert 0.55 < shares.mean() < 0.75  # half, but for what lies beyond the border
+    assert own[0].shape == (24, 32)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.data.dataset import Dataset
@@ -58,38 +60,77 @@ class Shift:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """What every training image is mixed with, and how: blended (mixup, Zhang et al. 2018), or a box of the other
+    pasted into it (CutMix, Yun et al. 2019).
+
+    Attributes:
+        partners: the other image, int64 `[N]`; each image is the partner of one.
+        shares: of the image where it is blended, float32 `[N]`; 1 where a box is pasted.
+        boxes: what is pasted: the first row, the row after the last, and likewise the columns, int64 `[N, 4]`.
+    """
+
+    partners: Tensor
+    shares: Tensor
+    boxes: Tensor
+
+    @classmethod
+    def draw(cls, augment: Augment, size: tuple[int, int], count: int, seed: int) -> Self:
+        """That of `count` images of `size`."""
+        random = np.random.default_rng(seed)
+        partners = random.permutation(count)
+        cut = random.random(count) < bool(augment.cutmix) / (bool(augment.mixup) + bool(augment.cutmix))
+        blended = random.beta(augment.mixup or 1, augment.mixup or 1, count)
+        kept = random.beta(augment.cutmix or 1, augment.cutmix or 1, count)  # of the area
+        sides = np.array(size)
+        centers = np.floor(random.random((count, 2)) * sides)  # [N, 2], row and column
+        halves = np.floor(np.sqrt(1 - kept)[:, None] * sides / 2)
+        boxes = np.stack([centers - halves, centers + halves], 2).clip(0, sides[:, None])  # [N, 2, 2]
+        boxes[~cut] = 0
+        shares = np.where(cut, 1.0, blended).astype(np.float32)
+        return cls(torch.from_numpy(partners), torch.from_numpy(shares), torch.from_numpy(boxes).long().flatten(1))
+
+    def own(self, indices: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
+        """How much of each pixel is of the image itself, for the images at `indices`: float32 `[B, H, W]`."""
+        top, bottom, left, right = self.boxes[indices].to(device)[:, :, None].unbind(1)  # [B, 1]
+        rows, columns = (torch.arange(side, device=device) for side in size)
+        in_rows, in_columns = (top <= rows) & (rows < bottom), (left <= columns) & (columns < right)  # [B, H], [B, W]
+        pasted = in_rows[:, :, None] & in_columns[:, None, :]
+        return self.shares[indices].to(device)[:, None, None] * ~pasted
+
+
+@dataclass(frozen=True)
 class View:
     """One random view of every training image.
 
-    Torchvision's transforms draw from torch's global generator, which is seeded for every image. Where images are
-    mixed, each has a partner, and is the partner of one.
+    Torchvision's transforms draw from torch's global generator, which is seeded for every image.
 
     Attributes:
         images: the training images.
+        classes: how many there are.
         seed: of this view.
         shift: how they are cropped and mirrored.
         whole: whether a part is cut out of all of an image, not of what the other splits are given of theirs.
         change: what is done to an image alone before, uint8 `[C, h, w]` to `[C, H, W]`; None if nothing is.
-        mix: mixes two images `[2, C, H, W]` and their classes `[2]`; None if none are mixed.
-        partners: what each image is mixed with, int64 `[N]`.
+        mix: how they are mixed at last; None if they are not.
     """
 
     images: Split
+    classes: int
     seed: int
     shift: Shift
     whole: bool
     change: Callable[[Tensor], Tensor] | None
-    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
-    partners: Tensor
+    mix: Mix | None
 
     @classmethod
     def draw(cls, data: Dataset, seed: int, number: int = 0) -> Self:
         """View `number` of the training images of `data`, the same for the same arguments."""
-        generator = torch.Generator().manual_seed(seed)
-        shift = Shift.draw(data.augment, len(data.train), generator, number)
-        partners = torch.randperm(len(data.train), generator=generator)
-        change, mix = _change(data.augment, data.preprocess), _mix(data.augment, len(data.labels))
-        return cls(data.train, seed, shift, data.augment.resized_crop is not None, change, mix, partners)
+        augment, preprocess, count = data.augment, data.preprocess, len(data.train)
+        shift = Shift.draw(augment, count, torch.Generator().manual_seed(seed), number)
+        mix = Mix.draw(augment, preprocess.size, count, seed) if augment.mixup or augment.cutmix else None
+        whole, change = augment.resized_crop is not None, _change(augment, preprocess)
+        return cls(data.train, len(data.labels), seed, shift, whole, change, mix)
 
     def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """The view of the training images at `indices` (int64 `[B]`).
@@ -98,10 +139,18 @@ class View:
             Their pixels `[B, C, H, W]` in 0..255, and their classes int64 `[B]`; if images are mixed, the share of each
             class in them, float32 `[B, classes]`.
         """
-        pixels, labels = self._alone(indices, device), self.images.labels[indices]
-        if self.mix is not None:
-            pixels, labels = self._mixed(indices, pixels, labels)
-        return pixels.to(device), labels.to(device)
+        pixels, labels = self._alone(indices, device), self._labels(indices, device)
+        if self.mix is None:
+            return pixels, labels
+        partners = self.mix.partners[indices]
+        own = self.mix.own(indices, (pixels.shape[2], pixels.shape[3]), device)[:, None]  # [B, 1, H, W]
+        mixed = own * pixels + (1 - own) * self._alone(partners, device)
+        shares = own.mean((1, 2, 3))[:, None]
+        classes, others = (F.one_hot(each, self.classes) for each in (labels, self._labels(partners, device)))
+        return mixed, shares * classes + (1 - shares) * others
+
+    def _labels(self, indices: Tensor, device: torch.device) -> Tensor:
+        return self.images.labels[indices].to(device)
 
     def _alone(self, indices: Tensor, device: torch.device) -> Tensor:
         """Every image before it is mixed, uint8 `[B, C, H, W]`."""
@@ -111,28 +160,13 @@ class View:
         images = self.images.whole(indices) if self.whole else self.images.batch(indices)
         with torch.random.fork_rng(devices=[]):
             for image, index in zip(images, indices.tolist(), strict=True):
-                self._seed("change", index)
+                self._seed(index)
                 changed.append(self.change(image))
         return self.shift.of(torch.stack(changed).to(device), indices)
 
-    def _mixed(self, indices: Tensor, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Every image mixed with its partner's view, and their labels."""
-        assert self.mix is not None
-        partners = self.partners[indices]
-        pairs = zip(pixels, self._alone(partners, pixels.device), strict=True)
-        classes = torch.stack([labels, self.images.labels[partners]], 1).to(pixels.device)  # [B, 2]
-        images, shares = [], []
-        with torch.random.fork_rng(devices=[]):
-            for pair, both, index in zip(pairs, classes, indices.tolist(), strict=True):
-                self._seed("mix", index)
-                mixed, share = self.mix(torch.stack(pair).float(), both)  # [2, C, H, W], [2]
-                images.append(mixed[0])  # torchvision mixes the second with the first, too
-                shares.append(share[0])
-        return torch.stack(images), torch.stack(shares)
-
-    def _seed(self, purpose: str, index: int) -> None:
+    def _seed(self, index: int) -> None:
         """Seed torch's global generator for an image. That of a GPU is left alone."""
-        drawn = hashlib.sha256(f"{self.seed}/{purpose} {index}".encode()).digest()
+        drawn = hashlib.sha256(f"{self.seed}/change {index}".encode()).digest()
         torch.default_generator.manual_seed(int.from_bytes(drawn[:4]))
 
 
@@ -156,18 +190,3 @@ def _change(augment: Augment, preprocess: Preprocess) -> Callable[[Tensor], Tens
         steps.append(v2.RandomErasing(augment.erase, value=[255 * mean for mean in preprocess.mean]))
     changed: Callable[[Tensor], Tensor] = v2.Compose(steps)
     return changed
-
-
-def _mix(augment: Augment, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """How two images become one."""
-    if not (augment.mixup or augment.cutmix):
-        return None
-    from torchvision.transforms import v2
-
-    ways: list[Any] = []
-    if augment.mixup:
-        ways.append(v2.MixUp(alpha=augment.mixup, num_classes=classes))
-    if augment.cutmix:
-        ways.append(v2.CutMix(alpha=augment.cutmix, num_classes=classes))
-    mixed: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = v2.RandomChoice(ways)
-    return mixed

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ from compressor.storage import tensors
 from compressor.training.balance import epoch_order
 from compressor.training.fine_tuning import frozen_by, rates_by, still_norms
 from compressor.training.objectives import Batch, Objective, Watched
+from compressor.training.replay import Replayed
 from compressor.training.settings import Precision, Training
 from compressor.training.state import TrainingState, weights_of
 
@@ -92,7 +94,8 @@ def fit(
         state.judge(0, evaluate(state.kept, data.validation, context, judged, layout))
     _resume(state, label, initial, context)
     saved = time.monotonic()
-    watched = Watched(network, lambda inputs: _forward(state, inputs))
+    forward = network if not training.cuda_graphs or device.type == "cpu" else _replayed(network, objective, training)
+    watched = Watched(network, lambda inputs: _forward(forward, inputs, training.precision))
     with services.console.training(label, training.epochs, steps, done=len(state.curve)) as progress:
         for epoch in range(len(state.curve), training.epochs):
             started = time.monotonic()
@@ -175,10 +178,17 @@ def _train_epoch(
     return float(total)
 
 
-def _forward(state: TrainingState, inputs: Tensor) -> Any:
+def _replayed(network: nn.Module, objective: Objective, training: Training) -> Replayed:
+    if objective.layers or processes.count() > 1:
+        why = "several processes" if processes.count() > 1 else "losses on inner layers"
+        raise UserError(f"cuda_graphs does not work with {why}; leave it out")
+    return Replayed(network, partial(autocast, precision=training.precision, cache_enabled=False))
+
+
+def _forward(network: Any, inputs: Tensor, precision: Precision) -> Any:
     try:
-        with autocast(inputs.device, state.training.precision):
-            return state.network(inputs)
+        with autocast(inputs.device, precision):
+            return network(inputs)
     except CompressorError:
         raise
     except Exception as error:  # a forward pass may raise anything
@@ -254,10 +264,10 @@ class _NarrowStrides(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: Precision, *, cache_enabled: bool = True) -> AbstractContextManager[Any]:
     """Autocast to bfloat16 if it is asked for, or fast on this device."""
     enabled = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=cache_enabled)
 
 
 def training_views(context: "Context", views: int, layout: torch.memory_format) -> Iterator[Iterator[Tensor]]:
@@ -284,19 +294,25 @@ def _batches(
     view = _view(context, number)
     generator = torch.Generator().manual_seed(context.seed_for(f"order of epoch {epoch}"))
     order = epoch_order(context.data.train.labels, training, generator)
-    for step, indices in enumerate(order.tensor_split(steps)):
-        progress = (epoch + step / steps) / training.epochs
-        parts = indices.tensor_split(min(training.accumulate, len(indices)))
-        yield [_batch(context, view, number, part, layout, progress) for part in parts]
+    at_once = max(1, context.data.preprocess.max_batch // training.batch_size)  # augmented together, which is faster
+    every = order.tensor_split(steps)
+    for first in range(0, steps, at_once):
+        some = [indices.tensor_split(min(training.accumulate, len(indices))) for indices in every[first:][:at_once]]
+        loaded = _loaded(context, view, [part for parts in some for part in parts], layout)
+        for step, parts in enumerate(some, first):
+            progress = (epoch + step / steps) / training.epochs
+            yield [Batch(*next(loaded), part, number, progress, in_parts=processes.count() > 1) for part in parts]
 
 
-def _batch(
-    context: "Context", view: View, number: int, indices: Tensor, layout: torch.memory_format, progress: float
-) -> Batch:
-    """The images at `indices`; of several processes, each has its own part, and everyone all labels."""
-    inputs, labels = _inputs(context, view, processes.own_part(indices), layout)
-    labels = processes.whole(labels, len(indices))
-    return Batch(inputs, labels, indices, number, progress, in_parts=processes.count() > 1)
+def _loaded(
+    context: "Context", view: View, parts: Sequence[Tensor], layout: torch.memory_format
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and labels of each part; of several processes, each has its own images, and everyone all labels."""
+    own = [processes.own_part(part) for part in parts]
+    inputs, labels = _inputs(context, view, torch.cat(own), layout)
+    lengths = [len(each) for each in own]
+    for part, images, classes in zip(parts, inputs.split(lengths), labels.split(lengths), strict=True):
+        yield images, processes.whole(classes, len(part))
 
 
 def _view(context: "Context", number: int) -> View:

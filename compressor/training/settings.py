@@ -53,6 +53,8 @@ class Training(Spec):
     """For classes of different sizes: draw each equally often, or weigh its loss on labels by 1 / its frequency."""
     precision: Precision = "auto"
     """`auto` is bf16 autocast where the processor has it, else fp32."""
+    cuda_graphs: bool = Field(False, exclude_if=not_)
+    """On a GPU, record the network's kernels once and replay them: most of a small network's step is launching them."""
 
     @model_validator(mode="after")
     def _schedule_is_whole(self) -> Self:
@@ -68,6 +70,8 @@ class Training(Spec):
     def _batches_have_parts(self) -> Self:
         if self.accumulate > self.batch_size:
             raise ValueError(f"a batch of {self.batch_size} cannot be run in {self.accumulate} parts")
+        if self.accumulate > 1 and self.cuda_graphs:
+            raise ValueError("gradients that are replayed cannot be added up; leave accumulate or cuda_graphs out")
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,68 @@
+"""A network whose kernels are recorded once and replayed (CUDA graphs), forward and backward.
+
+A small network has hundreds of short kernels in a step, and launching them one by one takes longer than they do.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
+
+
+class Replayed:
+    """Calls a network that trains; batches of each size are recorded when one comes first.
+
+    Every output lives until the next call, and gradients until the next backward pass.
+
+    Args:
+        network: on a GPU, in training mode.
+        autocast: the context that it runs in on a device; it must keep no cast weights.
+    """
+
+    def __init__(self, network: nn.Module, autocast: Callable[[torch.device], AbstractContextManager[Any]]) -> None:
+        self.network = network
+        self.autocast = autocast
+        self.recorded: dict[torch.Size, Callable[[Tensor], Any]] = {}
+
+    def __call__(self, inputs: Tensor) -> Any:
+        """The output of the network for `inputs`, `[B, C, H, W]`.
+
+        Raises:
+            ArchitectureError: the network does something that cannot be recorded.
+        """
+        if inputs.shape not in self.recorded:
+            self.recorded[inputs.shape] = self._record(inputs)
+        return self.recorded[inputs.shape](inputs)
+
+    def _record(self, inputs: Tensor) -> Callable[[Tensor], Any]:
+        """Recording runs the network several times, which must not count for its statistics."""
+        before = [buffer.clone() for buffer in self.network.buffers()]
+        try:
+            with self.autocast(inputs.device):
+                recorded: Callable[[Tensor], Any] = torch.cuda.make_graphed_callables(
+                    _Whole(self.network), (torch.empty_like(inputs).copy_(inputs),)
+                )
+        except RuntimeError as error:
+            pass_on_out_of_memory(error)
+            raise ArchitectureError(
+                f"the network cannot be replayed: {first_line(error)}; leave cuda_graphs out"
+            ) from error
+        with torch.no_grad():
+            for buffer, value in zip(self.network.buffers(), before, strict=True):
+                buffer.copy_(value)
+        return recorded
+
+
+class _Whole(nn.Module):
+    """Torch replaces the `forward` of what it records, and this is not what is saved."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.network(inputs)

@@ -1,0 +1,87 @@
+"""CUDA graphs: a recorded network trains as one whose kernels are launched one by one."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from compressor import Context, Data
+from compressor.errors import ArchitectureError, UserError
+from compressor.training.replay import Replayed
+from stages import Distill, Hints, Train
+from tests.conftest import TINY
+
+SETTINGS: dict[str, Any] = {"model": "resnet", "arguments": TINY, "epochs": 2, "precision": "fp32"}
+
+
+def recorder(module: nn.Module, sample: tuple[Tensor]) -> Callable[[Tensor], Tensor]:
+    """As torch does: run it some times, then patch its forward."""
+    for _ in range(3):
+        module(*sample)
+    original = module.forward
+    module.forward = lambda inputs: original(inputs)  # type: ignore[method-assign]
+    return module
+
+
+def test_each_size_is_recorded_once_and_leaves_no_trace() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    replayed = Replayed(network, lambda _: nullcontext())
+    wide, narrow = torch.randn(4, 1, 3, 3), torch.randn(3, 1, 3, 3)
+    with mock.patch("torch.cuda.make_graphed_callables", side_effect=recorder) as record:
+        for inputs in (wide, narrow, wide, narrow, narrow):
+            output = replayed(inputs)
+            assert torch.allclose(output.mean((0, 2, 3)), torch.zeros(2), atol=1e-5)  # normalised by the batch
+    assert record.call_count == 2
+    assert network[1].num_batches_tracked == 5  # of the calls, not of the recording
+    assert "forward" not in vars(network)
+    assert network.state_dict().keys() == before.keys()
+    assert torch.equal(network[0].weight, before["0.weight"])
+
+
+def test_what_cannot_be_recorded_is_said() -> None:
+    with (
+        mock.patch("torch.cuda.make_graphed_callables", side_effect=RuntimeError("operation not permitted\nmore")),
+        pytest.raises(ArchitectureError, match="cannot be replayed: operation not permitted; leave cuda_graphs out"),
+    ):
+        Replayed(nn.Identity(), lambda _: nullcontext())(torch.zeros(1))
+
+
+def test_gradients_that_are_replayed_cannot_add_up() -> None:
+    with pytest.raises(ValidationError, match="leave accumulate or cuda_graphs out"):
+        Train.model_validate({**SETTINGS, "accumulate": 2, "cuda_graphs": True})
+
+
+def test_on_a_cpu_nothing_is_recorded() -> None:
+    context = Context(data=Data(name="digits", train=200).load(0).without_test())
+    plain, same = (
+        Train.model_validate({**SETTINGS, "cuda_graphs": graphs}).run(None, context) for graphs in (False, True)
+    )
+    assert plain.digest == same.digest
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_recorded_network_learns_the_same() -> None:
+    data = Data(name="digits").load(0).without_test()
+    context = Context(data=data, device=torch.device("cuda"))
+    curves = [
+        Train.model_validate({**SETTINGS, "cuda_graphs": graphs}).run(None, context).details["curve"]
+        for graphs in (False, True)
+    ]
+    for one, other in zip(*curves, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_layers_and_graphs_exclude_each_other() -> None:
+    context = Context(data=Data(name="digits", train=200).load(0).without_test(), device=torch.device("cuda"))
+    teacher = Train.model_validate({**SETTINGS, "epochs": 0}).run(None, context)
+    context = Context(data=context.data, device=context.device, teachers={"teacher": teacher})
+    stage = Distill.model_validate({**SETTINGS, "teacher": "teacher", "features": [Hints()], "cuda_graphs": True})
+    with pytest.raises(UserError, match="cuda_graphs does not work with losses on inner layers"):
+        stage.run(None, context)
