@@ -59,6 +59,16 @@ def test_more_threads_than_cores_are_warned_about(capsys: pytest.CaptureFixture[
     assert "warning" not in capsys.readouterr().err
 
 
+def test_bench_times_the_file_that_an_engine_has_of_its_own(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino")
+    shutil.copy(finished / "model.onnx", tmp_path / "model.openvino.onnx")
+    assert main(["bench", str(tmp_path), "--engine", "openvino", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == str(tmp_path / "model.openvino.onnx")
+    assert main(["bench", str(tmp_path)]) == 2  # model.onnx is for all others
+
+
 def test_bench_alone_shows_the_noise(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openvino")
     assert main(["bench", str(finished / "model.onnx"), "--engine", "openvino"]) == 0

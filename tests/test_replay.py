@@ -19,7 +19,7 @@ from tests.conftest import TINY
 SETTINGS: dict[str, Any] = {"model": "resnet", "arguments": TINY, "epochs": 2, "precision": "fp32"}
 
 
-def recorder(module: nn.Module, sample: tuple[Tensor]) -> Callable[[Tensor], Tensor]:
+def recorder(module: nn.Module, sample: tuple[Tensor], **_: bool) -> Callable[[Tensor], Tensor]:
     """As torch does: run it some times, then patch its forward."""
     for _ in range(3):
         module(*sample)

@@ -48,7 +48,7 @@ def bench(
     device: str,
     as_json: bool,
 ) -> None:
-    """Time an ONNX file, alone or in turn with another; of a run's folder, its model.onnx.
+    """Time an ONNX file, alone or in turn with another; of a run's folder, its model.onnx, or the engine's own file.
 
     \b
     Examples:
@@ -58,8 +58,10 @@ def bench(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device == "cpu" and max(threads) > cores:
         print(f"warning: {max(threads)} threads on {cores} cores wait for one another", file=sys.stderr)
-    other = None if against is None else model_in(against)
-    result = evaluation.bench(model_in(model), other, engine=engine, threads=threads, batches=batch, device=device)
+    other = None if against is None else model_in(against, engine)
+    result = evaluation.bench(
+        model_in(model, engine), other, engine=engine, threads=threads, batches=batch, device=device
+    )
     if as_json:
         print(json.dumps(result.model_dump(mode="json"), indent=1))
         return

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from compressor import models
 from compressor.console import Console, launched
 from compressor.errors import UserError
 
@@ -83,6 +84,9 @@ def check_folder_of(path: Path) -> None:
         raise UserError(f"there is no folder {path.parent}; make it first")
 
 
-def model_in(path: Path) -> Path:
-    """An ONNX file; of a run's folder, the one that it ships."""
-    return path / MODEL if path.is_dir() else path
+def model_in(path: Path, engine: str | None = None) -> Path:
+    """An ONNX file; of a run's folder, the one that it ships, for this engine if that has its own."""
+    if not path.is_dir():
+        return path
+    own = None if engine is None else path / models.file_for(engine)
+    return own if own is not None and own.exists() else path / MODEL

@@ -44,7 +44,7 @@ class Replayed:
         try:
             with self.autocast(inputs.device):
                 recorded: Callable[[Tensor], Any] = torch.cuda.make_graphed_callables(
-                    _Whole(self.network), (torch.empty_like(inputs).copy_(inputs),)
+                    _Whole(self.network), (inputs.clone(),), allow_unused_input=True
                 )
         except RuntimeError as error:
             pass_on_out_of_memory(error)
