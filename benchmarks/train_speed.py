@@ -43,7 +43,7 @@ from compressor.storage import files
 from stages import Distill, Train
 
 RESULT = Path(__file__).parent / "results" / "train_speed.json"
-IMAGES, EPOCHS, REPEATS = 10_000, 4, 3
+IMAGES, EPOCHS, REPEATS = 6_000, 4, 3
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.1, 0.9, 1e-4
 TEMPERATURE, ALPHA = 4.0, 0.9
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
