@@ -200,7 +200,7 @@ class Bench:
             box.pre_epoch_process(epoch=epoch)
             for sample_batch, targets, supplement in box.train_data_loader:
                 box.pre_forward_process()
-                loss = box.forward_process(sample_batch, targets, supplement)
+                loss = box.forward_process(sample_batch.to(DEVICE), targets.to(DEVICE), supplement)
                 box.post_forward_process(loss=loss)
         return network.eval().cpu()
 

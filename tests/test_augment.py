@@ -220,19 +220,26 @@ def test_every_image_is_a_partner_once() -> None:
     assert sorted(view.mix.partners.tolist()) == list(range(9))
 
 
-def test_shares_are_drawn_from_beta() -> None:
+@pytest.mark.parametrize("size", [(24, 32), (10, 40)])
+def test_shares_are_drawn_from_beta(size: tuple[int, int]) -> None:
     for settings in ({"mixup": 0.4}, {"mixup": 2.0}, {"cutmix": 2.0}):
         ((way, a),) = settings.items()
-        mix = Mix.draw(Augment.model_validate(settings), (24, 32), 2000, seed=7)
-        own = mix.own(torch.arange(2000), (24, 32), CPU).numpy()
+        mix = Mix.draw(Augment.model_validate(settings), size, 2000, seed=7)
+        indices = torch.arange(2000)
+        own = mix.own(indices, size, CPU).numpy()
+        assert own.shape == (2000, *size)
         shares = own.mean((1, 2))
+        assert np.allclose(mix.kept(indices, size), shares, atol=1e-6)
         if way == "mixup":
+            assert np.ptp(own, axis=(1, 2)).max() == 0
             assert shares.mean() == pytest.approx(0.5, abs=0.03)
             assert shares.var() == pytest.approx(1 / (4 * (2 * a + 1)), rel=0.1)
         else:
             assert set(np.unique(own)) == {0, 1}
             assert 0.55 < shares.mean() < 0.75  # half, but for what lies beyond the border
-    assert own[0].shape == (24, 32)
+            rows, columns = (own == 0).any(2).sum(1), (own == 0).any(1).sum(1)
+            assert ((own == 0).sum((1, 2)) == rows * columns).all()  # a box
+            assert columns.max() / rows.max() == pytest.approx(size[1] / size[0], rel=0.3)  # as wide as the image
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compressor import Context, Data
 from compressor.errors import ArchitectureError, UserError
 from compressor.training.replay import Replayed
-from stages import Distill, Hints, Train
+from stages import Distill, Hints, Quantize, Train
 from tests.conftest import TINY
 
 SETTINGS: dict[str, Any] = {"model": "resnet", "arguments": TINY, "epochs": 2, "precision": "fp32"}
@@ -42,6 +42,8 @@ def test_each_size_is_recorded_once_and_leaves_no_trace() -> None:
     assert "forward" not in vars(network)
     assert network.state_dict().keys() == before.keys()
     assert torch.equal(network[0].weight, before["0.weight"])
+    replayed.forget()
+    assert not replayed.recorded
 
 
 def test_what_cannot_be_recorded_is_said() -> None:
@@ -57,6 +59,11 @@ def test_gradients_that_are_replayed_cannot_add_up() -> None:
         Train.model_validate({**SETTINGS, "accumulate": 2, "cuda_graphs": True})
 
 
+def test_networks_on_integer_grids_are_not_recorded() -> None:
+    with pytest.raises(ValidationError, match="rounding to integers cannot be recorded; leave cuda_graphs out"):
+        Quantize.model_validate({"mode": "qat", "epochs": 1, "cuda_graphs": True})
+
+
 def test_on_a_cpu_nothing_is_recorded() -> None:
     context = Context(data=Data(name="digits", train=200).load(0).without_test())
     plain, same = (
@@ -66,15 +73,19 @@ def test_on_a_cpu_nothing_is_recorded() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_a_recorded_network_learns_the_same() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_a_recorded_network_learns_the_same(precision: str) -> None:
     data = Data(name="digits").load(0).without_test()
     context = Context(data=data, device=torch.device("cuda"))
     curves = [
-        Train.model_validate({**SETTINGS, "cuda_graphs": graphs}).run(None, context).details["curve"]
+        Train.model_validate({**SETTINGS, "precision": precision, "cuda_graphs": graphs})
+        .run(None, context)
+        .details["curve"]
         for graphs in (False, True)
     ]
     for one, other in zip(*curves, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
+        assert one["validation_accuracy"] == pytest.approx(other["validation_accuracy"], abs=0.05)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

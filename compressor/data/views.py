@@ -4,6 +4,7 @@ So it does not matter in which batch, order or run an image is shown, and a teac
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -98,6 +99,11 @@ class Mix:
         pasted = in_rows[:, :, None] & in_columns[:, None, :]
         return self.shares[indices].to(device)[:, None, None] * ~pasted
 
+    def kept(self, indices: Tensor, size: tuple[int, int]) -> Tensor:
+        """The share of the image itself, for the images at `indices`: float32 `[B]`, the mean of `own`."""
+        top, bottom, left, right = self.boxes[indices].unbind(1)
+        return self.shares[indices] * (1 - (bottom - top) * (right - left) / math.prod(size))
+
 
 @dataclass(frozen=True)
 class View:
@@ -142,10 +148,10 @@ class View:
         pixels, labels = self._alone(indices, device), self._labels(indices, device)
         if self.mix is None:
             return pixels, labels
-        partners = self.mix.partners[indices]
-        own = self.mix.own(indices, (pixels.shape[2], pixels.shape[3]), device)[:, None]  # [B, 1, H, W]
+        partners, size = self.mix.partners[indices], (pixels.shape[2], pixels.shape[3])
+        own = self.mix.own(indices, size, device)[:, None]  # [B, 1, H, W]
         mixed = own * pixels + (1 - own) * self._alone(partners, device)
-        shares = own.mean((1, 2, 3))[:, None]
+        shares = self.mix.kept(indices, size).to(device)[:, None]
         classes, others = (F.one_hot(each, self.classes) for each in (labels, self._labels(partners, device)))
         return mixed, shares * classes + (1 - shares) * others
 

@@ -94,7 +94,8 @@ def fit(
         state.judge(0, evaluate(state.kept, data.validation, context, judged, layout))
     _resume(state, label, initial, context)
     saved = time.monotonic()
-    forward = network if not training.cuda_graphs or device.type == "cpu" else _replayed(network, objective, training)
+    replayed = _replayed(network, objective, training) if training.cuda_graphs and device.type == "cuda" else None
+    forward = replayed or network
     watched = Watched(network, lambda inputs: _forward(forward, inputs, training.precision))
     with services.console.training(label, training.epochs, steps, done=len(state.curve)) as progress:
         for epoch in range(len(state.curve), training.epochs):
@@ -124,6 +125,8 @@ def fit(
             if services.checkpoints is not None and late and processes.is_first():
                 services.checkpoints.save(label, initial, state.tensors(), state.notes())
                 saved = time.monotonic()
+    if replayed is not None:
+        replayed.forget()
     tensors.load_into(network, state.best or weights_of(state.kept))
     network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return {"curve": state.curve, "kept_epoch": state.best_epoch if state.best else training.epochs}
@@ -294,25 +297,31 @@ def _batches(
     view = _view(context, number)
     generator = torch.Generator().manual_seed(context.seed_for(f"order of epoch {epoch}"))
     order = epoch_order(context.data.train.labels, training, generator)
-    at_once = max(1, context.data.preprocess.max_batch // training.batch_size)  # augmented together, which is faster
-    every = order.tensor_split(steps)
-    for first in range(0, steps, at_once):
-        some = [indices.tensor_split(min(training.accumulate, len(indices))) for indices in every[first:][:at_once]]
-        loaded = _loaded(context, view, [part for parts in some for part in parts], layout)
-        for step, parts in enumerate(some, first):
-            progress = (epoch + step / steps) / training.epochs
-            yield [Batch(*next(loaded), part, number, progress, in_parts=processes.count() > 1) for part in parts]
+    every = [indices.tensor_split(min(training.accumulate, len(indices))) for indices in order.tensor_split(steps)]
+    loaded = _loaded(context, view, [part for parts in every for part in parts], layout)
+    for step, parts in enumerate(every):
+        progress = (epoch + step / steps) / training.epochs
+        yield [Batch(*next(loaded), part, number, progress, in_parts=processes.count() > 1) for part in parts]
 
 
 def _loaded(
     context: "Context", view: View, parts: Sequence[Tensor], layout: torch.memory_format
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and labels of each part; of several processes, each has its own images, and everyone all labels."""
+    """The inputs and labels of each part; of several processes, each has its own images, and everyone all labels.
+
+    As many parts as fit in `max_batch` are augmented together: of small images it is mostly launching kernels.
+    """
     own = [processes.own_part(part) for part in parts]
-    inputs, labels = _inputs(context, view, torch.cat(own), layout)
-    lengths = [len(each) for each in own]
-    for part, images, classes in zip(parts, inputs.split(lengths), labels.split(lengths), strict=True):
-        yield images, processes.whole(classes, len(part))
+    first = 0
+    while first < len(parts):
+        last = first + 1
+        while last < len(parts) and sum(map(len, own[first : last + 1])) <= context.data.preprocess.max_batch:
+            last += 1
+        inputs, labels = _inputs(context, view, torch.cat(own[first:last]), layout)
+        lengths = [len(each) for each in own[first:last]]
+        for part, images, classes in zip(parts[first:last], inputs.split(lengths), labels.split(lengths), strict=True):
+            yield images, processes.whole(classes, len(part))
+        first = last
 
 
 def _view(context: "Context", number: int) -> View:

@@ -3,6 +3,7 @@
 A small network has hundreds of short kernels in a step, and launching them one by one takes longer than they do.
 """
 
+import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -37,6 +38,11 @@ class Replayed:
         if inputs.shape not in self.recorded:
             self.recorded[inputs.shape] = self._record(inputs)
         return self.recorded[inputs.shape](inputs)
+
+    def forget(self) -> None:
+        """Give back the memory of what was recorded; torch's objects refer to one another."""
+        self.recorded.clear()
+        gc.collect()
 
     def _record(self, inputs: Tensor) -> Callable[[Tensor], Any]:
         """Recording runs the network several times, which must not count for its statistics."""
