@@ -60,7 +60,13 @@ def main() -> None:
     }
     if find_spec("torchdistill"):
         pairs["from a teacher"]["torchdistill"] = bench.torchdistill
-    found: dict[str, Any] = {}
+    about: dict[str, Any] = {
+        "environment": environment().model_dump(),
+        "images": IMAGES,
+        "seconds_to_read_all_images_once": bench.reading_seconds,
+        "epochs": EPOCHS,
+        "trainings": {},
+    }
     for pair, ways in pairs.items():
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         accuracy: dict[str, list[float]] = {way: [] for way in ways}
@@ -71,24 +77,20 @@ def main() -> None:
                 seconds[way].append(round(time.monotonic() - started, 1))
                 accuracy[way].append(bench.accuracy(network))
                 print(pair, way, seconds[way][-1], accuracy[way][-1], flush=True)
-        ours = float(np.median(seconds["compressor"]))
-        found[pair] = {
-            way: {
-                "seconds": seconds[way],
-                "median_ratio": round(float(np.median(seconds[way])) / ours, 2),
-                "validation_accuracy": accuracy[way],
+            ours = float(np.median(seconds["compressor"]))
+            about["trainings"][pair] = {
+                way: {
+                    "seconds": seconds[way],
+                    "median_ratio": round(float(np.median(seconds[way])) / ours, 2),
+                    "validation_accuracy": accuracy[way],
+                }
+                for way in ways
             }
-            for way in ways
-        }
-    about = {
-        "environment": environment().model_dump(),
-        "images": IMAGES,
-        "seconds_to_read_all_images_once": bench.reading_seconds,
-        "epochs": EPOCHS,
-        "repeats": REPEATS,
-        "trainings": found,
-        "runner": runners_own_work(),
-    }
+            write(about)  # as far as it came
+    write({**about, "runner": runners_own_work()})
+
+
+def write(about: dict[str, Any]) -> None:
     files.write_text(RESULT, json.dumps(about, indent=1) + "\n")
 
 
