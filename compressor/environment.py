@@ -65,6 +65,11 @@ class Environment(BaseModel):
         return {name: getattr(self, name) for name in ("python", *LIBRARIES)}
 
 
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else environment().cpu
+
+
 @cache
 def environment() -> Environment:
     """This machine, now."""

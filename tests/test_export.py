@@ -51,6 +51,14 @@ def test_metadata_says_how_to_feed_it(shipped: OnnxModel, context: Context) -> N
     assert metadata["compressor.pipeline"] == "tests"
 
 
+def test_attributes_that_are_defaults_are_left_out(shipped: OnnxModel) -> None:
+    nodes = onnx.load_from_string(shipped.content).graph.node
+    found = [{each.name for each in node.attribute} for node in nodes if node.op_type == "Conv"]
+    assert found == [{"kernel_shape", "pads"} | ({"strides"} if "strides" in names else set()) for names in found]
+    assert any("strides" in names for names in found)  # that halve the image
+    assert not all("strides" in names for names in found)
+
+
 def test_nothing_of_the_exporting_machine_is_left(shipped: OnnxModel, tiny: TorchModel) -> None:
     for content in (shipped.content, tiny.to_onnx("test").content):
         assert b".py" not in content

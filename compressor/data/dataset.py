@@ -60,6 +60,10 @@ class Dataset:
         for positions in torch.arange(count).tensor_split(math.ceil(count / min(size, self.preprocess.max_batch))):
             yield self.preprocess.normalise(self.calibration.batch(positions))
 
+    def on(self, device: torch.device) -> "Dataset":
+        """The same, with the training images on a GPU if they fit, unless images are augmented one by one."""
+        return self if self.augment.one_by_one else replace(self, train=self.train.on(device))
+
     def with_unlabeled(self) -> "Dataset":
         """The same, with images that have no class behind the training images.
 

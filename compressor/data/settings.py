@@ -72,6 +72,11 @@ class Augment(Spec):
             raise ValueError(f"resized_crop {list(self.resized_crop)} is no range; put the smaller area first")
         return self
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether something is done to each image alone, on the CPU; crops, flips and mixes are made of batches."""
+        return bool(self.resized_crop or self.randaugment or self.color or self.erase)
+
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         written = self.model_dump()
         return ((name, value) for name, value in super().__repr_args__() if name in written)

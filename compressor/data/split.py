@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 READ_AT_ONCE = 1000  # images, where all of a split are read
+GPU_SHARE = 4  # a split takes at most a quarter of a GPU's free memory
 
 
 class Source(ABC):
@@ -24,7 +25,7 @@ class Source(ABC):
 
     @abstractmethod
     def batch(self, indices: Tensor) -> Tensor:
-        """The images at `indices` (int64 `[B]`), uint8 `[B, C, H, W]` on the CPU."""
+        """The images at `indices` (int64 `[B]` on the CPU), uint8 `[B, C, H, W]`."""
 
     def whole(self, indices: Tensor) -> Iterator[Tensor]:
         """The images at `indices` before they are cut to one size, uint8 `[C, h, w]` each, where a source has more."""
@@ -42,7 +43,7 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class InMemory(Source):
-    """Images that are held in memory: uint8 `[N, C, H, W]`, and their classes int64 `[N]`."""
+    """Images that are held in memory, or in a GPU's: uint8 `[N, C, H, W]`; and their classes int64 `[N]`."""
 
     images: Tensor
     labels: Tensor
@@ -51,7 +52,7 @@ class InMemory(Source):
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> Tensor:
-        return self.images[indices]
+        return self.images[indices.to(self.images.device)]
 
 
 class Joined(Source):
@@ -128,6 +129,18 @@ class Split:
     def take(self, positions: Tensor) -> "Split":
         """The images at `positions`."""
         return Split(self.source, self.indices[positions])
+
+    def on(self, device: torch.device) -> "Split":
+        """The same images, held by a GPU if they fit into a part of its free memory."""
+        if device.type != "cuda" or not len(self):
+            return self
+        one = self.batch(torch.zeros(1, dtype=torch.int64))
+        if one.device.type == "cuda" or len(self) * one.nbytes > torch.cuda.mem_get_info(device)[0] // GPU_SHARE:
+            return self
+        images = torch.empty((len(self), *one.shape[1:]), dtype=torch.uint8, device=device)
+        for held, read in zip(images.split(READ_AT_ONCE), self.batches(READ_AT_ONCE), strict=True):
+            held.copy_(read)
+        return Split.of(InMemory(images, self.labels))
 
     def spread(self, count: int) -> Tensor:
         """The positions of at most `count` images at even distances: of all classes where they lie class by class."""

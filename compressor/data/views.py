@@ -178,7 +178,7 @@ class View:
 
 def _change(augment: Augment, preprocess: Preprocess) -> Callable[[Tensor], Tensor] | None:
     """What is done to each image alone, before `Shift`; Pillow does most of it faster than torch."""
-    if not (augment.resized_crop or augment.randaugment or augment.color or augment.erase):
+    if not augment.one_by_one:
         return None
     from torchvision.transforms import v2  # takes a second to import
 

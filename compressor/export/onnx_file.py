@@ -39,6 +39,7 @@ MADE_FOR = {  # by the bits of weights
 }
 SIGNED = frozenset({"tensorrt"})  # engines that read symmetric int8 activations and float biases only
 MADE_FOR_SIGNED = "TensorRT: symmetric int8 activations, biases in float"
+SPATIAL = frozenset({"Conv", "AveragePool", "MaxPool"})  # without strides they move by 1
 QUIET = 4  # ONNX Runtime's log level: fatal errors only; others are raised, and said in our words
 
 
@@ -271,3 +272,14 @@ def _make_lean(model: onnx.ModelProto) -> None:
         del node.metadata_props[:]
         node.input[:] = [rename(name) for name in node.input]
         node.output[:] = [rename(name) for name in node.output]
+        _drop_defaults(node, next(entry.version for entry in model.opset_import if entry.domain == node.domain))
+
+
+def _drop_defaults(node: onnx.NodeProto, opset: int) -> None:
+    """Drop attributes that say what holds without them: of a convolution's hundred bytes they are half."""
+    known = onnx.defs.get_schema(node.op_type, opset, node.domain).attributes
+    for attribute in list(node.attribute):
+        value, default = onnx.helper.get_attribute_value(attribute), known[attribute.name].default_value
+        ones = node.op_type in SPATIAL and attribute.name in ("dilations", "strides") and set(value) == {1}
+        if ones or (default.name and value == onnx.helper.get_attribute_value(default)):
+            node.attribute.remove(attribute)

@@ -74,6 +74,10 @@ class Context:
             ships_int8=any(later.makes_integers for later in pipeline.stages[index + 1 :]),
         )
 
+    def with_images_on_device(self) -> "Context":
+        """The same, with the training images on the device, if it is a GPU and they fit: they are augmented there."""
+        return replace(self, data=self.data.on(self.device))
+
     def seed_for(self, purpose: str) -> int:
         """A separate seed for each purpose."""
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()[:6])

@@ -98,6 +98,7 @@ class Details(Figures, extra="allow"):
 
     curve: tuple[Epoch, ...] = ()
     kept_epoch: Count | None = None
+    trained_on: str | None = None
     widths: dict[str, tuple[Count, Count]] = {}
     signal_to_noise_db: dict[str, Drawn | None] = {}
     teacher_weights: tuple[float | None, ...] = ()

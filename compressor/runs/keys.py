@@ -12,7 +12,10 @@ from compressor.storage.code import code_digests
 
 
 def made_from(stage: Stage, before: Artifact | None, context: Context, code: Mapping[str, str]) -> dict[str, str]:
-    """The digest of everything that decides a stage's artifact, by name; no folder names or times."""
+    """The digest of everything that decides a stage's artifact, by name; no folder names or times.
+
+    Nor the device: what a GPU has trained is used on other machines. Settings that time or probe one refer to it.
+    """
     weights = getattr(stage, "weights", None)
     decides = {
         "its settings": stage.model_dump(mode="json", exclude={"id", "teacher", "teachers", "weights"}),
@@ -22,7 +25,6 @@ def made_from(stage: Stage, before: Artifact | None, context: Context, code: Map
         "what its settings refer to": stage.decided_by(context),
         "the data": context.data.fingerprint,
         "the seed": context.seed,
-        "the device": context.device.type,
         "the pipeline": context.pipeline if "OnnxModel" in makes(type(stage)) else None,
     }
     return {**{name: files.digest_json(value) for name, value in decides.items()}, **code}

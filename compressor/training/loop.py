@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from compressor import processes
 from compressor.data.dataset import Dataset
 from compressor.data.split import Split
 from compressor.data.views import View
-from compressor.environment import has_fast_bf16
+from compressor.environment import device_name, has_fast_bf16
 from compressor.errors import (
     ArchitectureError,
     ArtifactError,
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 NARROW = 16  # channels
 CHECKPOINT_SECONDS = 10.0  # at least, between checkpoints
+FLOAT_BYTES = 4
+AUGMENTED_BYTES = 2**29  # of a GPU's memory that augmentation may take
+AUGMENTED_COPIES = 8  # of an image in float32 that it makes at most
 
 
 def fit(
@@ -52,7 +55,7 @@ def fit(
     views: int | None = None,
     start: "TorchModel | None" = None,
 ) -> dict[str, Any]:
-    """Train `network` in place on the training images; returns its `curve`, one entry per epoch, and the `kept_epoch`.
+    """Train `network` in place on the training images; returns its `curve` by epoch, the `kept_epoch` and `trained_on`.
 
     Every epoch uses a new random view of the images; with `views`, epochs cycle through that many. What is masked or
     frozen in the artifact that training starts from, `start`, stays so. With `keep: best` the initial network counts as
@@ -66,6 +69,7 @@ def fit(
     """
     if training.epochs == 0:
         return {"curve": [], "kept_epoch": 0}
+    context = context.with_images_on_device()
     data, device, services = context.data, context.device, context.services
     initial = processes.agreed(tensors.digest(network.state_dict()))
     layout = layout_of(network.to(device), data)
@@ -94,9 +98,8 @@ def fit(
         state.judge(0, evaluate(state.kept, data.validation, context, judged, layout))
     _resume(state, label, initial, context)
     saved = time.monotonic()
-    replayed = _replayed(network, objective, training) if training.cuda_graphs and device.type == "cuda" else None
-    forward = replayed or network
-    watched = Watched(network, lambda inputs: _forward(forward, inputs, training.precision))
+    made = _made_faster(network, objective, training, device)
+    watched = Watched(network, lambda inputs: _forward(made, inputs, training))
     with services.console.training(label, training.epochs, steps, done=len(state.curve)) as progress:
         for epoch in range(len(state.curve), training.epochs):
             started = time.monotonic()
@@ -125,11 +128,14 @@ def fit(
             if services.checkpoints is not None and late and processes.is_first():
                 services.checkpoints.save(label, initial, state.tensors(), state.notes())
                 saved = time.monotonic()
-    if replayed is not None:
-        replayed.forget()
+    if isinstance(made, Replayed):
+        made.forget()
+    if training.compile:
+        torch.compiler.reset()  # it compiles no code for more than a few networks
     tensors.load_into(network, state.best or weights_of(state.kept))
     network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    return {"curve": state.curve, "kept_epoch": state.best_epoch if state.best else training.epochs}
+    kept_epoch = state.best_epoch if state.best else training.epochs
+    return {"curve": state.curve, "kept_epoch": kept_epoch, "trained_on": device_name(device)}
 
 
 def _resume(state: TrainingState, label: str, initial: str, context: "Context") -> None:
@@ -181,24 +187,32 @@ def _train_epoch(
     return float(total)
 
 
-def _replayed(network: nn.Module, objective: Objective, training: Training) -> Replayed:
-    if objective.layers or processes.count() > 1:
-        why = "several processes" if processes.count() > 1 else "losses on inner layers"
-        raise UserError(f"cuda_graphs does not work with {why}; leave it out")
-    return Replayed(network, partial(autocast, precision=training.precision, cache_enabled=False))
+def _made_faster(
+    network: nn.Module, objective: Objective, training: Training, device: torch.device
+) -> Callable[[Tensor], Any]:
+    """What calls the network in training: itself, or compiled, or its kernels recorded, or both."""
+    recorded = training.cuda_graphs and device.type == "cuda"
+    for setting, is_on in (("cuda_graphs", recorded), ("compile", training.compile)):
+        if is_on and (objective.layers or processes.count() > 1):
+            why = "several processes" if processes.count() > 1 else "losses on inner layers"
+            raise UserError(f"{setting} does not work with {why}; leave it out")
+    run = torch.compile(network, dynamic=False) if training.compile else network
+    if not recorded:
+        return run
+    return Replayed(network, partial(autocast, precision=training.precision, cache_enabled=False), run)
 
 
-def _forward(network: Any, inputs: Tensor, precision: Precision) -> Any:
+def _forward(network: Callable[[Tensor], Any], inputs: Tensor, training: Training) -> Any:
     try:
-        with autocast(inputs.device, precision):
+        with autocast(inputs.device, training.precision):
             return network(inputs)
     except CompressorError:
         raise
     except Exception as error:  # a forward pass may raise anything
         pass_on_out_of_memory(error)
+        advice = "leave compile out" if training.compile else "if this is about a data type, set precision: fp32"
         raise ArchitectureError(
-            f"the network cannot train on inputs {list(inputs.shape)}: {first_line(error)}; if this is about a "
-            "data type, set precision: fp32"
+            f"the network cannot train on inputs {list(inputs.shape)}: {first_line(error)}; {advice}"
         ) from error
 
 
@@ -275,10 +289,10 @@ def autocast(device: torch.device, precision: Precision, *, cache_enabled: bool 
 
 def training_views(context: "Context", views: int, layout: torch.memory_format) -> Iterator[Iterator[Tensor]]:
     """For each view that `fit` cycles through, its inputs `[B, C, H, W]` in the order of the training images."""
-    train = context.data.train
+    context = context.with_images_on_device()
+    chunks = torch.arange(len(context.data.train)).split(context.data.preprocess.max_batch)
     for number in range(views):
         view = _view(context, number)
-        chunks = torch.arange(len(train)).split(context.data.preprocess.max_batch)
         yield (_inputs(context, view, chunk, layout)[0] for chunk in chunks)
 
 
@@ -309,19 +323,27 @@ def _loaded(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The inputs and labels of each part; of several processes, each has its own images, and everyone all labels.
 
-    As many parts as fit in `max_batch` are augmented together: of small images it is mostly launching kernels.
+    As many parts as fit are augmented together: of small images it is mostly launching kernels.
     """
     own = [processes.own_part(part) for part in parts]
+    most = _augmented_at_once(context)
     first = 0
     while first < len(parts):
         last = first + 1
-        while last < len(parts) and sum(map(len, own[first : last + 1])) <= context.data.preprocess.max_batch:
+        while last < len(parts) and sum(map(len, own[first : last + 1])) <= most:
             last += 1
         inputs, labels = _inputs(context, view, torch.cat(own[first:last]), layout)
         lengths = [len(each) for each in own[first:last]]
         for part, images, classes in zip(parts[first:last], inputs.split(lengths), labels.split(lengths), strict=True):
             yield images, processes.whole(classes, len(part))
         first = last
+
+
+def _augmented_at_once(context: "Context") -> int:
+    """How many images; on a GPU, whose memory is large, more than a forward pass takes."""
+    preprocess = context.data.preprocess
+    fit = AUGMENTED_BYTES // (AUGMENTED_COPIES * math.prod(preprocess.input_shape(FLOAT_BYTES)))
+    return max(preprocess.max_batch, fit) if context.device.type == "cuda" else preprocess.max_batch
 
 
 def _view(context: "Context", number: int) -> View:

@@ -22,11 +22,18 @@ class Replayed:
     Args:
         network: on a GPU, in training mode.
         autocast: the context that it runs in on a device; it must keep no cast weights.
+        run: what calls the network: itself, or compiled.
     """
 
-    def __init__(self, network: nn.Module, autocast: Callable[[torch.device], AbstractContextManager[Any]]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        autocast: Callable[[torch.device], AbstractContextManager[Any]],
+        run: Callable[[Tensor], Any] | None = None,
+    ) -> None:
         self.network = network
         self.autocast = autocast
+        self.run = run or network
         self.recorded: dict[torch.Size, Callable[[Tensor], Any]] = {}
 
     def __call__(self, inputs: Tensor) -> Any:
@@ -50,7 +57,7 @@ class Replayed:
         try:
             with self.autocast(inputs.device):
                 recorded: Callable[[Tensor], Any] = torch.cuda.make_graphed_callables(
-                    _Whole(self.network), (inputs.clone(),), allow_unused_input=True
+                    _Whole(self.network, self.run), (inputs.clone(),), allow_unused_input=True
                 )
         except RuntimeError as error:
             pass_on_out_of_memory(error)
@@ -66,9 +73,10 @@ class Replayed:
 class _Whole(nn.Module):
     """Torch replaces the `forward` of what it records, and this is not what is saved."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, run: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.network = network
+        self.network = network  # its parameters are recorded
+        self.run = run
 
     def forward(self, inputs: Tensor) -> Any:
-        return self.network(inputs)
+        return self.run(inputs)

@@ -55,6 +55,8 @@ class Training(Spec):
     """`auto` is bf16 autocast where the processor has it, else fp32."""
     cuda_graphs: bool = Field(False, exclude_if=not_)
     """On a GPU, record the network's kernels once and replay them: most of a small network's step is launching them."""
+    compile: bool = Field(False, exclude_if=not_)
+    """Compile the network for training (`torch.compile`): fewer kernels, after half a minute for each size of batch."""
 
     @model_validator(mode="after")
     def _schedule_is_whole(self) -> Self:
@@ -81,9 +83,10 @@ class Training(Spec):
         return self
 
     def for_dry_run(self) -> Self:
-        """At most one epoch, at a harmless learning rate."""
+        """At most one epoch, at a harmless learning rate. Nothing is compiled, which would take longest."""
         return validated_copy(
             self,
+            compile=False,
             epochs=min(self.epochs, 1),
             learning_rate=min(self.peak_rate, DRY_RUN_RATE),
             learning_rates={name: min(rate, DRY_RUN_RATE) for name, rate in self.learning_rates.items()},

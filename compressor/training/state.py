@@ -233,10 +233,11 @@ def optimizer_of(
         groups.append({"params": decayed, "lr": rate, "weight_decay": training.weight_decay})
         groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
+    fused = True if parameters[0].device.type == "cuda" else None  # one kernel for many parameters
     if training.optimizer == "adamw":
-        return AdamW(groups, lr=training.peak_rate)
+        return AdamW(groups, lr=training.peak_rate, fused=fused)
     nesterov = training.momentum > 0
-    return SGD(groups, lr=training.peak_rate, momentum=training.momentum, nesterov=nesterov)
+    return SGD(groups, lr=training.peak_rate, momentum=training.momentum, nesterov=nesterov, fused=fused)
 
 
 def schedule_of(optimizer: Any, training: Training, steps: int) -> lr_scheduler.LRScheduler:
