@@ -313,3 +313,23 @@ def test_the_contact_sheet_holds_what_training_shows() -> None:
 def test_augmentations_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Augment.model_validate(settings)
+
+
+def test_images_stay_where_they_are_on_a_cpu_or_where_each_is_changed_alone() -> None:
+    data = Data(name="digits", train=20).load(0)
+    assert data.on(CPU).train is data.train
+    alone = replace(data, augment=Augment(color=0.5))
+    assert alone.on(torch.device("cuda")) is alone
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("augment", [{"crop": 2, "flip": True}, {"crop": 1, "mixup": 1, "cutmix": 1}])
+def test_a_gpu_shows_the_same_views(augment: dict[str, Any]) -> None:
+    data = replace(Data(name="digits", train=100).load(0), augment=Augment.model_validate(augment))
+    gpu, order = torch.device("cuda"), torch.randperm(100)
+    held = data.on(gpu)
+    assert held.train.batch(order).device.type == "cuda"
+    expected, shares = View.draw(data, 7).batch(order, CPU)
+    pixels, same = View.draw(held, 7).batch(order, gpu)
+    torch.testing.assert_close(pixels.cpu(), expected, check_dtype=False, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(same.cpu(), shares)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from compressor import Context, Data
 from compressor.errors import ArchitectureError, UserError
+from compressor.training import CrossEntropy, Training
+from compressor.training.loop import _made_faster
 from compressor.training.replay import Replayed
 from stages import Distill, Hints, Quantize, Train
 from tests.conftest import TINY
@@ -31,7 +34,7 @@ def recorder(module: nn.Module, sample: tuple[Tensor], **_: bool) -> Callable[[T
 def test_each_size_is_recorded_once_and_leaves_no_trace() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    replayed = Replayed(network, lambda _: nullcontext())
+    replayed = Replayed(network, network, lambda _: nullcontext())
     wide, narrow = torch.randn(4, 1, 3, 3), torch.randn(3, 1, 3, 3)
     with mock.patch("torch.cuda.make_graphed_callables", side_effect=recorder) as record:
         for inputs in (wide, narrow, wide, narrow, narrow):
@@ -46,12 +49,26 @@ def test_each_size_is_recorded_once_and_leaves_no_trace() -> None:
     assert not replayed.recorded
 
 
+def test_a_compiled_network_is_recorded() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten()).train()
+    training = Training(epochs=1, precision="fp32", cuda_graphs=True, compile=True)
+    compiled = partial(torch.compile, backend="eager")
+    with (
+        mock.patch("torch.compile", side_effect=compiled) as compiles,
+        mock.patch("torch.cuda.make_graphed_callables", side_effect=recorder) as record,
+    ):
+        run = _made_faster(network, CrossEntropy(), training, torch.device("cuda"))
+        images = torch.randn(4, 1, 3, 3)
+        assert torch.allclose(run(images), network(images))
+    assert (compiles.call_count, record.call_count) == (1, 1)
+
+
 def test_what_cannot_be_recorded_is_said() -> None:
     with (
         mock.patch("torch.cuda.make_graphed_callables", side_effect=RuntimeError("operation not permitted\nmore")),
         pytest.raises(ArchitectureError, match="cannot be replayed: operation not permitted; leave cuda_graphs out"),
     ):
-        Replayed(nn.Identity(), lambda _: nullcontext())(torch.zeros(1))
+        Replayed(nn.Identity(), nn.Identity(), lambda _: nullcontext())(torch.zeros(1))
 
 
 def test_gradients_that_are_replayed_cannot_add_up() -> None:

@@ -199,7 +199,7 @@ def _made_faster(
     run = torch.compile(network, dynamic=False) if training.compile else network
     if not recorded:
         return run
-    return Replayed(network, partial(autocast, precision=training.precision, cache_enabled=False), run)
+    return Replayed(network, run, partial(autocast, precision=training.precision, cache_enabled=False))
 
 
 def _forward(network: Callable[[Tensor], Any], inputs: Tensor, training: Training) -> Any:

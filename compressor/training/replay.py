@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import set_warn_on_accumulate_grad_stream_mismatch as _warn_of_streams
 
 from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memory
 
@@ -21,20 +22,21 @@ class Replayed:
 
     Args:
         network: on a GPU, in training mode.
-        autocast: the context that it runs in on a device; it must keep no cast weights.
         run: what calls the network: itself, or compiled.
+        autocast: the context that it runs in on a device; it must keep no cast weights.
     """
 
     def __init__(
         self,
         network: nn.Module,
+        run: Callable[[Tensor], Any],
         autocast: Callable[[torch.device], AbstractContextManager[Any]],
-        run: Callable[[Tensor], Any] | None = None,
     ) -> None:
         self.network = network
+        self.run = run
         self.autocast = autocast
-        self.run = run or network
         self.recorded: dict[torch.Size, Callable[[Tensor], Any]] = {}
+        _warn_of_streams(False)  # each size is recorded on a stream of its own, and gradients come from all of them
 
     def __call__(self, inputs: Tensor) -> Any:
         """The output of the network for `inputs`, `[B, C, H, W]`.
@@ -50,6 +52,7 @@ class Replayed:
         """Give back the memory of what was recorded; torch's objects refer to one another."""
         self.recorded.clear()
         gc.collect()
+        _warn_of_streams(True)
 
     def _record(self, inputs: Tensor) -> Callable[[Tensor], Any]:
         """Recording runs the network several times, which must not count for its statistics."""
