@@ -28,6 +28,7 @@ RESULT = Path(__file__).parent / "results" / "stage_costs"
 IMAGES, USUAL_IMAGES = (2000, 4000, 8000), 4000
 NETWORKS, USUAL_NETWORK = ("resnet20", "resnet38", "resnet74"), "resnet20"  # about twice as many layers each
 VALIDATION = 1000
+SECONDS = (1, 2, 5, 10, 20, 50)  # on the axis
 
 
 def main() -> None:
@@ -101,6 +102,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_yscale("log")
         ticks = sorted({row[key] for row in rows})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_yticks(SECONDS, [f"{tick}" for tick in SECONDS])
         axes.minorticks_off()
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
