@@ -1,6 +1,6 @@
 """Accuracy against latency: our students at several budgets, and what other tools make of the same teacher.
 
-    python benchmarks/curve.py data/cifar10-jpeg runs/curve/0.05 runs/cifar10-jpeg ... runs/curve/nncf ...
+    python benchmarks/curve.py data/cifar10-jpeg runs/curve/5 runs/curve/10 ... runs/curve/nncf ...
 
 Folders are runs of ours, which begin with the teacher, or results of neighbours.py. Every file is scored here, on all
 test images, in the engine that it is for; then each is timed in turn with the teacher's float file in ONNX Runtime, all

@@ -105,8 +105,8 @@ class Quantize(Distillation, Stage):
             )
         if self.features:
             raise ValueError("features name layers, which a quantized network no longer has; leave them out")
-        if self.cuda_graphs:
-            raise ValueError("rounding to integers cannot be recorded; leave cuda_graphs out")
+        if self.cuda_graphs or self.compile:
+            raise ValueError("rounding to integers is not recorded or compiled; leave cuda_graphs and compile out")
         default = type(self).model_fields
         if self.observer != "percentile" and self.percentile != default["percentile"].default:
             raise ValueError("percentile needs observer: percentile; use that observer, or leave percentile out")

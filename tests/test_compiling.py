@@ -5,9 +5,10 @@ from unittest import mock
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from compressor import Context, Data
-from compressor.errors import ArchitectureError, UserError
+from compressor.errors import ArchitectureError, StageError
 from stages import Distill, Hints, Train
 from tests.conftest import TINY
 
@@ -43,6 +44,16 @@ def test_the_compiler_is_given_the_network_and_forgets_it(few: Context) -> None:
     assert (compiled.call_count, reset.call_count) == (1, 1)
 
 
+def test_what_was_compiled_is_forgotten_if_training_fails(few: Context) -> None:
+    with (
+        mock.patch("torch.compile", side_effect=lambda network, **_: lambda inputs: network(inputs) * float("nan")),
+        mock.patch("torch.compiler.reset") as reset,
+        pytest.raises(StageError, match="the loss is nan"),
+    ):
+        TRAIN.model_copy(update={"compile": True}).run(None, few)
+    assert reset.call_count == 1
+
+
 def test_what_does_not_compile_is_said(few: Context) -> None:
     def fails(_: object) -> None:
         raise RuntimeError("no compiler\nmore")
@@ -54,18 +65,7 @@ def test_what_does_not_compile_is_said(few: Context) -> None:
         TRAIN.model_copy(update={"compile": True}).run(None, few)
 
 
-def test_inner_layers_and_compiling_exclude_each_other(few: Context) -> None:
-    teacher = TRAIN.model_copy(update={"epochs": 0}).run(None, few)
-    context = Context(data=few.data, teachers={"teacher": teacher})
-    stage = Distill.model_validate(
-        {
-            "teacher": "teacher",
-            "model": "resnet",
-            "arguments": TINY,
-            "epochs": 1,
-            "features": [Hints()],
-            "compile": True,
-        }
-    )
-    with pytest.raises(UserError, match="compile does not work with losses on inner layers; leave it out"):
-        stage.run(None, context)
+@pytest.mark.parametrize("setting", ["compile", "cuda_graphs"])
+def test_inner_layers_exclude_it(setting: str) -> None:
+    with pytest.raises(ValidationError, match=r"features read inner layers .* leave compile and cuda_graphs out"):
+        Distill.model_validate({"teacher": "teacher", "epochs": 1, "features": [Hints()], setting: True})

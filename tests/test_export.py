@@ -59,6 +59,12 @@ def test_attributes_that_are_defaults_are_left_out(shipped: OnnxModel) -> None:
     assert not all("strides" in names for names in found)
 
 
+def test_attributes_of_operators_that_are_not_of_onnx_are_kept() -> None:
+    node = onnx.helper.make_node("QuickGelu", ["x"], ["y"], domain="com.microsoft", alpha=1.0)
+    onnx_file._drop_defaults(node, 1)
+    assert [each.name for each in node.attribute] == ["alpha"]
+
+
 def test_nothing_of_the_exporting_machine_is_left(shipped: OnnxModel, tiny: TorchModel) -> None:
     for content in (shipped.content, tiny.to_onnx("test").content):
         assert b".py" not in content

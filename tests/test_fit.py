@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from compressor import Context, Dataset
+from compressor.environment import environment
 from compressor.errors import StageError
 from compressor.quantization.placement import quantize_network
 from compressor.training.loop import fit, layout_of
@@ -117,6 +118,7 @@ def test_the_best_epoch_on_validation_is_kept_and_the_last_of_equals(context: Co
     training = Training(epochs=4, learning_rate=0.1, keep="best", **PLAIN)
     details = fit(network, MeanLogit(), training, only_zeros, label="test")
     assert details["kept_epoch"] == 2
+    assert details["trained_on"] == environment().cpu
     assert network.weight.item() == pytest.approx(-0.2)
     assert [entry["validation_accuracy"] for entry in details["curve"]] == [1.0, 1.0, 0.0, 0.0]
 

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from compressor import Measure, Pipeline, run
+from compressor import Context, Data, Measure, Pipeline, run
 from compressor.console import Console
 from compressor.errors import UserError
-from compressor.runs.keys import changes, code_of
+from compressor.runs.keys import changes, code_of, made_from
 from compressor.storage.code import code_digest, code_digests
 from stages import Train
 from tests.test_runner import SHORT, stage_runs
@@ -159,3 +160,12 @@ def test_a_pipeline_of_ones_own_names_its_parts() -> None:
     parts = code_digests("stages.train")
     assert {"stages/train", "compressor/training", "compressor/models", "compressor/errors"} <= set(parts)
     assert not {"compressor/report", "compressor/runs", "compressor/evaluation", "stages/prune"} & set(parts)
+
+
+def test_what_a_gpu_made_is_used_elsewhere() -> None:
+    stage, data = Train(model="resnet8", epochs=1), Data(name="digits").load(0)
+    on_cpu, on_gpu = (
+        made_from(stage, None, Context(data=data, device=torch.device(name)), {}) for name in ("cpu", "cuda")
+    )
+    assert on_cpu == on_gpu
+    assert made_from(stage, None, Context(data=data, seed=1), {}) != on_cpu

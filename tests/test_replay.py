@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from compressor import Context, Data
-from compressor.errors import ArchitectureError, UserError
+from compressor.errors import ArchitectureError
 from compressor.training import CrossEntropy, Training
-from compressor.training.loop import _made_faster
+from compressor.training.loop import made_faster
 from compressor.training.replay import Replayed
-from stages import Distill, Hints, Quantize, Train
+from stages import Quantize, Train
 from tests.conftest import TINY
 
 SETTINGS: dict[str, Any] = {"model": "resnet", "arguments": TINY, "epochs": 2, "precision": "fp32"}
@@ -57,9 +57,9 @@ def test_a_compiled_network_is_recorded() -> None:
         mock.patch("torch.compile", side_effect=compiled) as compiles,
         mock.patch("torch.cuda.make_graphed_callables", side_effect=recorder) as record,
     ):
-        run = _made_faster(network, CrossEntropy(), training, torch.device("cuda"))
         images = torch.randn(4, 1, 3, 3)
-        assert torch.allclose(run(images), network(images))
+        with made_faster(network, CrossEntropy(), training, torch.device("cuda")) as made:
+            assert torch.allclose(made(images), network(images))
     assert (compiles.call_count, record.call_count) == (1, 1)
 
 
@@ -77,8 +77,9 @@ def test_gradients_that_are_replayed_cannot_add_up() -> None:
 
 
 def test_networks_on_integer_grids_are_not_recorded() -> None:
-    with pytest.raises(ValidationError, match="rounding to integers cannot be recorded; leave cuda_graphs out"):
-        Quantize.model_validate({"mode": "qat", "epochs": 1, "cuda_graphs": True})
+    for setting in ("cuda_graphs", "compile"):
+        with pytest.raises(ValidationError, match="not recorded or compiled; leave cuda_graphs and compile out"):
+            Quantize.model_validate({"mode": "qat", "epochs": 1, setting: True})
 
 
 def test_on_a_cpu_nothing_is_recorded() -> None:
@@ -103,13 +104,3 @@ def test_on_a_gpu_a_recorded_network_learns_the_same(precision: str) -> None:
     for one, other in zip(*curves, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
         assert one["validation_accuracy"] == pytest.approx(other["validation_accuracy"], abs=0.05)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_layers_and_graphs_exclude_each_other() -> None:
-    context = Context(data=Data(name="digits", train=200).load(0).without_test(), device=torch.device("cuda"))
-    teacher = Train.model_validate({**SETTINGS, "epochs": 0}).run(None, context)
-    context = Context(data=context.data, device=context.device, teachers={"teacher": teacher})
-    stage = Distill.model_validate({**SETTINGS, "teacher": "teacher", "features": [Hints()], "cuda_graphs": True})
-    with pytest.raises(UserError, match="cuda_graphs does not work with losses on inner layers"):
-        stage.run(None, context)

@@ -152,6 +152,14 @@ class Distillation(Training):
     """Losses on inner layers, added to the loss on logits; with several teachers, the layers are those of the first."""
 
     @model_validator(mode="after")
+    def _inner_layers_are_seen(self) -> Self:
+        if self.features and (self.compile or self.cuda_graphs):
+            raise ValueError(
+                "features read inner layers of a network that is run as it is; leave compile and cuda_graphs out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teachers_are_one_or_several(self) -> Self:
         if self.teacher is not None and self.teachers:
             raise ValueError("`teacher` names one, `teachers` names several; leave one of the two out")

@@ -122,7 +122,6 @@ def _paths(teacher: TorchModel, context: "Context", views: int) -> list[Path | N
         "preprocess": context.data.preprocess.model_dump(mode="json"),
         "augment": context.data.augment.model_dump(mode="json"),
         "seed": context.seed,
-        "device": context.device.type,
         "code": code_digest(__name__, *([] if factory is None else [factory.partition(":")[0]])),
     }
     return [folder / f"{files.digest_json({**depends_on, 'view': view})}.safetensors" for view in range(views)]

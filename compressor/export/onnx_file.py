@@ -277,6 +277,8 @@ def _make_lean(model: onnx.ModelProto) -> None:
 
 def _drop_defaults(node: onnx.NodeProto, opset: int) -> None:
     """Drop attributes that say what holds without them: of a convolution's hundred bytes they are half."""
+    if not onnx.defs.has(node.op_type, node.domain):
+        return  # of a domain of its own
     known = onnx.defs.get_schema(node.op_type, opset, node.domain).attributes
     for attribute in list(node.attribute):
         value, default = onnx.helper.get_attribute_value(attribute), known[attribute.name].default_value

@@ -105,7 +105,8 @@ def _over(together: bool) -> None:
 
 
 def _with_checkpoints(context: Context, folder: Path, stage: Stage, key: str) -> Context:
-    checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, key)
+    of_device = files.digest_json([key, context.device.type])  # one training is not finished on another device
+    checkpoints = Checkpoints(folder / CHECKPOINTS / stage.id, of_device)
     return replace(context, services=replace(context.services, checkpoints=checkpoints))
 
 

@@ -3,8 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,9 +98,11 @@ def fit(
         state.judge(0, evaluate(state.kept, data.validation, context, judged, layout))
     _resume(state, label, initial, context)
     saved = time.monotonic()
-    made = _made_faster(network, objective, training, device)
-    watched = Watched(network, lambda inputs: _forward(made, inputs, training))
-    with services.console.training(label, training.epochs, steps, done=len(state.curve)) as progress:
+    with (
+        made_faster(network, objective, training, device) as made,
+        services.console.training(label, training.epochs, steps, done=len(state.curve)) as progress,
+    ):
+        watched = Watched(network, lambda inputs: _forward(made, inputs, training))
         for epoch in range(len(state.curve), training.epochs):
             started = time.monotonic()
             rate, before = state.rate, weights_of(network)
@@ -128,10 +130,6 @@ def fit(
             if services.checkpoints is not None and late and processes.is_first():
                 services.checkpoints.save(label, initial, state.tensors(), state.notes())
                 saved = time.monotonic()
-    if isinstance(made, Replayed):
-        made.forget()
-    if training.compile:
-        torch.compiler.reset()  # it compiles no code for more than a few networks
     tensors.load_into(network, state.best or weights_of(state.kept))
     network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     kept_epoch = state.best_epoch if state.best else training.epochs
@@ -187,9 +185,10 @@ def _train_epoch(
     return float(total)
 
 
-def _made_faster(
+@contextmanager
+def made_faster(
     network: nn.Module, objective: Objective, training: Training, device: torch.device
-) -> Callable[[Tensor], Any]:
+) -> Iterator[Callable[[Tensor], Any]]:
     """What calls the network in training: itself, or compiled, or its kernels recorded, or both."""
     recorded = training.cuda_graphs and device.type == "cuda"
     for setting, is_on in (("cuda_graphs", recorded), ("compile", training.compile)):
@@ -197,9 +196,16 @@ def _made_faster(
             why = "several processes" if processes.count() > 1 else "losses on inner layers"
             raise UserError(f"{setting} does not work with {why}; leave it out")
     run = torch.compile(network, dynamic=False) if training.compile else network
-    if not recorded:
-        return run
-    return Replayed(network, run, partial(autocast, precision=training.precision, cache_enabled=False))
+    replayed = None
+    if recorded:
+        replayed = Replayed(network, run, partial(autocast, precision=training.precision, cache_enabled=False))
+    try:
+        yield run if replayed is None else replayed
+    finally:
+        if replayed is not None:
+            replayed.forget()
+        if training.compile:
+            torch.compiler.reset()  # it compiles no code for more than a few networks
 
 
 def _forward(network: Callable[[Tensor], Any], inputs: Tensor, training: Training) -> Any:
@@ -289,11 +295,16 @@ def autocast(device: torch.device, precision: Precision, *, cache_enabled: bool 
 
 def training_views(context: "Context", views: int, layout: torch.memory_format) -> Iterator[Iterator[Tensor]]:
     """For each view that `fit` cycles through, its inputs `[B, C, H, W]` in the order of the training images."""
-    context = context.with_images_on_device()
-    chunks = torch.arange(len(context.data.train)).split(context.data.preprocess.max_batch)
+    placed = cache(context.with_images_on_device)  # not before a view is read
     for number in range(views):
-        view = _view(context, number)
-        yield (_inputs(context, view, chunk, layout)[0] for chunk in chunks)
+        yield _inputs_of_view(placed, number, layout)
+
+
+def _inputs_of_view(placed: Callable[[], "Context"], number: int, layout: torch.memory_format) -> Iterator[Tensor]:
+    context = placed()
+    view = _view(context, number)
+    for chunk in torch.arange(len(context.data.train)).split(context.data.preprocess.max_batch):
+        yield _inputs(context, view, chunk, layout)[0]
 
 
 def shown(context: "Context", images: int, views: int) -> Tensor:
@@ -342,7 +353,7 @@ def _loaded(
 def _augmented_at_once(context: "Context") -> int:
     """How many images; on a GPU, whose memory is large, more than a forward pass takes."""
     preprocess = context.data.preprocess
-    fit = AUGMENTED_BYTES // (AUGMENTED_COPIES * math.prod(preprocess.input_shape(FLOAT_BYTES)))
+    fit = AUGMENTED_BYTES // (AUGMENTED_COPIES * FLOAT_BYTES * math.prod(preprocess.input_shape(1)))
     return max(preprocess.max_batch, fit) if context.device.type == "cuda" else preprocess.max_batch
 
 

@@ -36,7 +36,6 @@ class Replayed:
         self.run = run
         self.autocast = autocast
         self.recorded: dict[torch.Size, Callable[[Tensor], Any]] = {}
-        _warn_of_streams(False)  # each size is recorded on a stream of its own, and gradients come from all of them
 
     def __call__(self, inputs: Tensor) -> Any:
         """The output of the network for `inputs`, `[B, C, H, W]`.
@@ -56,6 +55,7 @@ class Replayed:
 
     def _record(self, inputs: Tensor) -> Callable[[Tensor], Any]:
         """Recording runs the network several times, which must not count for its statistics."""
+        _warn_of_streams(False)  # each size is recorded on a stream of its own, and gradients come from all of them
         before = [buffer.clone() for buffer in self.network.buffers()]
         try:
             with self.autocast(inputs.device):
