@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from compressor import Context, Data
-from compressor.errors import ArchitectureError
+from compressor.errors import ArchitectureError, UserError
 from compressor.training import CrossEntropy, Training
 from compressor.training.loop import made_faster
 from compressor.training.replay import Replayed
@@ -61,6 +61,17 @@ def test_a_compiled_network_is_recorded() -> None:
         with made_faster(network, CrossEntropy(), training, torch.device("cuda")) as made:
             assert torch.allclose(made(images), network(images))
     assert (compiles.call_count, record.call_count) == (1, 1)
+
+
+@pytest.mark.parametrize("setting", ["cuda_graphs", "compile"])
+def test_objectives_that_read_inner_layers_exclude_it(setting: str) -> None:
+    objective, training = CrossEntropy(), Training.model_validate({"epochs": 1, setting: True})
+    objective.layers = ["0"]
+    with (
+        pytest.raises(UserError, match=f"{setting} does not work with losses on inner layers; leave it out"),
+        made_faster(nn.Sequential(nn.Identity()), objective, training, torch.device("cuda")),
+    ):
+        pass
 
 
 def test_what_cannot_be_recorded_is_said() -> None:

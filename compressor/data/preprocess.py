@@ -138,5 +138,9 @@ class Preprocess(BaseModel):
     @property
     def max_batch(self) -> int:
         """How many images a forward pass without gradients takes at once, so that memory stays within bounds."""
-        image_bytes = 4 * self.channels * self.size[0] * self.size[1]  # float32
-        return max(1, min(MAX_BATCH, FORWARD_BYTES // (ACTIVATION_FACTOR * image_bytes)))
+        return max(1, min(MAX_BATCH, self.images_in(FORWARD_BYTES, ACTIVATION_FACTOR)))
+
+    def images_in(self, memory_bytes: int, copies: int) -> int:
+        """How many images fit in memory, if something holds so many copies of each in float32."""
+        image_bytes = 4 * self.channels * self.size[0] * self.size[1]
+        return memory_bytes // (copies * image_bytes)

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 NARROW = 16  # channels
 CHECKPOINT_SECONDS = 10.0  # at least, between checkpoints
-FLOAT_BYTES = 4
 AUGMENTED_BYTES = 2**29  # of a GPU's memory that augmentation may take
 AUGMENTED_COPIES = 8  # of an image in float32 that it makes at most
 
@@ -353,8 +352,9 @@ def _loaded(
 def _augmented_at_once(context: "Context") -> int:
     """How many images; on a GPU, whose memory is large, more than a forward pass takes."""
     preprocess = context.data.preprocess
-    fit = AUGMENTED_BYTES // (AUGMENTED_COPIES * FLOAT_BYTES * math.prod(preprocess.input_shape(1)))
-    return max(preprocess.max_batch, fit) if context.device.type == "cuda" else preprocess.max_batch
+    if context.device.type != "cuda":
+        return preprocess.max_batch
+    return max(preprocess.max_batch, preprocess.images_in(AUGMENTED_BYTES, AUGMENTED_COPIES))
 
 
 def _view(context: "Context", number: int) -> View:
