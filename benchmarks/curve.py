@@ -1,10 +1,11 @@
 """Accuracy against latency: our students at several budgets, and what other tools make of the same teacher.
 
-    python benchmarks/curve.py data/cifar10-jpeg runs/curve/5 runs/curve/10 ... runs/curve/nncf ...
+    python benchmarks/curve.py benchmarks/results/curve runs/curve/5 runs/curve/10 ... runs/curve/nncf ...
 
-Folders are runs of ours, which begin with the teacher, or results of neighbours.py. Every file is scored here, on all
-test images, in the engine that it is for; then each is timed in turn with the teacher's float file in ONNX Runtime, all
-of them once before any a second time. One thread, batch 1.
+The first folder is for the result; the others are runs of ours, which begin with the teacher and have its images, or
+results of neighbours.py. Every file is scored here, on all test images, in the engine that it is for; then each is
+timed in turn with the teacher's float file in ONNX Runtime, all of them once before any a second time. One thread,
+batch 1.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 
-from compressor import Data, Dataset
+from compressor import Dataset, Pipeline
 from compressor.environment import environment
 from compressor.evaluation import (
     Accuracy,
@@ -38,7 +39,6 @@ from compressor.storage import files
 
 matplotlib.use("agg")
 
-RESULT = Path(__file__).parent / "results" / "curve"
 SESSIONS = 15
 COLUMNS = [
     "",
@@ -81,9 +81,10 @@ class Line(NamedTuple):
 
 
 def main() -> None:
-    images, *folders = sys.argv[1:]
-    data = Data(name="image_folder", root=Path(images), size=(32, 32), validation=2000).load(0)
-    lines = list(lines_of([Path(folder) for folder in folders]))
+    result, *folders = map(Path, sys.argv[1:])
+    pipeline = Pipeline.load(folders[0] / "pipeline.yaml")
+    data = pipeline.data.load(pipeline.seed)
+    lines = list(lines_of(folders))
     teacher = lines[0]
     answers = [line.predictions(data) for line in lines]
     times = in_sessions([Against(line, teacher) for line in lines], SESSIONS)
@@ -103,12 +104,12 @@ def main() -> None:
             "",
         ]
     )
-    files.write_text(RESULT / "curve.md", text)
+    files.write_text(result / "curve.md", text)
     files.write_json(
-        RESULT / "curve.json",
+        result / "curve.json",
         {"environment": here.model_dump(mode="json"), "rows": [row.as_json() for row in rows]},
     )
-    draw(rows, RESULT / "curve.svg")
+    draw(rows, result / "curve.svg")
     print(text)
 
 

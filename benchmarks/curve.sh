@@ -20,7 +20,8 @@ student 50 "[96, 160, 192]" 16
 $compress run pipelines/quantize_only.yaml --out runs/curve/quantized --set name=compressor-quantized \
   --set data.root=$images --set "data.size=[32, 32]" \
   --set stages.float.weights=$weights --set stages.float.model=resnet56
-for way in onnxruntime nncf torch-pruning fasterai; do
-  $python benchmarks/neighbours.py $way $images $weights runs/curve/$way
-done
-$python benchmarks/curve.py $images runs/curve/{5,10,20,50,quantized,onnxruntime,nncf,torch-pruning,fasterai}
+$python benchmarks/neighbours.py onnxruntime runs/curve/10 runs/curve/onnxruntime
+$python benchmarks/neighbours.py nncf runs/curve/10 runs/curve/nncf
+$python benchmarks/neighbours.py torch-pruning runs/curve/10 runs/curve/torch-pruning 45
+$python benchmarks/neighbours.py fasterai runs/curve/10 runs/curve/fasterai 18
+$python benchmarks/curve.py benchmarks/results/curve runs/curve/{5,10,20,50,quantized,onnxruntime,nncf,torch-pruning,fasterai}

@@ -1,11 +1,11 @@
 """What other tools make of the same teacher and the same images: an int8 file, and how long it took.
 
-    python benchmarks/neighbours.py WAY data/cifar10-jpeg weights/resnet56-cifar10-jpeg.safetensors runs/curve/WAY
+    python benchmarks/neighbours.py WAY runs/curve/10 runs/curve/WAY [EPOCHS]
 
 WAY is `onnxruntime` or `nncf`, which quantize the teacher; `torch-pruning`, its recipe for ResNet-56 and then
 `quantize_static`; or `fasterai`, whose callbacks prune and distil in one training by fastai. They need `nncf` and
-`fasterai` installed. Each tool is used as its documentation shows; epochs are such that training takes about three
-hours on one core.
+`fasterai` installed. Each tool is used as its documentation shows. The second argument is a run of ours, which has the
+images and, as its first stage, the teacher; the last says how long `torch-pruning` and `fasterai` train.
 """
 
 import copy
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -24,62 +24,67 @@ import torch_pruning
 from numpy.typing import NDArray
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
+from torchvision.io import write_png
 
-from compressor import Context, Data, Dataset, TorchModel
-from compressor.data.settings import Augment
+from compressor import Augment, Context, Dataset, Pipeline, TorchModel, load
 from compressor.environment import environment
 from compressor.models import Widths
+from compressor.report import Report
 from compressor.storage import files
 from stages import Train
 
 FEWER_MACS = 2.57  # as Torch-Pruning's table has for this network
-PRUNING_EPOCHS, PRUNING_RATE = 45, 0.01
-FASTERAI_EPOCHS, FASTERAI_RATE, FASTERAI_BATCH = 18, 0.001, 64
+PRUNING_RATE = 0.01
+FASTERAI_RATE, FASTERAI_BATCH = 0.001, 64
 FASTERAI_RATIO = 0.375  # of channels, in every layer: about as many fewer MACs
 
 
+class Given(NamedTuple):
+    """What each way begins with."""
+
+    teacher: TorchModel
+    data: Dataset
+    augment: Augment
+    epochs: int
+
+
 def main() -> None:
-    way, images, weights, out = sys.argv[1:]
+    way, run, out, *epochs = sys.argv[1:]
     folder = Path(out)
     if (folder / "made.json").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    data = Data(
-        name="image_folder",
-        root=images,
-        size=(32, 32),
-        validation=2000,
-        calibration=512,
-        augment=Augment(crop=4, flip=True),
-    ).load(0)
-    context = Context(data=data)
-    teacher = Train(model="resnet56", weights=weights, epochs=0).run(None, context)
+    pipeline, baseline = Pipeline.load(Path(run) / "pipeline.yaml"), Report.load(Path(run)).baseline_row
+    teacher = load(Path(run) / baseline.artifact, factories=pipeline.factories)
+    data, augment = pipeline.data.load(pipeline.seed), pipeline.data.augment or Augment()
+    given = Given(teacher, data, augment, int(*epochs))
     started = time.monotonic()
-    about = {"way": way, "engine": "onnxruntime", **WAYS[way](teacher, context, Path(images), folder / "model.onnx")}
+    about = {"way": way, "engine": "onnxruntime", **WAYS[way](given, folder / "model.onnx")}
     about |= {"seconds": round(time.monotonic() - started), "environment": environment().model_dump()}
     files.write_json(folder / "made.json", about)
 
 
-def by_onnxruntime(teacher: TorchModel, context: Context, images: Path, target: Path) -> dict[str, Any]:
+def by_onnxruntime(given: Given, target: Path) -> dict[str, Any]:
     """Symmetric weights for each channel, asymmetric activations; min-max on the calibration images."""
     whole = target.with_name("whole.onnx")
-    whole.write_bytes(teacher.to_onnx("").content)
-    quantize_by_onnxruntime(whole, inputs_of(context.data), target)
+    whole.write_bytes(given.teacher.to_onnx("").content)
+    quantize_by_onnxruntime(whole, inputs_of(given.data), target)
     return {"onnxruntime": version("onnxruntime")}
 
 
-def by_nncf(teacher: TorchModel, context: Context, images: Path, target: Path) -> dict[str, Any]:
+def by_nncf(given: Given, target: Path) -> dict[str, Any]:
     """`nncf.quantize` with its defaults, for a CPU."""
     import nncf
 
-    feeds = [{"input": image[None]} for image in inputs_of(context.data)]
-    model = onnx.load_from_string(teacher.to_onnx("").content)
+    feeds = [{"input": image[None]} for image in inputs_of(given.data)]
+    model = onnx.load_from_string(given.teacher.to_onnx("").content)
     onnx.save(nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds)), target)
     return {"nncf": version("nncf"), "engine": "openvino"}
 
 
-def by_torch_pruning(teacher: TorchModel, context: Context, images: Path, target: Path) -> dict[str, Any]:
+def by_torch_pruning(given: Given, target: Path) -> dict[str, Any]:
     """Global ranking of coupled channels by norm, in steps until MACs are few enough; then fine-tuned on labels."""
+    teacher, epochs = given.teacher, given.epochs
     network = copy.deepcopy(teacher.network).requires_grad_(True)
     example = torch.zeros(teacher.preprocess.input_shape(1))
     pruner = torch_pruning.pruner.BasePruner(
@@ -89,7 +94,7 @@ def by_torch_pruning(teacher: TorchModel, context: Context, images: Path, target
         global_pruning=True,
         iterative_steps=400,
         pruning_ratio=1.0,
-        ignored_layers=[module for module in network.modules() if isinstance(module, nn.Linear)],
+        ignored_layers=[[module for module in network.modules() if isinstance(module, nn.Linear)][-1]],
     )
     before, _ = torch_pruning.utils.count_ops_and_params(network, example)
     while torch_pruning.utils.count_ops_and_params(network, example)[0] > before / FEWER_MACS:
@@ -97,19 +102,19 @@ def by_torch_pruning(teacher: TorchModel, context: Context, images: Path, target
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     pruned = teacher.with_network(network, Widths.between(teacher.network, shapes), details={})
     training = Train(
-        epochs=PRUNING_EPOCHS,
+        epochs=epochs,
         learning_rate=PRUNING_RATE,
         schedule="multi_step",
-        milestones=(PRUNING_EPOCHS * 3 // 5, PRUNING_EPOCHS * 4 // 5),
+        milestones=(epochs * 3 // 5, epochs * 4 // 5),
     )
-    trained = training.run(pruned, context)
+    trained = training.run(pruned, Context(data=given.data))
     whole = target.with_name("whole.onnx")
     whole.write_bytes(trained.to_onnx("").content)
-    quantize_by_onnxruntime(whole, inputs_of(context.data), target)
-    return {"torch_pruning": version("torch-pruning"), "epochs": PRUNING_EPOCHS, "macs": trained.counts.macs}
+    quantize_by_onnxruntime(whole, inputs_of(given.data), target)
+    return {"torch_pruning": version("torch-pruning"), "epochs": epochs, "macs": trained.counts.macs}
 
 
-def by_fasterai(teacher: TorchModel, context: Context, images: Path, target: Path) -> dict[str, Any]:
+def by_fasterai(given: Given, target: Path) -> dict[str, Any]:
     """Pruned while it learns from the teacher, exported and quantized by its own exporter."""
     from fastai.vision import all as fastai
     from fasterai.core.criteria import large_final
@@ -118,16 +123,17 @@ def by_fasterai(teacher: TorchModel, context: Context, images: Path, target: Pat
     from fasterai.export.all import export_onnx
     from fasterai.prune.all import PruneCallback
 
-    how = teacher.preprocess
+    teacher, how = given.teacher, given.teacher.preprocess
     loaders = fastai.ImageDataLoaders.from_folder(
-        images / "train",
-        valid_pct=0.04,  # fastai reports the loss on it; the last epoch is kept
-        seed=context.seed,
+        written(given.data, target.with_name("images")),
+        train="train",
+        valid="validation",  # fastai reports the loss on it; the last epoch is kept
         bs=FASTERAI_BATCH,
+        img_cls=fastai.PILImage if how.channels == 3 else fastai.PILImageBW,
         device=torch.device("cpu"),
         num_workers=0,
         batch_tfms=[
-            *fastai.aug_transforms(max_rotate=0, max_lighting=0, max_warp=0),
+            *fastai.aug_transforms(do_flip=given.augment.flip, max_rotate=0, max_lighting=0, max_warp=0),
             fastai.Normalize.from_stats(how.mean, how.std),
         ],
     )
@@ -148,9 +154,9 @@ def by_fasterai(teacher: TorchModel, context: Context, images: Path, target: Pat
         ],
         path=target.parent,
     )
-    learner.fit_one_cycle(FASTERAI_EPOCHS, FASTERAI_RATE)
-    calibration = [torch.from_numpy(image[None]) for image in inputs_of(context.data)]
-    written = export_onnx(
+    learner.fit_one_cycle(given.epochs, FASTERAI_RATE)
+    calibration = [torch.from_numpy(image[None]) for image in inputs_of(given.data)]
+    exported = export_onnx(
         learner.model.eval(),
         calibration[0],
         target,
@@ -158,13 +164,23 @@ def by_fasterai(teacher: TorchModel, context: Context, images: Path, target: Pat
         quantize_mode="static",
         calibration_data=calibration,
     )
-    Path(written).rename(target)
-    return {"fasterai": version("fasterai"), "epochs": FASTERAI_EPOCHS}
+    Path(exported).rename(target)
+    return {"fasterai": version("fasterai"), "epochs": given.epochs}
 
 
 def inputs_of(data: Dataset) -> NDArray[np.float32]:
     """The calibration images, normalised, [N, C, H, W]."""
     return np.concatenate([batch.numpy() for batch in data.calibration_batches()])
+
+
+def written(data: Dataset, folder: Path) -> Path:
+    """The training and validation images as files, for a tool that reads folders."""
+    for name, split in (("train", data.train), ("validation", data.validation)):
+        for number, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
+            path = folder / name / f"{label:03}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_png(image, str(path))
+    return folder
 
 
 def quantize_by_onnxruntime(whole: Path, inputs: NDArray[np.float32], target: Path) -> None:
@@ -174,7 +190,7 @@ def quantize_by_onnxruntime(whole: Path, inputs: NDArray[np.float32], target: Pa
     quantize_speed.by_onnxruntime(ready, torch.from_numpy(inputs), target)
 
 
-Way = Callable[[TorchModel, Context, Path, Path], dict[str, Any]]
+Way = Callable[[Given, Path], dict[str, Any]]
 WAYS: dict[str, Way] = {
     "onnxruntime": by_onnxruntime,
     "nncf": by_nncf,
