@@ -103,7 +103,9 @@ def test_a_scale_learns_as_lsq_says(dtype: torch.dtype) -> None:
     x = torch.from_numpy(random.uniform(0.1, 12, (1, 4000))).to(dtype)  # all inside, where the terms are small
     few(x).backward(torch.ones(x.shape))
     errors = np.round(x.double().numpy() / 0.05) * 0.05 - x.double().numpy()
-    assert float(few.log_scale.grad) == pytest.approx(errors.sum() / math.sqrt(4000 * 255), rel=1e-3)  # type: ignore[union-attr, arg-type]
+    assert float(few.log_scale.grad) == pytest.approx(
+        errors.sum() / math.sqrt(4000 * 255), rel=1e-3 if dtype == torch.float32 else 5e-3
+    )  # type: ignore[union-attr, arg-type]
     quantizer.log_scale.data.fill_(math.log(2))  # type: ignore[union-attr]
     assert quantizer(torch.tensor([0.6])).item() == pytest.approx(0.5)
     quantizer.settle_scale()

@@ -44,22 +44,25 @@ class _Rounding(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_scale: Tensor | None, scale: Tensor, zero_point: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.grid, ctx.learns = (scale.clone(), zero_point), log_scale is not None
-        return to_grid(x, scale, zero_point)
+        ctx.ends = [(end - int(zero_point)) * float(scale) for end in (-0.5, UINT8_MAX + 0.5)]
+        if log_scale is None:
+            ctx.save_for_backward(x)
+            return to_grid(x, scale, zero_point)
+        reached = x.to(torch.float32, copy=True)  # mixing types, and new memory, would take half as long again
+        y = to_grid(reached, scale, zero_point)
+        torch.ops.aten.hardtanh_backward.grad_input(reached, reached, *ctx.ends, grad_input=reached)  # m x
+        ctx.save_for_backward(x, reached.sub_(y).to(x.dtype))
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        (x,) = ctx.saved_tensors
+        x, *errors = ctx.saved_tensors
         gradient = gradients[0].to(x.dtype)
-        scale, zero_point = ctx.grid
-        ends = [(end - int(zero_point)) * float(scale) for end in (-0.5, UINT8_MAX + 0.5)]
-        passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ends)
-        if not ctx.learns:
+        passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.ends)
+        if not errors:
             return passed, None, None, None
-        x, gradient = x.float(), gradient.float()  # y - x is small
-        slope = gradient * (to_grid(x, scale, zero_point) - x) + (gradient - passed) * x  # as above, without cancelling
-        return passed, slope.sum() / math.sqrt(x[0].numel() * UINT8_MAX), None, None
+        slope = -(gradient * errors[0]).sum(dtype=torch.float32)
+        return passed, slope / math.sqrt(x[0].numel() * UINT8_MAX), None, None
 
 
 class ActivationQuantizer(nn.Module):
