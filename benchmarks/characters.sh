@@ -24,5 +24,5 @@ $compress run pipelines/quantize_only.yaml --out runs/characters/quantized --set
 $python benchmarks/neighbours.py onnxruntime runs/characters/10 runs/characters/onnxruntime
 $python benchmarks/neighbours.py nncf runs/characters/10 runs/characters/nncf
 $python benchmarks/neighbours.py torch-pruning runs/characters/10 runs/characters/torch-pruning 150
-$python benchmarks/neighbours.py fasterai runs/characters/10 runs/characters/fasterai 75
+$python benchmarks/neighbours.py fasterai runs/characters/10 runs/characters/fasterai 25
 $python benchmarks/curve.py benchmarks/results/characters runs/characters/{5,10,20,50,quantized,onnxruntime,nncf,torch-pruning,fasterai}

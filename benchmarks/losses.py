@@ -2,9 +2,9 @@
 
     python benchmarks/losses.py data/cifar10-jpeg weights/resnet56-cifar10-jpeg.safetensors
 
-Two students of a ResNet-56: the flagship's, which is made of the teacher's own blocks, and a ResNet-20 that begins with
-random weights. Same images, same views, same order, same learning rate for a student; judged on validation images. Rows
-that results/losses.json has are not made again.
+Two students of a ResNet-56: the flagship's, a RepVGG, and a ResNet-20. Same images, same views, same order, same
+learning rate; judged on validation images. On a GPU, if there is one. Rows that results/losses.json has are not made
+again.
 """
 
 import json
@@ -14,16 +14,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compressor import Context, Data, TorchModel
-from compressor.data.settings import Augment
+import torch
+
+from compressor import Augment, Context, Data, TorchModel
 from compressor.environment import environment
 from compressor.pipeline import Services
 from compressor.storage import files
-from stages import Distill, PruneBlocks, Share, Train
+from stages import Distill, Train
 
 RESULT = Path(__file__).parent / "results" / "losses.json"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KEPT = Path("runs/losses")  # what the teacher says about images
-EPOCHS, SEEDS = 12, (0, 1)
+EPOCHS, RATE, SEEDS = 12, 0.1, (0, 1)
+STUDENTS: dict[str, dict[str, Any]] = {
+    "repvgg": {"model": "repvgg", "arguments": {"blocks": [0, 5, 4], "widths": [32, 48, 64]}},
+    "resnet20": {"model": "resnet20"},
+}
+LAYERS = {"student": "layer3", "teacher": "layer3"}  # of losses that compare layers by name
 LOSSES: dict[str, dict[str, Any]] = {  # of `distill`; weights and temperatures as their papers have them
     "labels alone": {"alpha": 0.0},
     "kl": {},
@@ -31,11 +38,10 @@ LOSSES: dict[str, dict[str, Any]] = {  # of `distill`; weights and temperatures 
     "mse": {"losses": [{"loss": "mse"}]},
     "dkd": {"losses": [{"loss": "dkd"}]},
     "dist": {"temperature": 1.0, "losses": [{"loss": "dist", "weight": 2.0}]},
-    "kl and hints": {"features": [{"loss": "hints", "weight": 1.0}]},
-    "kl and attention": {"features": [{"loss": "attention", "weight": 1000.0}]},
+    "kl and hints": {"features": [{"loss": "hints", "weight": 1.0, **LAYERS}]},
+    "kl and attention": {"features": [{"loss": "attention", "weight": 1000.0, **LAYERS}]},
     "kl and srd": {"features": [{"loss": "srd", "weight": 1.0}]},
 }
-NAMED, SHARED_NAME = {"hints", "attention"}, "layer3"  # for a student that shares no blocks with its teacher
 
 
 def main() -> None:
@@ -50,17 +56,15 @@ def main() -> None:
             calibration=512,
             augment=Augment(crop=4, flip=True),
         ).load(seed)
-        context = Context(data=data, seed=seed, services=Services(soft_labels=KEPT))
+        context = Context(data=data, seed=seed, device=DEVICE, services=Services(soft_labels=KEPT))
         teacher = Train(model="resnet56", weights=weights, epochs=0).run(None, context)
         context = replace(context, teachers={"teacher": teacher})
-        blocks = PruneBlocks(target=Share(macs=0.3)).run(teacher, context)
-        for student, rate in (("the teacher's blocks", 0.05), ("resnet20", 0.1)):
-            start = blocks if student != "resnet20" else None
+        for student, network in STUDENTS.items():
             for loss, settings in LOSSES.items():
                 row = {"student": student, "loss": loss, "seed": seed}
                 if not any(row.items() <= other.items() for other in made):
                     started = time.monotonic()
-                    trained = distill(settings, rate, start).run(start, context)
+                    trained = distill(network | settings).run(None, context)
                     row |= {"validation_accuracy": validation_accuracy(trained, context)}
                     made.append({**row, "seconds": round(time.monotonic() - started, 1)})
                     print(made[-1], flush=True)
@@ -68,16 +72,11 @@ def main() -> None:
                     files.write_text(RESULT, json.dumps(about, indent=1) + "\n")
 
 
-def distill(settings: dict[str, Any], rate: float, start: TorchModel | None) -> Distill:
-    """The stage; layers are named where the student shares none with its teacher."""
-    features = settings.get("features", [])
-    if start is None:
-        settings = {**settings, "model": "resnet20"}
-        if features and features[0]["loss"] in NAMED:
-            settings |= {"features": [{**features[0], "student": SHARED_NAME, "teacher": SHARED_NAME}]}
-    if not features:
-        settings = {**settings, "cache": {"views": EPOCHS}}
-    return Distill(teacher="teacher", epochs=EPOCHS, learning_rate=rate, warmup_epochs=1, **settings)
+def distill(settings: dict[str, Any]) -> Distill:
+    """The stage; what the teacher says is stored, unless its layers are asked for as well."""
+    if not settings.get("features"):
+        settings = {**settings, "cache": {"views": EPOCHS}, "cuda_graphs": True}
+    return Distill(teacher="teacher", epochs=EPOCHS, learning_rate=RATE, warmup_epochs=1, **settings)
 
 
 def validation_accuracy(model: TorchModel, context: Context) -> float:

@@ -36,8 +36,8 @@ class Source(ABC):
         shape = (len(indices), *self.batch(torch.zeros(1, dtype=torch.int64)).shape[1:])
         sha = hashlib.sha256(repr(shape).encode())
         for some in indices.split(READ_AT_ONCE):
-            sha.update(self.batch(some).contiguous().numpy().data)
-        sha.update(self.labels[indices].numpy().data)
+            sha.update(self.batch(some).cpu().contiguous().numpy().data)
+        sha.update(self.labels[indices].cpu().numpy().data)
         return sha.hexdigest()
 
 
