@@ -82,6 +82,7 @@ class Line(NamedTuple):
 
 def main() -> None:
     result, *folders = map(Path, sys.argv[1:])
+    result.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline.load(folders[0] / "pipeline.yaml")
     data = pipeline.data.load(pipeline.seed)
     lines = list(lines_of(folders))
