@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -51,13 +51,14 @@ COLUMNS = [
     "faster",
     "made in",
 ]
+COLORS = {"baseline": "black", "student": "tab:blue", "quantized": "tab:blue", "other": "tab:gray"}
 
 
 class Line(NamedTuple):
     """A file, where it runs, and the seconds that making it of the teacher took."""
 
     name: str
-    ours: bool
+    kind: Literal["baseline", "student", "quantized", "other"]
     engine: str
     onnx: Path
     seconds: float
@@ -118,16 +119,18 @@ def lines_of(folders: list[Path]) -> Iterator[Line]:
     """The teacher of the first run of ours, and what every folder holds."""
     runs = [folder for folder in folders if (folder / "report.json").is_file()]
     teacher = Report.load(runs[0]).baseline_row
-    yield Line("the teacher", False, "onnxruntime", runs[0] / teacher.artifact / "model.onnx", 0.0)
+    yield Line("the teacher", "baseline", "onnxruntime", runs[0] / teacher.artifact / "model.onnx", 0.0)
     for folder in folders:
         onnx = folder / "model.onnx"
         if folder in runs:
             report = Report.load(folder)
             seconds = sum(row.seconds for row in report.rows if row.id != report.baseline)
-            yield Line(report.pipeline, True, "onnxruntime", onnx, seconds)
+            distilled = any(row.stage == "distill" for row in report.rows)
+            kind: Literal["student", "quantized"] = "student" if distilled else "quantized"
+            yield Line(report.pipeline, kind, "onnxruntime", onnx, seconds)
         else:
             made = json.loads((folder / "made.json").read_text())
-            yield Line(made["way"], False, made["engine"], onnx, made["seconds"])
+            yield Line(made["way"], "other", made["engine"], onnx, made["seconds"])
 
 
 @dataclass
@@ -185,20 +188,19 @@ class Row(NamedTuple):
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Accuracy with its 95% interval over the share of the teacher's time; ours are joined by a line."""
+    """Accuracy with its 95% interval over the share of the teacher's time; students are joined by a line."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    ours = sorted((1 / row.latency.speedup, 100 * row.accuracy.value) for row in rows if row.line.ours)
-    axes.plot(*zip(*ours, strict=True), color="tab:blue", zorder=1)
-    for row in rows:
-        x, score = 1 / row.latency.speedup, row.accuracy
+    points = [(1 / row.latency.speedup, 100 * row.accuracy.value) for row in rows]
+    students = sorted(point for row, point in zip(rows, points, strict=True) if row.line.kind == "student")
+    axes.plot(*zip(*students, strict=True), color=COLORS["student"], zorder=1)
+    for row, point in zip(rows, points, strict=True):
+        score, color, other = row.accuracy, COLORS[row.line.kind], row.line.kind == "other"
         spread = [[100 * (score.value - score.low)], [100 * (score.high - score.value)]]
-        color = "tab:blue" if row.line.ours else "black" if row is rows[0] else "tab:gray"
-        axes.errorbar(x, 100 * score.value, yerr=spread, fmt="o" if row.line.ours else "s", color=color, capsize=3)
-        axes.annotate(
-            row.line.name, (x, 100 * score.value), (6, 6), textcoords="offset points", color=color, fontsize=9
-        )
+        axes.errorbar(*point, yerr=spread, fmt="s" if other else "o", color=color, capsize=3)
+        below_or_above = (6, -12) if other else (6, 6)
+        axes.annotate(row.line.name, point, below_or_above, textcoords="offset points", color=color, fontsize=9)
     axes.set_xscale("log")
     ticks = [0.05, 0.1, 0.2, 0.5, 1]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
