@@ -1,6 +1,6 @@
 """Accuracy against latency: our students at several budgets, and what other tools make of the same teacher.
 
-    python benchmarks/curve.py benchmarks/results/curve runs/curve/5 runs/curve/10 ... runs/curve/nncf ...
+    python benchmarks/curve.py benchmarks/results/curve-cifar10 runs/curve-cifar10/5 ... runs/curve-cifar10/nncf ...
 
 The first folder is for the result; the others are runs of ours, which begin with the teacher and have its images, or
 results of neighbours.py. Every file is scored here, on all test images, in the engine that it is for; then each is
@@ -51,14 +51,15 @@ COLUMNS = [
     "faster",
     "made in",
 ]
-COLORS = {"baseline": "black", "student": "tab:blue", "quantized": "tab:blue", "other": "tab:gray"}
+Kind = Literal["baseline", "student", "quantized", "other"]
+COLORS: dict[Kind, str] = {"baseline": "black", "student": "tab:blue", "quantized": "tab:blue", "other": "tab:gray"}
 
 
 class Line(NamedTuple):
     """A file, where it runs, and the seconds that making it of the teacher took."""
 
     name: str
-    kind: Literal["baseline", "student", "quantized", "other"]
+    kind: Kind
     engine: str
     onnx: Path
     seconds: float
@@ -126,7 +127,7 @@ def lines_of(folders: list[Path]) -> Iterator[Line]:
             report = Report.load(folder)
             seconds = sum(row.seconds for row in report.rows if row.id != report.baseline)
             distilled = any(row.stage == "distill" for row in report.rows)
-            kind: Literal["student", "quantized"] = "student" if distilled else "quantized"
+            kind: Kind = "student" if distilled else "quantized"
             yield Line(report.pipeline, kind, "onnxruntime", onnx, seconds)
         else:
             made = json.loads((folder / "made.json").read_text())

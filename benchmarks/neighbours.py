@@ -1,6 +1,6 @@
 """What other tools make of the same teacher and the same images: an int8 file, and how long it took.
 
-    python benchmarks/neighbours.py WAY runs/curve/10 runs/curve/WAY [EPOCHS]
+    python benchmarks/neighbours.py WAY runs/curve-cifar10/10 runs/curve-cifar10/WAY [EPOCHS]
 
 WAY is `onnxruntime` or `nncf`, which quantize the teacher; `torch-pruning`, its recipe for ResNet-56 and then
 `quantize_static`; or `fasterai`, whose callbacks prune and distil in one training by fastai. They need `nncf` and
@@ -26,7 +26,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 from torchvision.io import write_png
 
-from compressor import Augment, Context, Dataset, Pipeline, TorchModel, load
+from compressor import Context, Dataset, Pipeline, TorchModel, load
 from compressor.environment import environment
 from compressor.models import Widths
 from compressor.report import Report
@@ -44,20 +44,20 @@ class Given(NamedTuple):
 
     teacher: TorchModel
     data: Dataset
-    augment: Augment
-    epochs: int
+    epochs: int  # of the ways that train
 
 
 def main() -> None:
     way, run, out, *epochs = sys.argv[1:]
+    if len(epochs) != (way in TRAINED):
+        sys.exit(f"{' and '.join(sorted(TRAINED))} need EPOCHS, the other ways take none")
     folder = Path(out)
     if (folder / "made.json").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
     pipeline, baseline = Pipeline.load(Path(run) / "pipeline.yaml"), Report.load(Path(run)).baseline_row
     teacher = load(Path(run) / baseline.artifact, factories=pipeline.factories)
-    data, augment = pipeline.data.load(pipeline.seed), pipeline.data.augment or Augment()
-    given = Given(teacher, data, augment, int(*epochs))
+    given = Given(teacher, pipeline.data.load(pipeline.seed), int(epochs[0]) if epochs else 0)
     started = time.monotonic()
     about = {"way": way, "engine": "onnxruntime", **WAYS[way](given, folder / "model.onnx")}
     about |= {"seconds": round(time.monotonic() - started), "environment": environment().model_dump()}
@@ -86,6 +86,7 @@ def by_torch_pruning(given: Given, target: Path) -> dict[str, Any]:
     """Global ranking of coupled channels by norm, in steps until MACs are few enough; then fine-tuned on labels."""
     teacher, epochs = given.teacher, given.epochs
     network = copy.deepcopy(teacher.network).requires_grad_(True)
+    *_, classifier = (module for module in network.modules() if isinstance(module, nn.Linear))
     example = torch.zeros(teacher.preprocess.input_shape(1))
     pruner = torch_pruning.pruner.BasePruner(
         network,
@@ -94,7 +95,7 @@ def by_torch_pruning(given: Given, target: Path) -> dict[str, Any]:
         global_pruning=True,
         iterative_steps=400,
         pruning_ratio=1.0,
-        ignored_layers=[[module for module in network.modules() if isinstance(module, nn.Linear)][-1]],
+        ignored_layers=[classifier],
     )
     before, _ = torch_pruning.utils.count_ops_and_params(network, example)
     while torch_pruning.utils.count_ops_and_params(network, example)[0] > before / FEWER_MACS:
@@ -133,7 +134,7 @@ def by_fasterai(given: Given, target: Path) -> dict[str, Any]:
         device=torch.device("cpu"),
         num_workers=0,
         batch_tfms=[
-            *fastai.aug_transforms(do_flip=given.augment.flip, max_rotate=0, max_lighting=0, max_warp=0),
+            *fastai.aug_transforms(do_flip=given.data.augment.flip, max_rotate=0, max_lighting=0, max_warp=0),
             fastai.Normalize.from_stats(how.mean, how.std),
         ],
     )
@@ -197,6 +198,7 @@ WAYS: dict[str, Way] = {
     "torch-pruning": by_torch_pruning,
     "fasterai": by_fasterai,
 }
+TRAINED = {"torch-pruning", "fasterai"}
 
 
 if __name__ == "__main__":
