@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from compressor import Context, Measure, Pipeline, Services, TorchModel, run
 from compressor.console import Console, TrainingProgress
 from compressor.errors import ArtifactError, StageError, UserError
 from compressor.models.artifact import WEIGHTS
+from compressor.storage import tensors
 from compressor.storage.checkpoints import Checkpoints
 from compressor.storage.files import SEAL, damaged, seal, write_bytes
 from stages import Export, Mask, Quantize, Train
@@ -174,6 +176,22 @@ def test_a_training_resumes_to_the_same_bits(stage: Train, context: Context, tmp
 
 
 @pytest.mark.usefixtures("interrupting")
+def test_the_time_of_a_stage_includes_that_of_interrupted_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = UNTIMED.stages[0].model_copy(update={"epochs": 3})
+    pipeline = UNTIMED.model_copy(update={"stages": (trained, UNTIMED.stages[-1])})
+
+    def an_hour_ago(folder: Path, key: str) -> Checkpoints:
+        return Checkpoints(folder, key, started=time.monotonic() - 3600)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("compressor.runs.making.Checkpoints", an_hour_ago)
+        with pytest.raises(KeyboardInterrupt):
+            run(pipeline, tmp_path, device="cpu", console=Interrupting(25))
+    report = run(pipeline, tmp_path, device="cpu")
+    assert report.rows[0].seconds >= 3600 > report.rows[1].seconds
+
+
+@pytest.mark.usefixtures("interrupting")
 def test_a_masked_training_resumes_to_the_same_bits(context: Context, tiny: TorchModel, tmp_path: Path) -> None:
     masked = Mask(sparsity=0.6).run(tiny, context)
     stage = Train(epochs=3, learning_rate=0.01)
@@ -240,6 +258,17 @@ def test_a_damaged_note_of_a_checkpoint_starts_the_training_over(tmp_path: Path,
     metadata["notes"] = metadata["notes"].encode().replace(old, new).decode()
     path.write_bytes(safetensors.torch.save({"w": torch.zeros(2)}, metadata))
     with pytest.raises(ArtifactError, match="is damaged"):
+        checkpoints.load("t", "start")
+
+
+@pytest.mark.parametrize("seconds", ["", "nan", "inf", "-1"])
+def test_a_checkpoint_without_a_time_is_refused(tmp_path: Path, seconds: str) -> None:
+    checkpoints = Checkpoints(tmp_path, "key")
+    checkpoints.save("t", "start", {"w": torch.zeros(2)}, {})
+    (path,) = tmp_path.iterdir()
+    weights, metadata = tensors.read(path)
+    tensors.write(path, weights, metadata | {"seconds": seconds})
+    with pytest.raises(ArtifactError, match=r"holds no notes|says that it took"):
         checkpoints.load("t", "start")
 
 

@@ -119,12 +119,13 @@ def _made(
     target: Path,
     factories: frozenset[str],
 ) -> Finished:
-    """Run a stage, and keep what it makes in `target`."""
+    """Run a stage, and keep what it makes in `target`; its time includes that of interrupted runs."""
     with named(stage):
         started = time.monotonic()
         if stage.data_parallel:
             processes.agreed(key_of(parts))
         with nullcontext() if stage.data_parallel else processes.alone():
             made = stage.run(before, context)
-        seconds = time.monotonic() - started
+        checkpoints = context.services.checkpoints
+        seconds = time.monotonic() - started + (checkpoints.earlier if checkpoints is not None else 0)
         return finish(stage, made, context, data, parts=parts, factories=factories, target=target, seconds=seconds)
