@@ -27,7 +27,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KEPT = Path("runs/losses")  # what the teacher says about images
 EPOCHS, RATE, SEEDS = 12, 0.1, (0, 1)
 STUDENTS: dict[str, dict[str, Any]] = {
-    "repvgg": {"model": "repvgg", "arguments": {"blocks": [0, 5, 4], "widths": [32, 48, 64]}},
+    "repvgg": {"model": "repvgg", "arguments": {"blocks": [0, 4, 5], "widths": [24, 48, 64]}},
     "resnet20": {"model": "resnet20"},
 }
 LAYERS = {"student": "layer3", "teacher": "layer3"}  # of losses that compare layers by name

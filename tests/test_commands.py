@@ -15,6 +15,7 @@ from PIL import Image
 from compressor import Data, Measure, Pipeline, run
 from compressor.evaluation.accuracy import Predictions
 from compressor.report.report import Report
+from compressor.report.wording import headline
 from compressor.runs.seeds import over_seeds
 from compressor_command import main
 from stages import Export, Train
@@ -252,7 +253,10 @@ def test_seeds_share_nothing_that_depends_on_the_seed(quick: Path, tmp_path: Pat
     assert spread.speedup is not None
     page = (out / "report.html").read_text()
     assert "Variation across seeds" in page
-    assert f"{100 * np.mean(values):.2f}% ± {100 * np.std(values, ddof=1):.2f}" in page
+    repeated = f"{100 * np.mean(values):.2f}% ± {100 * np.std(values, ddof=1):.2f}"
+    assert f"; over 3 seeds {repeated}</small>" in page
+    assert f"; accuracy over 3 seeds {repeated}.\n" in (out / "report.md").read_text()
+    assert "seeds" not in headline(each[0])
     again = Pipeline.load(out / "pipeline.yaml")
     assert again.seeds == (0, 3, 4)
     assert over_seeds(each)[1].accuracy == spread.accuracy

@@ -54,7 +54,18 @@ def headline(report: Report) -> str:
     ]
     if (entry := _shipped_latency(report)) is not None:
         words.append(f"speed {speedup(entry)} in {setting_name(entry)}")
+    if repeated := over_seeds(report):
+        return f"{', '.join(words)}; accuracy {repeated}."
     return ", ".join(words) + "."
+
+
+def over_seeds(report: Report) -> str:
+    """The accuracy of what ships over all seeds; empty for one seed."""
+    for each in report.over_seeds:
+        if each.id == report.shipped:
+            mean, deviation = 100 * each.accuracy.mean, 100 * each.accuracy.deviation
+            return f"over {len(report.seeds)} seeds {mean:.2f}% ± {deviation:.2f}"
+    return ""
 
 
 def difference(paired: Paired, baseline: str) -> str:
