@@ -26,11 +26,12 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 from torchvision.io import write_png
 
-from compressor import Context, Dataset, Pipeline, TorchModel, load
+from compressor import Context, Dataset, Pipeline, Services, TorchModel, load
 from compressor.environment import environment
 from compressor.models import Widths
 from compressor.report import Report
 from compressor.storage import files
+from compressor.storage.checkpoints import Checkpoints
 from stages import Train
 
 FEWER_MACS = 2.57  # as Torch-Pruning's table has for this network
@@ -57,6 +58,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pipeline, baseline = Pipeline.load(Path(run) / "pipeline.yaml"), Report.load(Path(run)).baseline_row
     teacher = load(Path(run) / baseline.artifact, factories=pipeline.factories)
+    assert isinstance(teacher, TorchModel)
     given = Given(teacher, pipeline.data.load(pipeline.seed), int(epochs[0]) if epochs else 0)
     started = time.monotonic()
     about = {"way": way, "engine": "onnxruntime", **WAYS[way](given, folder / "model.onnx")}
@@ -108,7 +110,8 @@ def by_torch_pruning(given: Given, target: Path) -> dict[str, Any]:
         schedule="multi_step",
         milestones=(epochs * 3 // 5, epochs * 4 // 5),
     )
-    trained = training.run(pruned, Context(data=given.data))
+    kept = Checkpoints(target.with_name("checkpoints"), f"{epochs} epochs")  # what was interrupted goes on
+    trained = training.run(pruned, Context(data=given.data, services=Services(checkpoints=kept)))
     whole = target.with_name("whole.onnx")
     whole.write_bytes(trained.to_onnx("").content)
     quantize_by_onnxruntime(whole, inputs_of(given.data), target)
