@@ -331,13 +331,13 @@ class _Work:
                 advance(len(batch))
 
 
-def _speedups(ladder: "Ladder", calibrated: "QuantizedNetwork", model: "TorchModel") -> list[float | None]:
-    """How much faster than the float file the networks are: that without layers in float, and the last one.
+def _speedups(ladder: "Ladder", calibrated: "QuantizedNetwork", model: "TorchModel") -> list[float]:
+    """How much faster than the float file the networks are.
 
-    Mending changes numbers, not operators, so a network on integers takes as long before it as after.
+    Mending and training change numbers, not operators, so a network takes as long before as after.
     """
-    networks = {(): calibrated, ladder.rungs[-1].floats: ladder.last}
+    networks = {rung.floats: ladder.partly(calibrated, rung.floats) for rung in ladder.rungs}
     files = [model.with_network(network, details={}).to_onnx("").content for network in networks.values()]
     latencies = evaluation.timed_against(model.to_onnx("").content, files)
     speedups = {floats: latency.speedup for floats, latency in zip(networks, latencies, strict=True)}
-    return [speedups.get(rung.floats) for rung in ladder.rungs]
+    return [speedups[rung.floats] for rung in ladder.rungs]

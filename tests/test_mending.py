@@ -413,6 +413,28 @@ def test_every_rung_is_climbed_where_none_holds(
     assert torch.equal(kept.predict(inputs), uneven.predict(inputs))
 
 
+def test_training_goes_on_from_what_was_trained(
+    uneven: TorchModel, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge_harshly(monkeypatch, 50)
+    weights: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the classifier, before and after each training
+    original = quantize._Work.train
+
+    def train(work: quantize._Work, network: QuantizedNetwork, label: str = "") -> dict[str, Any]:
+        before = network.get_parameter("fc.weight").clone()
+        details = original(work, network, label)
+        weights.append((before, network.get_parameter("fc.weight").clone()))
+        return details
+
+    monkeypatch.setattr(quantize._Work, "train", train)
+    Quantize(max_drop=0.5, epochs=1, learning_rate=1e-3, keep="last").run(uneven, context)
+    assert torch.equal(weights[0][0], uneven.network.get_parameter("fc.weight"))
+    for (_, after), (before, changed) in itertools.pairwise(weights):
+        assert torch.equal(after, before)
+        assert not torch.equal(before, changed)
+    assert len(weights) == 4
+
+
 def test_layers_go_back_to_float_where_nothing_else_helps(
     uneven: TorchModel, context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -425,8 +447,7 @@ def test_layers_go_back_to_float_where_nothing_else_helps(
     assert {"layer1.0.conv1", "layer1.0.conv2"} & set(change.skip)
     ladder = quantized.details["ladder"]
     assert ladder["kept"] == f"{len(change.skip)} layer{'s' * (len(change.skip) > 1)} in float"
-    timed = {rung["name"] for rung in ladder["rungs"] if rung["speedup"] is not None}
-    assert timed == {"calibrated", "equalised, biases corrected", "rounded by AdaRound", ladder["kept"]}
+    assert all(rung["speedup"] > 0 for rung in ladder["rungs"])
     assert points(quantized, uneven, context) <= 1
     assert executed(quantized.to_onnx("test").content, tmp_path)["Conv"] >= 1
 

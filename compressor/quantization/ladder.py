@@ -55,14 +55,16 @@ class Ladder:
     """Networks made one after the other, until one has enough images right.
 
     Mending makes up for the errors of the layers before, and training does so better by itself, so both always begin
-    from a network that was not mended.
+    from a network that was not mended. Training goes on from what was trained before.
 
     Attributes:
         rungs: what was tried, in order.
         last: the last network.
+        trained: the one that training begins from.
     """
 
     last: QuantizedNetwork
+    trained: QuantizedNetwork
 
     def __init__(self, means: Means, enough: int, *, trains: bool, say: Callable[[str, int], object]) -> None:
         """`say` is told the name of each network, and how many images it has right."""
@@ -76,19 +78,25 @@ class Ladder:
 
     def climb(self, calibrated: QuantizedNetwork) -> bool:
         """Whether the last network holds; if not, all layers would have to be in float."""
-        even = copy.deepcopy(calibrated)
+        even, self.trained = copy.deepcopy(calibrated), calibrated
         self._try("calibrated", lambda: calibrated)
         self._try("equalised, biases corrected", lambda: self._mended(self._equalised(even), round_weights=False))
         if self.rungs[-1].correct < self.rungs[0].correct:
             even = calibrated
         self._try("rounded by AdaRound", lambda: self._mended(even, round_weights=True))
         if self.trains:
-            self._try("trained", lambda: self._trained(calibrated, "trained"))
+            self._try("trained", lambda: self._trained((), "trained"))
         if not self.holds:
-            self._back_to_float(calibrated, even)
+            self._back_to_float(even)
         return self.holds
 
-    def _back_to_float(self, calibrated: QuantizedNetwork, even: QuantizedNetwork) -> None:
+    def partly(self, network: QuantizedNetwork, floats: Sequence[str]) -> QuantizedNetwork:
+        """A network with some of its layers in float."""
+        partly = self.means.place(floats)
+        carry_over(network, partly)
+        return partly
+
+    def _back_to_float(self, even: QuantizedNetwork) -> None:
         """The most sensitive layers, twice as many names each time, as long as there are others."""
         names = list(sensitivities(even, self.means.images(CALIBRATION_BATCH)))
         layers = [layer.name for layer in integer_layers(even)]
@@ -98,23 +106,14 @@ class Ladder:
             inside_them = sum(any(inside(layer, name) for name in floats) for layer in layers)
             if inside_them == len(layers):
                 return
-            self._try_floats(f"{inside_them} layer{'s' * (inside_them > 1)} in float", floats, calibrated, even)
+            self._try_floats(f"{inside_them} layer{'s' * (inside_them > 1)} in float", floats, even)
             count *= 2
 
-    def _try_floats(
-        self, name: str, floats: Sequence[str], calibrated: QuantizedNetwork, even: QuantizedNetwork
-    ) -> None:
+    def _try_floats(self, name: str, floats: Sequence[str], even: QuantizedNetwork) -> None:
         """Leave some layers in float: mended, then trained."""
-        self._try(name, lambda: self._mended(self._partly(even, floats), round_weights=True), floats)
+        self._try(name, lambda: self._mended(self.partly(even, floats), round_weights=True), floats)
         if self.trains:
-            label = f"{len(floats)}-in-float"
-            self._try(f"{name}, trained", lambda: self._trained(self._partly(calibrated, floats), label), floats)
-
-    def _partly(self, network: QuantizedNetwork, floats: Sequence[str]) -> QuantizedNetwork:
-        """A network with some of its layers in float."""
-        partly = self.means.place(floats)
-        carry_over(network, partly)
-        return partly
+            self._try(f"{name}, trained", lambda: self._trained(floats, f"{len(floats)}-in-float"), floats)
 
     def _try(self, name: str, make: Callable[[], QuantizedNetwork], floats: Sequence[str] = ()) -> None:
         """Make and judge one more network, unless the last one holds."""
@@ -138,14 +137,14 @@ class Ladder:
         reconstruct(mended, self.means.images(min(MENDED_ON, images_at_once(mended))), round_weights=round_weights)
         return mended
 
-    def _trained(self, network: QuantizedNetwork, label: str) -> QuantizedNetwork:
-        """A copy that is trained."""
-        trained = copy.deepcopy(network)
-        self.means.train(trained, label)
-        return trained
+    def _trained(self, floats: Sequence[str], label: str) -> QuantizedNetwork:
+        """A copy of what was trained before, with these layers in float, that is trained further."""
+        self.trained = self.partly(self.trained, floats)
+        self.means.train(self.trained, label)
+        return self.trained
 
-    def details(self, speedups: Sequence[float | None]) -> list[dict[str, Any]]:
-        """As a report shows them, with the speed-up of each over the float file where it was timed."""
+    def details(self, speedups: Sequence[float]) -> list[dict[str, Any]]:
+        """As a report shows them, with the speed-up of each over the float file."""
         return [
             {"name": rung.name, "correct": rung.correct, "seconds": round(rung.seconds, 1), "speedup": speedup}
             for rung, speedup in zip(self.rungs, speedups, strict=True)
