@@ -34,6 +34,7 @@ from compressor.storage import files
 from compressor.storage.checkpoints import Checkpoints
 from stages import Train
 
+EARLIER = "seconds of interrupted runs"
 FEWER_MACS = 2.57  # as Torch-Pruning's table has for this network
 PRUNING_RATE = 0.01
 FASTERAI_RATE, FASTERAI_BATCH = 0.001, 64
@@ -62,7 +63,8 @@ def main() -> None:
     given = Given(teacher, pipeline.data.load(pipeline.seed), int(epochs[0]) if epochs else 0)
     started = time.monotonic()
     about = {"way": way, "engine": "onnxruntime", **WAYS[way](given, folder / "model.onnx")}
-    about |= {"seconds": round(time.monotonic() - started), "environment": environment().model_dump()}
+    seconds = time.monotonic() - started + about.pop(EARLIER, 0.0)
+    about |= {"seconds": round(seconds), "environment": environment().model_dump()}
     files.write_json(folder / "made.json", about)
 
 
@@ -110,12 +112,17 @@ def by_torch_pruning(given: Given, target: Path) -> dict[str, Any]:
         schedule="multi_step",
         milestones=(epochs * 3 // 5, epochs * 4 // 5),
     )
-    kept = Checkpoints(target.with_name("checkpoints"), f"{epochs} epochs")  # what was interrupted goes on
+    kept = Checkpoints(target.with_name("checkpoints"), training.model_dump_json())  # what was interrupted goes on
     trained = training.run(pruned, Context(data=given.data, services=Services(checkpoints=kept)))
     whole = target.with_name("whole.onnx")
     whole.write_bytes(trained.to_onnx("").content)
     quantize_by_onnxruntime(whole, inputs_of(given.data), target)
-    return {"torch_pruning": version("torch-pruning"), "epochs": epochs, "macs": trained.counts.macs}
+    return {
+        "torch_pruning": version("torch-pruning"),
+        "epochs": epochs,
+        "macs": trained.counts.macs,
+        EARLIER: kept.earlier,
+    }
 
 
 def by_fasterai(given: Given, target: Path) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Quantize(Distillation, Stage):
     learning_rate: float | None = Field(1e-4, gt=0, le=10)
     """The peak learning rate."""
     keep: Literal["last", "best"] = "best"  # never worse on validation than calibration alone
-    """Keep the last epoch, or the one that is best on validation (the calibrated network counts as epoch 0)."""
+    """Keep the last epoch, or the one that is best on validation (what training begins from counts as epoch 0)."""
     weight_decay: float = Field(0.0, ge=0, le=1)
     """Weight decay; norms and biases are left out unless `decay_all`."""
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor import Context, TorchModel, load
+from compressor.quantization.layers import integer_layers
+from compressor.quantization.network import unrounded
 from compressor.quantization.operators import ADDITIONS, CONVOLUTIONS
 from compressor.quantization.placement import quantize_network
 from stages import Quantize
@@ -230,8 +232,20 @@ def test_branches_train_as_one(context: Context) -> None:
     assert not any(name.startswith(("conv1", "identity")) for name in after)
 
 
-def test_a_branch_that_is_to_stay_in_float_keeps_its_sum(context: Context) -> None:
+@pytest.mark.parametrize("branch", ["conv1", "conv3", "identity"])
+def test_a_branch_that_is_to_stay_in_float_keeps_the_convolution_there(
+    branch: str, context: Context, tmp_path: Path
+) -> None:
     model = context.new_model("tests.networks:RepVGG", {})
-    network = quantize_network(model.network, model.preprocess.input_shape(2), skip=["conv1"])
-    additions = [node for node in network.graph.nodes if node.target in ADDITIONS]
-    assert len(additions) == 2
+    shape = model.preprocess.input_shape(2)
+    network = quantize_network(model.network, shape, skip=[branch])
+    assert {layer.name for layer in integer_layers(network)} == {"stem", "fc"}
+    assert network.state_dict().keys() == quantize_network(model.network, shape).state_dict().keys()
+    inputs = torch.randn(shape)
+    with torch.no_grad(), unrounded(network):
+        assert torch.allclose(network(inputs), model.network.eval()(inputs), atol=1e-4)
+    quantized = Quantize(mode="ptq", skip=(branch,)).run(model, context)
+    quantized.save(tmp_path)
+    loaded = load(tmp_path, factories=frozenset({model.architecture.model}))
+    assert isinstance(loaded, TorchModel)
+    assert torch.equal(loaded.predict(inputs), quantized.predict(inputs))

@@ -255,7 +255,7 @@ def test_seeds_share_nothing_that_depends_on_the_seed(quick: Path, tmp_path: Pat
     assert "Variation across seeds" in page
     repeated = f"{100 * np.mean(values):.2f}% ± {100 * np.std(values, ddof=1):.2f}"
     assert f"; over 3 seeds {repeated}</small>" in page
-    assert f"; accuracy over 3 seeds {repeated}.\n" in (out / "report.md").read_text()
+    assert f"; mean accuracy over 3 seeds {repeated}.\n" in (out / "report.md").read_text()
     assert "seeds" not in headline(each[0])
     again = Pipeline.load(out / "pipeline.yaml")
     assert again.seeds == (0, 3, 4)

@@ -325,22 +325,23 @@ def test_sensitivity_by_hand(images: torch.Tensor) -> None:
     assert found == pytest.approx(float((exact * np.log(exact / rounded)).sum(1).mean()), rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["tiny", "Gated"])
+@pytest.mark.parametrize("name", ["tiny", "Gated", "RepVGG"])
 @pytest.mark.parametrize("placement", ["layers", "wide"])
 def test_what_was_mended_is_kept_when_layers_go_back_to_float(
     name: str, placement: str, tiny: TorchModel, context: Context, images: torch.Tensor
 ) -> None:
-    model = tiny if name == "tiny" else context.new_model("tests.networks:Gated", {})
+    model = tiny if name == "tiny" else context.new_model(f"tests.networks:{name}", {})
     mended = calibrated(model.network, images, placement=placement)
     reconstruct(mended, images, round_weights=True)
-    first = next(iter(with_layers(mended)))
-    partly = quantize_network(model.network, (2, 1, 8, 8), placement=placement, skip=(first,))
-    carry_over(mended, partly)
-    assert first not in with_layers(partly)
-    assert set(partly.ranges().values()) <= set(mended.ranges().values())
-    for name, layer in with_layers(partly).items():
-        assert torch.equal(layer.weight, with_layers(mended)[name].weight)
-        assert layer.input_scale == with_layers(mended)[name].input_scale
+    before = with_layers(mended)
+    for skipped in before:
+        partly = quantize_network(model.network, (2, 1, 8, 8), placement=placement, skip=(skipped,))
+        carry_over(mended, partly)
+        assert skipped not in with_layers(partly)
+        assert set(partly.ranges().values()) <= set(mended.ranges().values())
+        for name, layer in with_layers(partly).items():
+            assert torch.equal(layer.weight, before[name].weight)
+            assert layer.input_scale == before[name].input_scale
 
 
 # the ladder

@@ -4,7 +4,6 @@ Convolutions are linear in their weights: a 3x3 convolution, a 1x1 convolution a
 BatchNorm, sum to one 3x3 convolution. So they train as branches, and cost nothing in the file.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,28 +15,34 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from compressor.quantization.network import attribute
 from compressor.quantization.operators import ADDITIONS, BATCH_NORM, aten, is_float, is_layer, parameters
 from compressor.quantization.rewriting import normalisation, set_parameters
-from compressor.tracing import inside, layer_of
+from compressor.tracing import layer_of
+
+PARTS = "parts"  # of a node: the names of the layers whose work it does, too
 
 Pair = tuple[int, int]
 
 
-def fold_branches(graph_module: fx.GraphModule, skip: Sequence[str]) -> bool:
+def names_of(node: fx.Node) -> set[str]:
+    """The name of a layer, and of those that were folded into it."""
+    return {layer_of(node), *node.meta.get(PARTS, ())}
+
+
+def fold_branches(graph_module: fx.GraphModule) -> bool:
     """Replace sums of convolutions of one tensor by one convolution; whether there were any.
 
-    Args:
-        graph_module: whose BatchNorms are folded where they can be.
-        skip: names of layers, or of modules that hold them, that stay as they are.
+    Its BatchNorms must be folded where they can be.
     """
     before = len(graph_module.graph.nodes)
     for addition in [node for node in graph_module.graph.nodes if node.target in ADDITIONS and not node.kwargs]:
         first, second = addition.args
         if is_float(first) and second in (0, 0.0):  # how MobileOne leaves a branch out
             _replace(addition, first)
-        elif is_layer(addition) and not any(inside(layer_of(given), name) for given in addition.args for name in skip):
+        elif is_layer(addition):
             sum_of = _sum(graph_module, first, second) or _sum(graph_module, second, first)
             if sum_of is not None:
                 kept, weight, bias = sum_of
                 set_parameters(graph_module, kept, weight, bias)
+                kept.meta[PARTS] = sorted(names_of(first) | names_of(second))
                 _replace(addition, kept)
     graph_module.graph.eliminate_dead_code()
     return len(graph_module.graph.nodes) < before

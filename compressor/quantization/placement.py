@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, fx, nn
 
 from compressor.errors import ArchitectureError
-from compressor.quantization.branches import fold_branches
+from compressor.quantization.branches import fold_branches, names_of
 from compressor.quantization.network import (
     ACTIVATIONS_AT,
     PARAMETERS_AT,
@@ -63,12 +63,12 @@ def quantize_network(
     graph_module = _graph(network, input_shape)
     graph = graph_module.graph
     fold_batch_norm(graph_module)
-    while fold_branches(graph_module, skip):
+    while fold_branches(graph_module):
         fold_batch_norm(graph_module)  # of sums, which may be branches again
     if placement == "wide":
         take_apart(graph_module)
     for name in skip:
-        if not any(node.target in LAYERS and inside(layer_of(node), name) for node in graph.nodes):
+        if not any(node.target in LAYERS and _skipped(node, [name]) for node in graph.nodes):
             raise ArchitectureError(f"skip names {name!r}, but there is no convolution, linear layer or addition there")
     layers = [node for node in graph.nodes if is_layer(node) and not _skipped(node, skip)]
     if not layers:
@@ -203,4 +203,4 @@ def _names(graph_module: fx.GraphModule) -> tuple[str, ...]:
 
 
 def _skipped(node: fx.Node, skip: Sequence[str]) -> bool:
-    return any(inside(layer_of(node), name) for name in skip)
+    return any(inside(own, name) for own in names_of(node) for name in skip)

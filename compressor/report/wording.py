@@ -55,7 +55,7 @@ def headline(report: Report) -> str:
     if (entry := _shipped_latency(report)) is not None:
         words.append(f"speed {speedup(entry)} in {setting_name(entry)}")
     if repeated := over_seeds(report):
-        return f"{', '.join(words)}; accuracy {repeated}."
+        return f"{', '.join(words)}; mean accuracy {repeated}."
     return ", ".join(words) + "."
 
 
@@ -64,7 +64,7 @@ def over_seeds(report: Report) -> str:
     for each in report.over_seeds:
         if each.id == report.shipped:
             mean, deviation = 100 * each.accuracy.mean, 100 * each.accuracy.deviation
-            return f"over {len(report.seeds)} seeds {mean:.2f}% ± {deviation:.2f}"
+            return f"over {len(each.accuracy.values)} seeds {mean:.2f}% ± {deviation:.2f}"
     return ""
 
 
@@ -110,7 +110,8 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
         yield f"Int8 {faster} than the same network's float ONNX on this machine ({row.id}, {where}: {interval})."
     if before is not None and any(entry.speedup_high < 1 for entry in row.versus_float):
         yield f"Where speed counts more than size, {before.artifact}/model.onnx is the file to take."
-    if row.details.get("curve") and row.details.get("kept_epoch") == 0:
+    ladder = row.details.get("ladder")
+    if row.details.get("curve") and row.details.get("kept_epoch") == 0 and not ladder:
         yield f"{row.id}: no epoch of training beat the initial network on validation, so that was kept."
     if len(weights := row.details.get("teacher_weights", [])) > 1:
         shares = ", ".join(UNKNOWN if weight is None else f"{weight:.3f}" for weight in weights)
@@ -119,7 +120,7 @@ def _remarks(row: Row, before: Row | None) -> Iterator[str]:
         yield f"{row.id} leaves in float: {words}."
     if target := row.details.get("latency_target"):
         yield f"{row.id}: {_latency_reached(target)}."
-    if ladder := row.details.get("ladder"):
+    if ladder:
         yield f"{row.id}: {_accuracy_held(ladder)}."
     placed = row.details.get("placement")
     if isinstance(placed, Mapping) and placed.get("placement", "") is None:

@@ -1,6 +1,5 @@
 """Making stages in order: each is reused, taken from the store, or run, and then saved, loaded back and scored."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -121,11 +120,11 @@ def _made(
 ) -> Finished:
     """Run a stage, and keep what it makes in `target`; its time includes that of interrupted runs."""
     with named(stage):
-        started = time.monotonic()
         if stage.data_parallel:
             processes.agreed(key_of(parts))
         with nullcontext() if stage.data_parallel else processes.alone():
             made = stage.run(before, context)
         checkpoints = context.services.checkpoints
-        seconds = time.monotonic() - started + (checkpoints.earlier if checkpoints is not None else 0)
+        assert checkpoints is not None
+        seconds = checkpoints.seconds
         return finish(stage, made, context, data, parts=parts, factories=factories, target=target, seconds=seconds)

@@ -67,7 +67,7 @@ class Checkpoints:
         try:
             notes, seconds = json.loads(metadata["notes"]), float(metadata["seconds"])
         except (KeyError, ValueError, RecursionError) as error:
-            raise ArtifactError(f"the checkpoint {path} holds no notes") from error
+            raise ArtifactError(f"the checkpoint {path} holds no notes or no time") from error
         if not 0 <= seconds < math.inf:
             raise ArtifactError(f"the checkpoint {path} says that it took {seconds} seconds")
         self.earlier = max(self.earlier, seconds)
