@@ -309,7 +309,8 @@ def _latency_reached(target: Mapping[str, Any]) -> str:
 
 def _accuracy_held(ladder: Mapping[str, Any]) -> str:
     """Whether int8 kept its accuracy on the validation images, and by what means."""
-    asked = f"int8 may cost {ladder['max_drop']:g} points on the {ladder['images']:,} validation images"
+    points = f"{ladder['max_drop']:g} point{'' if ladder['max_drop'] == 1 else 's'}"
+    asked = f"int8 may cost {points} on the {ladder['images']:,} validation images"
     kept = next((rung for rung in ladder["rungs"] if rung["name"] == ladder["kept"]), None)
     if kept is None:
         return f"{asked}; no network on integers holds that, so it stays in float"
