@@ -8,6 +8,7 @@ from compressor.report.markdown import escaped
 from compressor.report.report import OverSeeds, Report, Row
 from compressor.report.wording import (
     RUNGS,
+    accuracy_spread,
     balanced,
     difference,
     headline,
@@ -100,7 +101,7 @@ def _ladders(report: Report) -> list[str]:
 def spread(row: OverSeeds) -> list[str]:
     """One stage over the seeds: accuracy, size and speed-up, each as mean ± standard deviation."""
     figures = [
-        f"{100 * row.accuracy.mean:.2f}% ± {100 * row.accuracy.deviation:.2f}",
+        accuracy_spread(row),
         f"{row.size_bytes.mean / 1e3:.1f} kB ± {row.size_bytes.deviation / 1e3:.1f}",
     ]
     return [*figures, f"{row.speedup.mean:.2f}x ± {row.speedup.deviation:.2f}" if row.speedup else "—"]

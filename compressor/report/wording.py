@@ -12,7 +12,7 @@ from compressor.evaluation.engines.base import title_of
 from compressor.evaluation.latency import Latency
 from compressor.evaluation.setting import Setting
 from compressor.quantization.float_layers import in_float
-from compressor.report.report import Report, Row
+from compressor.report.report import OverSeeds, Report, Row
 
 MIN_CHANGE = 1.005  # a smaller factor counts as the same
 MIN_GAIN = 1.05  # times smaller
@@ -63,9 +63,13 @@ def over_seeds(report: Report) -> str:
     """The accuracy of what ships over all seeds; empty for one seed."""
     for each in report.over_seeds:
         if each.id == report.shipped:
-            mean, deviation = 100 * each.accuracy.mean, 100 * each.accuracy.deviation
-            return f"over {len(each.accuracy.values)} seeds {mean:.2f}% ± {deviation:.2f}"
+            return f"over {len(each.accuracy.values)} seeds {accuracy_spread(each)}"
     return ""
+
+
+def accuracy_spread(row: OverSeeds) -> str:
+    """Mean ± standard deviation of a stage's accuracy over the seeds."""
+    return f"{100 * row.accuracy.mean:.2f}% ± {100 * row.accuracy.deviation:.2f}"
 
 
 def difference(paired: Paired, baseline: str) -> str:
