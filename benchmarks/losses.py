@@ -25,7 +25,7 @@ from stages import Distill, Train
 RESULT = Path(__file__).parent / "results" / "losses.json"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KEPT = Path("runs/losses")  # what the teacher says about images
-EPOCHS, RATE, SEEDS = 12, 0.1, (0, 1)
+TRAIN, EPOCHS, RATE, SEEDS = 10_000, 10, 0.1, (0, 1)
 STUDENTS: dict[str, dict[str, Any]] = {
     "repvgg": {"model": "repvgg", "arguments": {"blocks": [0, 4, 5], "widths": [24, 48, 64]}},
     "resnet20": {"model": "resnet20"},
@@ -37,7 +37,8 @@ LOSSES: dict[str, dict[str, Any]] = {  # of `distill`; weights and temperatures 
     "kl, standardised": {"standardise": True, "temperature": 2.0, "losses": [{"loss": "kl", "weight": 9.0}]},
     "mse": {"losses": [{"loss": "mse"}]},
     "dkd": {"losses": [{"loss": "dkd"}]},
-    "dist": {"temperature": 1.0, "losses": [{"loss": "dist", "weight": 2.0}]},
+    "dist": {"temperature": 1.0, "losses": [{"loss": "dist", "weight": 2.0}]},  # as on ImageNet
+    "dist, temperature 4": {"losses": [{"loss": "dist", "weight": 2.0}]},
     "kl and hints": {"features": [{"loss": "hints", "weight": 1.0, **LAYERS}]},
     "kl and attention": {"features": [{"loss": "attention", "weight": 1000.0, **LAYERS}]},
     "kl and srd": {"features": [{"loss": "srd", "weight": 1.0}]},
@@ -52,6 +53,7 @@ def main() -> None:
             name="image_folder",
             root=images,
             size=(32, 32),
+            train=TRAIN,
             validation=5000,
             calibration=512,
             augment=Augment(crop=4, flip=True),
@@ -68,7 +70,7 @@ def main() -> None:
                     row |= {"validation_accuracy": validation_accuracy(trained, context)}
                     made.append({**row, "seconds": round(time.monotonic() - started, 1)})
                     print(made[-1], flush=True)
-                    about = {"environment": environment().model_dump(), "epochs": EPOCHS, "rows": made}
+                    about = {"environment": environment().model_dump(), "images": TRAIN, "epochs": EPOCHS, "rows": made}
                     files.write_text(RESULT, json.dumps(about, indent=1) + "\n")
 
 

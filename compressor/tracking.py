@@ -27,5 +27,8 @@ class Tracker:
     def on_artifact(self, path: Path) -> None:
         """A file for users was written: the model or a report."""
 
+    def on_failure(self, error: BaseException) -> None:
+        """The run failed, or was interrupted (`KeyboardInterrupt`); `end` follows."""
+
     def end(self) -> None:
         """The run ended, whether it succeeded or failed."""

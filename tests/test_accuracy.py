@@ -67,6 +67,9 @@ def test_a_difference_in_words() -> None:
     assert difference(Paired.of(100, 25, 10_000), "teacher") == "worse by 0.53 to 0.97 points"
     assert difference(Paired.of(25, 100, 10_000), "teacher") == "better by 0.53 to 0.97 points"
     assert difference(Paired.of(3, 4, 359), "teacher").startswith("not distinguishable from teacher (1.4 points worse")
+    assert difference(Paired.of(3, 11, 359), "teacher").startswith(
+        "not distinguishable from teacher (0 points worse to"
+    )
 
 
 def test_predictions_against_a_baseline() -> None:

@@ -195,6 +195,8 @@ def test_drift_is_told_from_noise(quick: Path, tmp_path: Path, capsys: pytest.Ca
     content = json.loads((recorded / "report.json").read_text())
     content["environment"]["torch"] = "1.0"
     for row in content["rows"]:
+        scored = recorded / "stages" / row["id"] / "row.json"
+        scored.write_text(scored.read_text().replace(row["sha256"], "0" * 64))
         row["sha256"] = "0" * 64
     content["doctor"] = None
     (recorded / "report.json").write_text(json.dumps(content))
@@ -231,6 +233,11 @@ def test_two_runs_side_by_side(quick: Path, finished: Path, tmp_path: Path, caps
     shutil.copy(quick / "report.json", tmp_path)
     assert main(["compare", str(tmp_path), str(finished)]) == 0
     assert "Not compared image by image" in " ".join(capsys.readouterr().out.split())
+    rerun = Path(shutil.copytree(quick, tmp_path / "rerun"))  # and stopped before its report
+    shutil.rmtree(rerun / "stages" / "shipped")
+    shutil.copytree(finished / "stages" / "shipped", rerun / "stages" / "shipped")
+    assert main(["compare", str(rerun), str(finished)]) == 0
+    assert "newer than the report" in " ".join(capsys.readouterr().out.split())
 
 
 def test_seeds_share_nothing_that_depends_on_the_seed(quick: Path, tmp_path: Path) -> None:
@@ -272,3 +279,13 @@ def test_seeds_are_checked() -> None:
 def test_the_interval_of_a_stage_that_came_out_the_same(quick: Path) -> None:
     report = Report.load(quick)
     assert over_seeds([report, report])[0].accuracy.deviation == 0
+
+
+def test_what_ships_may_be_timed_in_an_engine_more_than_the_others(quick: Path) -> None:
+    report = Report.load(quick)
+    teacher, shipped = report.rows
+    elsewhere = report.model_copy(update={"rows": (teacher.model_copy(update={"latency": []}), shipped)})
+    spreads = over_seeds([elsewhere, elsewhere])
+    assert spreads[0].speedup is None
+    assert spreads[1].speedup is not None
+    assert spreads[1].speedup.deviation == 0

@@ -20,7 +20,7 @@ from compressor.evaluation import Accuracy, Latency, Paired
 from compressor.evaluation.accuracy import Predictions
 from compressor.search import load, search
 from compressor.search.early import beaten_in_latency, beaten_in_training
-from compressor.search.found import Found
+from compressor.search.found import Found, command_of
 from compressor.search.lease import Lease
 from compressor.search.outcome import Moment, Outcome, Shipped, as_fast, front, outcome_in
 from compressor.search.settings import Budget, Goal, Search
@@ -333,6 +333,8 @@ def test_a_search_looks_at_the_test_images_once_for_the_winner(tmp_path: Path, m
     page = (out / "search.html").read_text()
     for trial in (out / "trials" / str(number) for number in range(3)):
         assert f"compress run {trial / 'pipeline.yaml'} --out {trial / 'run'} --store {tmp_path / 'store'}" in page
+    named = command_of(result, out, 0, ["/own networks", "/own networks", "/here"])
+    assert named.startswith("""PYTHONPATH='/own networks':/here:"$PYTHONPATH" compress run """)
     assert (out / "winner" / "model.onnx").is_file()
     again = found(tmp_path, FILE, "search.budget.trials=4")  # goes on
     assert [each.number for each in again.outcomes] == [0, 1, 2, 3]

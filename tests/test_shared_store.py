@@ -344,12 +344,13 @@ def test_commands(
     teacher = next(each for each in store.entries() if each.row is not None and each.row.id == "teacher")
     assert teacher.row is not None
     assert f"{teacher.key[:12]}" in shown
-    assert f"{teacher.row.accuracy.value:.2%}" in shown
+    assert f"{teacher.row.accuracy.value:.2%} test" in shown
     assert f"3 stages, {sum(e.size_bytes for e in store.entries() if not e.is_view) / 1e6:.1f} MB; 2 views" in shown
     assert main(["store", "list", *where, "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {each["kind"] for each in listed} == {"stage", "teacher's outputs"}
-    assert next(each for each in listed if each.get("id") == "teacher")["key"] == teacher.key
+    shown_teacher = next(each for each in listed if each.get("id") == "teacher")
+    assert (shown_teacher["key"], shown_teacher["split"]) == (teacher.key, "test")
     assert main(["store", "prune", *where, "--days", "1"]) == 0
     assert "0 removed" in capsys.readouterr().out
     assert main(["store", "prune", *where, "--gigabytes", "0"]) == 0

@@ -1,7 +1,9 @@
 """Trackers against their real local stores."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -10,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from compressor import Measure, Pipeline, Tracker, run
 from compressor.errors import StageError, UserError
 from compressor.report import Report
+from compressor.runs.trackers import following
 from stages import Export, Train
 from tests.conftest import TINY
 
@@ -76,19 +79,48 @@ def test_mlflow_has_curves_rows_report_and_model(followed: Path, tmp_path: Path)
     assert Path(kept).read_bytes() == (followed / "model.onnx").read_bytes()
 
 
-class Ending(Tracker):
-    ended = False
+class Heard(Tracker):
+    def __init__(self) -> None:
+        self.calls = list[str]()
+
+    def begin(self, folder: Path, pipeline: Mapping[str, Any]) -> None:
+        self.calls.append(f"begin {folder.name}, seed {pipeline['seed']}")
+
+    def on_failure(self, error: BaseException) -> None:
+        self.calls.append(f"on_failure {type(error).__name__}")
 
     def end(self) -> None:
-        Ending.ended = True
+        self.calls.append("end")
 
 
 def test_trackers_end_with_a_run_that_fails(tmp_path: Path) -> None:
     failing = (Train(id="teacher", model="tests.networks:Exploding", epochs=1, learning_rate=10),)
     pipeline = PIPELINE.model_copy(update={"stages": failing, "tracking": ()})
+    heard = Heard()
     with pytest.raises(StageError, match=r"not finite|the loss is"):
-        run(pipeline, tmp_path / "run", device="cpu", trackers=[Ending()])
-    assert Ending.ended
+        run(pipeline, tmp_path / "run", device="cpu", trackers=[heard])
+    assert heard.calls == ["begin run, seed 0", "on_failure StageError", "end"]
+
+
+def test_a_tracker_from_python_follows_the_first_of_several_seeds(tmp_path: Path) -> None:
+    heard = Heard()
+    pipeline = PIPELINE.model_copy(update={"seeds": (3, 4), "tracking": ()})
+    run(pipeline, tmp_path / "run", device="cpu", trackers=[heard])
+    assert heard.calls == ["begin run, seed 3", "end"]
+
+
+def test_mlflow_says_how_a_run_ended_and_has_all_seeds_in_one_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for folder, error in (("run", StageError("diverged")), ("run/seeds/4", KeyboardInterrupt())):
+        with pytest.raises(type(error)), following(PIPELINE, tmp_path / folder, ()):
+            raise error
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("followed")
+    assert experiment is not None
+    logged = client.search_runs([experiment.experiment_id])
+    assert {each.info.run_name: each.info.status for each in logged} == {"run": "FAILED", "run/seeds/4": "KILLED"}
 
 
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow")])

@@ -57,7 +57,7 @@ def show(folder: Path, as_json: bool) -> None:
     console, stages = Console.terminal(), [entry for entry in entries if not entry.is_view]
     views = [entry for entry in entries if entry.is_view]
     if stages:
-        console.say(table(("key", "id", "stage", "test accuracy", "made in", "size", "used"), map(_line, stages)))
+        console.say(table(("key", "id", "stage", "accuracy", "made in", "size", "used"), map(_line, stages)))
     console.say(
         f"{len(stages)} stages, {_size(stages)}; {len(views)} views of teachers' outputs, {_size(views)}; in {folder}"
     )
@@ -96,14 +96,19 @@ def _opened(folder: Path) -> "runs.SharedStore":
 def _facts(entry: "runs.Entry") -> dict[str, Any]:
     row, known = entry.row, dict[str, Any]()
     if row is not None:
-        known = {"id": row.id, "stage": row.stage, "accuracy": row.accuracy.value, "seconds": row.seconds}
+        accuracy = {"accuracy": row.accuracy.value, "split": row.accuracy.split}
+        known = {"id": row.id, "stage": row.stage, **accuracy, "seconds": row.seconds}
     kind = "teacher's outputs" if entry.is_view else "stage"
     return {"key": entry.key, "kind": kind, **known, "size_bytes": entry.size_bytes, "used": round(entry.used)}
 
 
 def _line(entry: "runs.Entry") -> tuple[str, ...]:
     row, used = entry.row, time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-    made = ("—",) * 4 if row is None else (row.id, row.stage, f"{row.accuracy.value:.2%}", f"{row.seconds:.0f} s")
+    made = (
+        ("—",) * 4
+        if row is None
+        else (row.id, row.stage, f"{row.accuracy.value:.2%} {row.accuracy.split}", f"{row.seconds:.0f} s")
+    )
     return entry.key[:SHOWN], *made, f"{entry.size_bytes / 1e6:.1f} MB", used
 
 

@@ -61,8 +61,8 @@ class _Rounding(torch.autograd.Function):
         passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.ends)
         if not errors:
             return passed, None, None, None
-        slope = -(gradient * errors[0]).sum(dtype=torch.float32)
-        return passed, slope / math.sqrt(x[0].numel() * UINT8_MAX), None, None
+        slope = -(gradient * errors[0]).sum()  # in float32, then rounded: with dtype=torch.float32 six times as slow
+        return passed, slope.float() / math.sqrt(x[0].numel() * UINT8_MAX), None, None
 
 
 class ActivationQuantizer(nn.Module):

@@ -13,15 +13,22 @@ from compressor.errors import ArtifactError
 from compressor.evaluation.accuracy import SIGNIFICANT, Paired, Predictions
 from compressor.report.report import Report, Row
 from compressor.report.wording import difference, percent, setting_name, speedup
-from compressor.runs.store import PREDICTIONS
+from compressor.runs.store import PREDICTIONS, row_in
 
 Side = tuple[Path, Report]
 
 
 def paired(one: Side, row: Row, other: Side, other_row: Row) -> Paired | None:
-    """`other_row` of `other` against `row` of `one`; None if the test images differ or predictions are missing."""
-    files = one[0] / row.artifact / PREDICTIONS, other[0] / other_row.artifact / PREDICTIONS
+    """`other_row` of `other` against `row` of `one`.
+
+    None if the test images differ, or predictions are missing or made since the report.
+    """
+    rows = (one[0] / row.artifact, row), (other[0] / other_row.artifact, other_row)
+    files = [folder / PREDICTIONS for folder, _ in rows]
     if row.scored_on != other_row.scored_on or not all(path.is_file() for path in files):
+        return None
+    made = [(row_in(folder), reported) for folder, reported in rows]
+    if any(now is None or now.sha256 != reported.sha256 for now, reported in made):
         return None
     before, after = (Predictions.load(path) for path in files)
     if not np.array_equal(before.labels, after.labels):
@@ -65,7 +72,10 @@ def comparison_remarks(one: Side, other: Side) -> Iterator[str]:
     rows = one[1].shipped_row, other[1].shipped_row
     together = paired(one, rows[0], other, rows[1])
     if together is None:
-        yield "Not compared image by image: the test images differ, or the stages' folders are missing."
+        yield (
+            "Not compared image by image: the test images differ, or the stages' folders are missing or newer than the "
+            "report (where a run was stopped, the same command ends it)."
+        )
     else:
         yield (
             f"On the same {together.total:,} test images {other[0]} is {difference(together, str(one[0]))} "
@@ -91,7 +101,7 @@ def drift(one: Side, other: Side) -> tuple[Table, bool]:
             file = "other bytes"
             together = paired(one, row, other, again)
             if together is None:
-                verdict = "differs: different bytes, and different test images"
+                verdict = "differs: different bytes, and no predictions for the same images"
             elif together.p_value < SIGNIFICANT:
                 verdict = f"differs: {difference(together, 'recorded')}"
             else:

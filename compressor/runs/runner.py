@@ -68,7 +68,7 @@ def run(
         store: a folder of finished stages and teachers' outputs that runs share, such as `runs/.store`; none by
             default.
         console: where progress is shown; nowhere by default.
-        trackers: trackers that follow the run, besides those that the pipeline names.
+        trackers: trackers that follow the run, besides those that the pipeline names; of several seeds, the first.
 
     Raises:
         UserError: the data, weights, device or folder cannot be used.
@@ -89,7 +89,7 @@ def run(
         if shared.folder.resolve() == folder.resolve():
             raise UserError(f"{folder} cannot be both the run's folder and the store; choose another --store")
         shared.prepare()
-    with locked(folder), following(pipeline, folder, trackers) as followers:
+    with locked(folder), following(first, folder, trackers) as followers:
         sweep(folder)
         if fresh:
             start_over(folder)
@@ -108,16 +108,15 @@ def run(
                     fresh=fresh,
                     store=store,
                     console=console,
-                    trackers=trackers,
                 )
             )
-        files.write_text(folder / SPEC, SPEC_HEADER + pipeline.to_yaml())
         result = results[0]
         if others:
             result = validated_copy(
                 result, spec=pipeline.to_yaml(), seeds=pipeline.seeds, over_seeds=over_seeds(results)
             )
             write(result, folder)
+        files.write_text(folder / SPEC, SPEC_HEADER + pipeline.to_yaml())
         processes.wait()
         for tracker in followers:
             for row in result.rows:

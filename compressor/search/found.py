@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -81,10 +82,12 @@ def found_in(folder: Path) -> Found | None:
     return read(Found, folder / JSON, "a search")
 
 
-def command_of(found: Found, folder: Path, number: int) -> str:
-    """What runs a trial's pipeline as a run of its own, judged on the test images."""
+def command_of(found: Found, folder: Path, number: int, imports: Sequence[str] = ()) -> str:
+    """What runs a trial's pipeline as a run of its own, with networks from `imports`, judged on the test images."""
     own = folder_of(folder, number)
-    return shlex.join(["compress", "run", str(own / SPEC), "--out", str(own / "run"), "--store", found.store])
+    words = shlex.join(["compress", "run", str(own / SPEC), "--out", str(own / "run"), "--store", found.store])
+    folders = ":".join(shlex.quote(each) for each in dict.fromkeys(imports))
+    return f'PYTHONPATH={folders}:"$PYTHONPATH" {words}' if folders else words
 
 
 def in_words(value: object) -> str:

@@ -1,5 +1,6 @@
 """`search.html`: one self-contained file with the answer first, then the front, what mattered, and every trial."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from compressor.report import filled, machine, percent, setting_name
@@ -10,8 +11,8 @@ from compressor.search.wording import headline
 HTML = "search.html"
 
 
-def page(found: Found, folder: Path) -> str:
-    """The content of `search.html`."""
+def page(found: Found, folder: Path, imports: Sequence[str] = ()) -> str:
+    """The content of `search.html`; its commands import networks from `imports`."""
     return filled(
         "search.html",
         found=found,
@@ -22,5 +23,5 @@ def page(found: Found, folder: Path) -> str:
         percent=percent,
         setting=setting_name(found.setting),
         machine=machine(found.environment),
-        commands={each.number: command_of(found, folder, each.number) for each in found.outcomes},
+        commands={each.number: command_of(found, folder, each.number, imports) for each in found.outcomes},
     )

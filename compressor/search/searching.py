@@ -201,7 +201,7 @@ def _conclude(work: _Work) -> Found:
         known = [each for each in found.judged if each.number != found.winner]
         found = found.model_copy(update={"judged": (*known, judged)})
         found.save(work.out)
-    files.write_text(work.out / HTML, page(found, work.out))
+    files.write_text(work.out / HTML, page(found, work.out, work.imports if work.space.example.factories else ()))
     return found
 
 
@@ -240,7 +240,7 @@ def _judge(work: _Work, number: int) -> Judged:
         report = runs.run(pipeline, work.out / WINNER, device=work.device, store=work.store, console=work.console)
     row = report.shipped_row
     tried = files.digest((folder_of(work.out, number) / ONNX).read_bytes())
-    timed = row.timed.get(report.headline_setting) if report.headline_setting is not None else None
+    timed = row.timed.get(setting_of(pipeline))
     return Judged(
         number=number,
         accuracy=row.accuracy,

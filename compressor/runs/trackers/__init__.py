@@ -5,7 +5,9 @@ A new one is a subclass of `Tracker` that a package names in the entry-point gro
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 
 from compressor import plugins
 from compressor.pipeline.pipeline import Pipeline
@@ -24,5 +26,13 @@ def following(pipeline: Pipeline, folder: Path, others: Sequence[Tracker]) -> It
     with ExitStack() as ending:
         for tracker in trackers:
             tracker.begin(folder, pipeline.model_dump(mode="json"))
-            ending.callback(tracker.end)
+            ending.push(partial(_end, tracker))
         yield trackers
+
+
+def _end(
+    tracker: Tracker, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+) -> None:
+    if error is not None:
+        tracker.on_failure(error)
+    tracker.end()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import UserError, first_line
+from compressor.runs.layout import SEEDS
 from compressor.runs.trackers.figures import figures
 from compressor.tracking import Tracker
 
@@ -20,6 +21,8 @@ class MLflow(Tracker):
     The experiment is the pipeline's name. `mlflow ui --backend-store-uri sqlite:///runs/mlflow.db` shows it.
     """
 
+    status = "FINISHED"  # in MLflow's words
+
     def begin(self, folder: Path, pipeline: Mapping[str, Any]) -> None:
         try:
             from mlflow import MlflowClient
@@ -28,17 +31,21 @@ class MLflow(Tracker):
             raise UserError("tracking: mlflow is not installed; run `pip install 'compressor[mlflow]'`") from error
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every table that they make
-        beside = folder.absolute().parent
-        own = os.environ.get(STORE)
-        for each in () if own else (beside / "mlflow.db", beside / "mlartifacts"):
+        own = folder.absolute()
+        run = own.parents[1] if own.parent.name == SEEDS else own  # which has others with further seeds inside
+        beside = run.parent
+        given = os.environ.get(STORE)
+        for each in () if given else (beside / "mlflow.db", beside / "mlartifacts"):
             if each.is_symlink():
                 raise UserError(f"tracking: {each} is a link, which MLflow would write through; remove it")
-        store, artifacts = (own, None) if own else (f"sqlite:///{beside}/mlflow.db", (beside / "mlartifacts").as_uri())
+        store, artifacts = (
+            (given, None) if given else (f"sqlite:///{beside}/mlflow.db", (beside / "mlartifacts").as_uri())
+        )
         try:
             self.client: Any = MlflowClient(store)
             found = self.client.get_experiment_by_name(pipeline["name"])
             experiment = found.experiment_id if found else self.client.create_experiment(pipeline["name"], artifacts)
-            self.run_id = self.client.create_run(experiment, run_name=folder.name).info.run_id
+            self.run_id = self.client.create_run(experiment, run_name=str(own.relative_to(beside))).info.run_id
         except MlflowException as error:
             raise UserError(f"tracking: MLflow cannot log to {store}: {first_line(error)}") from error
         self.client.log_param(self.run_id, "seed", pipeline["seed"])
@@ -57,5 +64,8 @@ class MLflow(Tracker):
     def on_artifact(self, path: Path) -> None:
         self.client.log_artifact(self.run_id, str(path))
 
+    def on_failure(self, error: BaseException) -> None:
+        self.status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
     def end(self) -> None:
-        self.client.set_terminated(self.run_id)
+        self.client.set_terminated(self.run_id, self.status)
