@@ -29,6 +29,7 @@ READ = NEW | CONVERSIONS | {  # by all who read graphs
     aten.chunk, aten.contiguous, aten.dropout, aten.einsum, aten.flatten, aten.pad, aten.reshape, aten.sym_size,
     aten.unflatten, aten.upsample_bilinear2d,
 }  # fmt: skip
+CLAMPS = {aten.clamp.default, aten.clamp_.default, aten.clip.default, aten.clip_.default}
 LOGGERS = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
 
 
@@ -211,6 +212,15 @@ def quiet() -> Iterator[None]:
 
 def _exported(network: nn.Module, input_shape: Sequence[int]) -> ExportedProgram:
     with quiet():
-        return torch.export.export(
+        program = torch.export.export(
             network, (torch.zeros(*input_shape),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
         )
+    for node in program.graph.nodes:
+        _with_ends_alike(node)
+    return program
+
+
+def _with_ends_alike(node: fx.Node) -> None:
+    """Write `x.clamp(0, 1.0)` as `x.clamp(0.0, 1.0)`: ONNX's exporter has no clamp from a whole number to another."""
+    if node.target in CLAMPS and any(isinstance(end, float) for end in node.args[1:]):
+        node.args = tuple(float(each) if isinstance(each, int) else each for each in node.args)

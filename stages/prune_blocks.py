@@ -67,7 +67,7 @@ class PruneBlocks(Stage):
             raise ArchitectureError("the network has no block whose output has the shape of its input")
         if self.target.of_time:
             return pruning.prune_to_latency(model, prunable, self.target, context, self.id)
-        predictions = pruning.Divergence(network, data.calibration_batches(), training.layout_of(network, data))
+        predictions = pruning.Divergence(network, data.calibration_batches(), training.lay_out(network, data))
         before = after = models.Size.of(network, preprocess)
         removed: dict[str, float] = {}  # block -> divergence once it is removed as well
         while self.target.kept(after, before) > self.target.limit:

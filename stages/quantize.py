@@ -307,8 +307,7 @@ class _Work:
 
     def correct_of(self, network: "nn.Module", split: "Split") -> int:
         """How many images of a split the network predicts correctly."""
-        layout = training.layout_of(network, self.context.data)
-        network.to(self.context.device).to(memory_format=layout)
+        layout = training.lay_out(network.to(self.context.device), self.context.data)
         correct = training.evaluate(network, split, self.context, "fp32", layout)
         network.cpu()
         return correct
@@ -320,8 +319,7 @@ class _Work:
     def batches(self, label: str, network: "QuantizedNetwork", images: int | None = None) -> "Iterator[Tensor]":
         """The calibration images, or the first of them, normalised, in small batches, with progress."""
         data = self.context.data
-        layout = training.layout_of(network, data)
-        network.to(memory_format=layout)
+        layout = training.lay_out(network, data)
         count = len(data.calibration)
         largest = data.preprocess.max_batch // quantization.CALIBRATION_SHARE
         size = min(quantization.CALIBRATION_BATCH, max(1, largest))

@@ -589,3 +589,78 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc((self.conv(x) * self.scale).mean((2, 3)))
+
+
+class Drawn(nn.Module):
+    """Random numbers that only this object knows."""
+
+    def __init__(self, num_classes: int, where: str = "attribute") -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, num_classes)
+        self.order = torch.arange(64)  # nothing random
+        if where == "attribute":
+            self.directions = {"first": torch.randn(64, 64)}
+        elif where == "buffer":
+            self.register_buffer("directions", torch.randn(64, 64), persistent=False)
+        elif where == "list":
+            self.directions = [nn.Linear(64, 64)]
+        elif where == "saved":
+            self.layers = nn.ModuleList([nn.Linear(64, 64)])
+            self.directions = list(self.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1)[:, self.order])
+
+
+class LearnedScalar(nn.Module):
+    """A weight without dimensions on a branch, as in ReZero, and the largest of another's numbers."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.fc((x + self.scale * F.relu(self.conv(x)) / self.fc.bias.abs().max()).mean((2, 3)))
+
+
+class Circular(nn.Module):
+    """Circular padding, which returns contiguous tensors, and a view that needs them."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, padding_mode="circular")
+        self.fc = nn.Linear(16 * 64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.stem(x)).view(len(x), -1))
+
+
+class NormOverTokens(nn.Module):
+    """A linear layer whose BatchNorm takes the tokens as channels."""
+
+    def __init__(self, num_classes: int, in_channels: int, features: int = 16) -> None:
+        super().__init__()
+        self.patches, self.wide = nn.Conv2d(in_channels, 16, 2, 2), nn.Linear(16, features)
+        self.norm, self.fc = nn.BatchNorm1d(16), nn.Linear(features, num_classes)
+        _used(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)  # [N, T, C]
+        return self.fc(F.relu(self.norm(self.wide(tokens))).mean(1))
+
+
+class NormTwice(nn.Module):
+    """Two BatchNorms behind a convolution."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(in_channels, 16, 3), nn.Linear(16, num_classes)
+        self.norm, self.again = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+        _used(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.again(self.norm(self.conv(x)))).mean((2, 3)))

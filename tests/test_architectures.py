@@ -114,6 +114,17 @@ def test_a_factory_that_does_not_fit_is_refused(factory: str, words: str, contex
         context.new_model(factory, {})
 
 
+@pytest.mark.parametrize("where", ["attribute", "buffer", "list"])
+def test_random_numbers_that_would_not_be_saved_are_refused(where: str, context: Context) -> None:
+    with pytest.raises(ArchitectureError, match="Drawn' has random numbers in directions that are not saved"):
+        context.new_model("tests.networks:Drawn", {"where": where})
+
+
+@pytest.mark.parametrize("where", ["saved", "nowhere"])
+def test_what_is_saved_or_not_random_may_be_anywhere(where: str, context: Context) -> None:
+    context.new_model("tests.networks:Drawn", {"where": where})
+
+
 def test_images_that_the_network_does_not_take_are_refused(context: Context) -> None:
     with pytest.raises(ArchitectureError, match=r"does not take images of shape \[1, 8, 8\]"):
         context.new_model("torchvision:resnet18", {})

@@ -311,6 +311,7 @@ CASES: dict[str, Callable[[Patch], list[str]]] = {
     "weight norm": lambda _: with_settings(
         "stages.teacher.model=tests.networks:WeightNormed", "stages.teacher.arguments={old: false}"
     ),
+    "random numbers that are not saved": lambda _: with_settings("stages.teacher.model=tests.networks:Drawn", OWN),
     "a branch on values": lambda _: with_settings("stages.teacher.model=tests.networks:Branching", OWN),
     "weights do not fit": misfitting_weights,
     "pretrained weights that there are not": lambda _: pretrained("resnet18", "pretrained:V9"),

@@ -114,6 +114,21 @@ def test_other_opsets_are_refused(opset: int) -> None:
         Export(opset=opset)
 
 
+def test_a_clamp_from_a_whole_number_to_another(context: Context) -> None:
+    class Clamped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x.flatten(1)).clamp(-1, 0.5)  # type: ignore[no-any-return]
+
+    network, images = Clamped(), 3 * torch.randn(5, 1, 8, 8)
+    session = onnx_file.session(onnx_file.export_onnx(network, context.data.preprocess, {}))
+    expected = np.clip(network.fc(images.flatten(1)).detach().numpy(), -1, 0.5)
+    assert np.allclose(onnx_file.logits_of(session, images.numpy()), expected, atol=1e-5)
+
+
 def test_resnet20_in_int8_is_under_315_kb() -> None:
     """272 kB of it are weights."""
     from compressor.models.architectures import Architecture

@@ -13,7 +13,7 @@ from compressor import Context, Dataset
 from compressor.environment import environment
 from compressor.errors import StageError
 from compressor.quantization.placement import quantize_network
-from compressor.training.loop import fit, layout_of
+from compressor.training.loop import fit, lay_out
 from compressor.training.objectives import Batch, Objective, Watched
 from compressor.training.settings import Training
 from compressor.training.state import optimizer_of, schedule_of
@@ -191,5 +191,18 @@ def test_layers_whose_gradient_writes_past_its_memory_get_plain_strides(
     layers = [nn.Conv2d(1, channels, 3), nn.Conv2d(channels, 16, kernel, stride), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     network = nn.Sequential(*layers)
     quantized = quantize_network(network, digits.preprocess.input_shape(2))  # a graph, without modules of that kind
-    assert layout_of(network, digits) == expected
-    assert layout_of(quantized, digits) == expected
+    assert lay_out(network, digits) == expected
+    assert lay_out(quantized, digits) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("Circular", torch.contiguous_format), ("LearnedScalar", torch.channels_last)]
+)
+def test_a_network_is_tried_in_the_format_in_which_it_will_run(
+    name: str, expected: torch.memory_format, context: Context
+) -> None:
+    network = context.new_model(f"tests.networks:{name}", {}).copy_network()
+    layout = lay_out(network, context.data)
+    assert layout == expected
+    assert network.get_parameter("stem.weight").is_contiguous(memory_format=expected)
+    network(torch.zeros(2, 1, 8, 8).to(memory_format=layout))

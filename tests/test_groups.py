@@ -44,7 +44,20 @@ def zeroed(groups: Groups, removal: Removal) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "name", ["LeNet", "Odd", "RepVGG", "NormAdded", "ResNeXt", "Shuffled", "Upsampled", "Halves", "Cut", "Windows"]
+    "name",
+    [
+        "LeNet",
+        "Odd",
+        "RepVGG",
+        "NormAdded",
+        "ResNeXt",
+        "Shuffled",
+        "Upsampled",
+        "Halves",
+        "Cut",
+        "Windows",
+        "LearnedScalar",
+    ],
 )
 def test_without_a_channel_all_else_is_computed_as_with_zeros_in_its_place(name: str) -> None:
     groups = Groups(built(name), SHAPE)

@@ -28,7 +28,7 @@ from compressor.models.architectures import Architecture
 from compressor.models.changes import Int8
 from compressor.quantization import calibration
 from compressor.quantization.calibration import Observer, calibrate, signal_to_noise
-from compressor.quantization.float_layers import in_float
+from compressor.quantization.float_layers import float_batch_norms, in_float
 from compressor.quantization.network import ActivationQuantizer, ParameterQuantizer, QuantizedNetwork
 from compressor.quantization.placement import quantize_network
 from compressor.tracing import functional_graph
@@ -226,6 +226,23 @@ def test_a_batch_norm_is_folded_whatever_it_lacks(layer: nn.Module, gamma: bool,
     images = torch.rand(5, 1, 8, 8)
     with torch.no_grad():
         assert torch.allclose(network(images), model(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "left"),
+    [
+        (networks.NormOverTokens(10, 1), 1),
+        (networks.NormOverTokens(10, 1, features=24), 1),
+        (networks.NormTwice(10, 1), 0),
+    ],
+)
+def test_a_batch_norm_is_folded_only_over_what_the_layer_before_has_as_channels(network: nn.Module, left: int) -> None:
+    quantized = quantize_network(network.eval(), (2, 1, 8, 8))
+    switch_rounding_off(quantized)
+    images = torch.rand(5, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(quantized(images), network(images), atol=1e-5)
+    assert float_batch_norms(quantized) == left
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from compressor.models.artifact import TorchModel
 from compressor.storage import files, tensors
 from compressor.storage.code import code_digest
 from compressor.training import objectives
-from compressor.training.loop import autocast, evaluate, layout_of, training_views
+from compressor.training.loop import autocast, evaluate, lay_out, training_views
 from compressor.training.objectives import Batch, Watched
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Teacher:
     def __init__(self, teacher: TorchModel, context: "Context", views: int | None, layers: Sequence[str] = ()) -> None:
         self.device = context.device
         self.network = teacher.copy_network().eval().requires_grad_(False).to(self.device)
-        self.layout = layout_of(self.network, context.data)
+        self.layout = lay_out(self.network, context.data)
         self.watched = Watched(self.network, self._run)
         self.watched.watch(layers)
         self.stored: list[Tensor] | None = None  # for each view, [N, classes] on the CPU

@@ -2,6 +2,7 @@ from .agreement import LogitsOf as LogitsOf
 from .agreement import agreement_of as agreement_of
 from .architectures import Architecture as Architecture
 from .architectures import check_fits as check_fits
+from .architectures import check_is_saved as check_is_saved
 from .architectures import check_trains as check_trains
 from .artifact import ONNX as ONNX
 from .artifact import WEIGHTS as WEIGHTS

@@ -11,7 +11,7 @@ import torch
 from compressor.console import Console
 from compressor.data.dataset import Dataset
 from compressor.errors import UserError
-from compressor.models.architectures import Architecture, check_fits
+from compressor.models.architectures import Architecture, check_fits, check_is_saved
 from compressor.models.artifact import Artifact, TorchModel
 from compressor.storage.checkpoints import Checkpoints
 from compressor.tracking import Tracker
@@ -95,9 +95,11 @@ class Context:
             num_classes=len(self.data.labels),
             in_channels=preprocess.channels,
         )
+        named = frozenset({model})  # by the settings, so it may be imported
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_for("initial weights"))
-            network = architecture.build(factories=frozenset({model}))  # named by the settings
+            network = architecture.build(factories=named)
+        check_is_saved(network, architecture, named)
         check_fits(network, architecture, preprocess.input_shape(2))
         return TorchModel.of_new(network, architecture, preprocess, self.data.labels)
 

@@ -30,7 +30,7 @@ from compressor.pruning.choices import WHOLE, Choice, Prunable
 from compressor.pruning.latency import Search, layers_left
 from compressor.pruning.settings import Share
 from compressor.pruning.times import Times
-from compressor.training import layout_of
+from compressor.training import lay_out
 
 TOLERATED = 1.05  # of the latency that is asked for
 TOO_FAST = 0.95  # of it: less than this gives away what could have been kept
@@ -182,7 +182,7 @@ def _divergence(prunable: Prunable, context: Context) -> Callable[[Choice], floa
     network, data = copy.deepcopy(prunable.network), context.data
     fitting = round(JUDGED_MACS / max(Size.of(network, data.preprocess).macs, 1))
     batches = data.calibration_batches(images=min(max(fitting, FEWEST_JUDGED), JUDGED_IMAGES))
-    divergence = Divergence(network, batches, layout_of(network, data))
+    divergence = Divergence(network, batches, lay_out(network, data))
     return lambda choice: divergence.of(prunable.without(choice))
 
 

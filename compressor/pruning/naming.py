@@ -378,7 +378,7 @@ class _Naming(fx.Interpreter):
 
 
 def _blank(shape: Sequence[int]) -> Names:
-    return Names((torch.full((1,), FIXED).expand(shape),))
+    return Names((torch.full((), FIXED).expand(shape),))
 
 
 def _leaves(given: Any) -> list[Any]:

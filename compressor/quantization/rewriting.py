@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from compressor.quantization.network import attribute, set_attribute
-from compressor.quantization.operators import ADDITIONS, BATCH_NORM, CONVOLUTIONS, aten, is_layer, parameters
+from compressor.quantization.operators import ADDITIONS, BATCH_NORM, CONVOLUTIONS, LINEAR, aten, is_layer, parameters
 
 
 def fold_batch_norm(graph_module: fx.GraphModule) -> None:
@@ -17,6 +17,8 @@ def fold_batch_norm(graph_module: fx.GraphModule) -> None:
     for norm in [node for node in graph.nodes if node.target is BATCH_NORM]:
         layer = norm.args[0]
         if layer.target in ADDITIONS or not is_layer(layer) or len(layer.users) > 1:
+            continue
+        if layer.target in LINEAR and layer.meta["val"].dim() > 2:  # [N, T, C], of which BatchNorm takes T as channels
             continue
         weight, bias = parameters(layer)
         if len(weight.users) > 1 or (bias is not None and len(bias.users) > 1):
@@ -32,6 +34,8 @@ def fold_batch_norm(graph_module: fx.GraphModule) -> None:
         set_parameters(graph_module, layer, *folded)
         for output in list(norm.users):
             output.replace_all_uses_with(layer)
+            graph.erase_node(output)
+        graph.erase_node(norm)  # at once: another BatchNorm may follow, and is then the only user of the layer
     graph.eliminate_dead_code()
 
 

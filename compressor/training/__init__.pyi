@@ -2,7 +2,7 @@ from .balance import class_weights as class_weights
 from .loop import autocast as autocast
 from .loop import evaluate as evaluate
 from .loop import fit as fit
-from .loop import layout_of as layout_of
+from .loop import lay_out as lay_out
 from .loop import shown as shown
 from .loop import training_views as training_views
 from .objectives import INPUT_OF as INPUT_OF

@@ -71,8 +71,8 @@ def fit(
     context = context.with_images_on_device()
     data, device, services = context.data, context.device, context.services
     initial = processes.agreed(tensors.digest(network.state_dict()))
-    layout = layout_of(network.to(device), data)
-    network.train().requires_grad_(True).to(memory_format=layout)
+    layout = lay_out(network.to(device), data)
+    network.train().requires_grad_(True)
     frozen = (start.frozen if start is not None else frozenset()) | frozen_by(training, network, start)
     for name in frozen & dict(network.named_parameters()).keys():
         network.get_parameter(name).requires_grad_(False)
@@ -255,21 +255,25 @@ def evaluate(
     return int(correct)
 
 
-def layout_of(network: nn.Module, data: Dataset) -> torch.memory_format:
-    """Channels last, where convolutions are fastest, unless the network needs contiguous tensors.
+def lay_out(network: nn.Module, data: Dataset) -> torch.memory_format:
+    """Put a network in channels last, where convolutions are fastest, unless it needs contiguous tensors.
 
-    Its own code may need them (`x.view`). And on the CPU, in channels last, the gradient of a strided 1x1 convolution
-    with fewer than 16 input channels writes past its memory, and the process dies (oneDNN; docs/findings.md).
+    Returns the format, in which its inputs must be. Its own code may need contiguous tensors (`x.view`). And on the
+    CPU, in channels last, the gradient of a strided 1x1 convolution with fewer than 16 input channels writes past its
+    memory, and the process dies (oneDNN; docs/findings.md).
     """
     example = torch.zeros(data.preprocess.input_shape(2), device=next(network.parameters()).device)
     try:
+        network.eval().to(memory_format=torch.channels_last)
         with torch.no_grad(), _NarrowStrides() as narrow:
-            network.eval()(example.to(memory_format=torch.channels_last))
+            network(example.to(memory_format=torch.channels_last))
+        fits = not (narrow.found and example.device.type == "cpu")
     except RuntimeError as error:
         pass_on_out_of_memory(error)
-        return torch.contiguous_format
-    dies = narrow.found and example.device.type == "cpu"
-    return torch.contiguous_format if dies else torch.channels_last
+        fits = False
+    if not fits:
+        network.to(memory_format=torch.contiguous_format)
+    return torch.channels_last if fits else torch.contiguous_format
 
 
 class _NarrowStrides(TorchDispatchMode):
