@@ -40,7 +40,7 @@ LOSSES: dict[str, dict[str, Any]] = {  # of `distill`; weights and temperatures 
     "dist": {"temperature": 1.0, "losses": [{"loss": "dist", "weight": 2.0}]},  # as on ImageNet
     "dist, temperature 4": {"losses": [{"loss": "dist", "weight": 2.0}]},
     "kl and hints": {"features": [{"loss": "hints", "weight": 1.0, **LAYERS}]},
-    "kl and attention": {"features": [{"loss": "attention", "weight": 1000.0, **LAYERS}]},
+    "kl and attention": {"features": [{"loss": "attention", "weight": 1000.0 / 64, **LAYERS}]},  # of 64 places the mean
     "kl and srd": {"features": [{"loss": "srd", "weight": 1.0}]},
 }
 
