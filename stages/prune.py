@@ -92,10 +92,9 @@ class Prune(Stage):
         models.check_fits(network, model.architecture, preprocess.input_shape(2))
         after = models.Size.of(network, preprocess)
         if after == before:
-            some = f"with round_to {self.round_to}; lower it, or prune more"
-            raise StageError(
-                f"no channel can be removed {some if groups.by_layer else 'where code and skip fix all widths'}"
-            )
+            if not groups.by_layer:
+                raise StageError("no channel can be removed: the network's code, or skip, fixes every layer's width")
+            raise StageError(f"no channel can be removed with round_to {self.round_to}; lower it, or prune more")
         kept = after.share_of(before)
         say(f"  {self.id} keeps {kept['macs']:.2f} of MACs, {kept['parameters']:.2f} of parameters")
         pruning.estimate_batch_norm(network, context.data.calibration_batches())

@@ -21,7 +21,7 @@ from compressor.quantization.settings import Observer
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor, memory_format, nn
 
     from compressor import Context, Split, TorchModel
     from compressor.evaluation import Candidate
@@ -318,8 +318,11 @@ class _Work:
 
     def batches(self, label: str, network: "QuantizedNetwork", images: int | None = None) -> "Iterator[Tensor]":
         """The calibration images, or the first of them, normalised, in small batches, with progress."""
+        layout = training.lay_out(network, self.context.data)  # runs the network, so before any observer looks
+        return self._batches(label, layout, images)
+
+    def _batches(self, label: str, layout: "memory_format", images: int | None) -> "Iterator[Tensor]":
         data = self.context.data
-        layout = training.lay_out(network, data)
         count = len(data.calibration)
         largest = data.preprocess.max_batch // quantization.CALIBRATION_SHARE
         size = min(quantization.CALIBRATION_BATCH, max(1, largest))

@@ -592,24 +592,21 @@ class Scaled(nn.Module):
 
 
 class Drawn(nn.Module):
-    """Random numbers that only this object knows."""
+    """Random numbers on a branch whose weight begins at zero; some that nothing reads; some that are saved."""
 
     def __init__(self, num_classes: int, where: str = "attribute") -> None:
         super().__init__()
-        self.fc = nn.Linear(64, num_classes)
-        self.order = torch.arange(64)  # nothing random
-        if where == "attribute":
-            self.directions = {"first": torch.randn(64, 64)}
-        elif where == "buffer":
-            self.register_buffer("directions", torch.randn(64, 64), persistent=False)
-        elif where == "list":
-            self.directions = [nn.Linear(64, 64)]
-        elif where == "saved":
-            self.layers = nn.ModuleList([nn.Linear(64, 64)])
-            self.directions = list(self.layers)
+        self.fc, self.weight = nn.Linear(64, num_classes), nn.Parameter(torch.zeros(num_classes))
+        self.example, self.nothing = torch.randn(2, 64), torch.full((2,), torch.nan)
+        self.share = float(torch.rand(())) if where == "number" else 1.0
+        self.drawn = [torch.randn(64, num_classes)] if where == "attribute" else []
+        self.layers = [nn.Linear(64, num_classes)] if where == "list" else nn.ModuleList([nn.Linear(64, num_classes)])
+        self.register_buffer("buffer", torch.randn(64, num_classes), persistent=where != "buffer")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.flatten(1)[:, self.order])
+        x = x.flatten(1)
+        branch = self.share * x @ self.buffer + sum(x @ each for each in self.drawn)
+        return self.fc(x) + self.weight * (branch + self.layers[0](x))
 
 
 class LearnedScalar(nn.Module):
@@ -632,11 +629,12 @@ class Circular(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, padding_mode="circular")
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular")
         self.fc = nn.Linear(16 * 64, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(F.relu(self.stem(x)).view(len(x), -1))
+        return self.fc(F.relu(self.conv(F.relu(self.stem(x)))).view(len(x), -1))
 
 
 class NormOverTokens(nn.Module):

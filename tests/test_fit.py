@@ -204,5 +204,5 @@ def test_a_network_is_tried_in_the_format_in_which_it_will_run(
     network = context.new_model(f"tests.networks:{name}", {}).copy_network()
     layout = lay_out(network, context.data)
     assert layout == expected
-    assert network.get_parameter("stem.weight").is_contiguous(memory_format=expected)
+    assert network.get_parameter("conv.weight").is_contiguous(memory_format=expected)
     network(torch.zeros(2, 1, 8, 8).to(memory_format=layout))

@@ -90,7 +90,7 @@ def test_a_target_out_of_reach_says_how_far_it_came(tiny: TorchModel, context: C
 def test_nothing_to_remove_is_an_error(tiny: TorchModel, context: Context) -> None:
     with pytest.raises(StageError, match="no channel can be removed with round_to 16; lower it"):
         Prune(target=Target(ratio=0.1), round_to=16).run(tiny, context)
-    with pytest.raises(StageError, match="no channel can be removed where code and skip fix all widths"):
+    with pytest.raises(StageError, match="the network's code, or skip, fixes every layer's width"):
         Prune(target=Target(ratio=0.5), skip=("conv1", "layer1", "layer2")).run(tiny, context)
 
 

@@ -469,6 +469,9 @@ def test_moving_average_by_numpy(tiny: TorchModel, context: Context) -> None:
     largest = x[:64].max()
     largest += 0.01 * (x[64:].max() - largest)  # 128 images in batches of 64; averaging constant 0.01
     assert ranges_of(tiny, context, "moving_average")["relu:relu"][0] == pytest.approx(largest / 255, rel=1e-4)
+    change = Quantize(mode="ptq", observer="moving_average").run(tiny, context).changes[-1]
+    assert isinstance(change, Int8)
+    assert change.activations["relu:relu"][0] == pytest.approx(largest / 255, rel=1e-4)
 
 
 def test_percentile_by_numpy(tiny: TorchModel, context: Context) -> None:

@@ -113,6 +113,8 @@ def test_mlflow_says_how_a_run_ended_and_has_all_seeds_in_one_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".compress.lock").touch()  # somebody's run
     for folder, error in (("run", StageError("diverged")), ("run/seeds/4", KeyboardInterrupt())):
         with pytest.raises(type(error)), following(PIPELINE, tmp_path / folder, ()):
             raise error

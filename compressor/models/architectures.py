@@ -4,7 +4,6 @@ import copy
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils import _pytree as pytree
 
 from compressor.config.factories import factory_of
 from compressor.config.spec import Arguments
@@ -24,7 +22,7 @@ from compressor.models.resnet import ResNet, blocks_of_depth
 from compressor.tracing import layer_in_words, running_layers
 
 MAX_SHOWN = 200  # characters of arguments that are wrong
-OF_MODULES = frozenset(vars(nn.Module()))
+NOISE = 0.02  # standard deviation
 REMEDIES = {  # hooks that compute a weight before each forward pass
     WeightNorm: "torch.nn.utils.remove_weight_norm",
     SpectralNorm: "torch.nn.utils.remove_spectral_norm",
@@ -159,37 +157,6 @@ def check_weights_are_parameters(network: nn.Module) -> None:
             )
 
 
-def check_is_saved(network: nn.Module, architecture: Architecture, factories: frozenset[str]) -> None:
-    """Build the user's network once more, and require that what differs is what artifacts save.
-
-    Raises:
-        ArchitectureError: a tensor is drawn at random that is neither a parameter nor a buffer that is saved.
-    """
-    if architecture.factory is None:
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        again = architecture.build(factories=factories)
-    for (name, tensor), (_, other) in zip(_unsaved(network), _unsaved(again), strict=False):
-        if not torch.equal(tensor, other):
-            raise ArchitectureError(
-                f"model {architecture.model!r} has random numbers in {name} that are not saved with its weights; make "
-                "that a parameter or a persistent buffer, or an nn.ModuleList if it is a list of modules"
-            )
-
-
-def _unsaved(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that a state dict leaves out: other attributes, passing buffers, and modules in plain lists."""
-    saved = {id(tensor) for tensor in network.state_dict(keep_vars=True).values()}
-    for name, module in network.named_modules():
-        own = {key: value for key, value in vars(module).items() if key not in OF_MODULES} | module._buffers
-        for key, value in own.items():
-            for leaf in pytree.tree_leaves(value):
-                for tensor in leaf.state_dict(keep_vars=True).values() if isinstance(leaf, nn.Module) else [leaf]:
-                    if isinstance(tensor, torch.Tensor) and id(tensor) not in saved:
-                        yield f"{name}.{key}".removeprefix("."), tensor
-
-
 def check_fits(network: nn.Module, architecture: Architecture, input_shape: tuple[int, ...]) -> None:
     """Run one blank batch through `network` and require logits `[N, num_classes]`.
 
@@ -203,6 +170,44 @@ def check_fits(network: nn.Module, architecture: Architecture, input_shape: tupl
         raise ArchitectureError(
             f"model {architecture.model!r} returns an output of shape {list(shape)} for {expected[0]} images; "
             f"the data has {expected[1]} classes, so {list(expected)} is needed"
+        )
+
+
+@torch.no_grad()
+def check_is_saved(
+    network: nn.Module, architecture: Architecture, factories: frozenset[str], input_shape: tuple[int, ...]
+) -> None:
+    """Build the user's network once more and require that, with the same weights, it computes the same.
+
+    Weights that begin at zero would hide what they multiply, so both get others.
+
+    Raises:
+        ArchitectureError: it computes something else.
+    """
+    if architecture.factory is None:
+        return
+    own = copy.deepcopy(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        again = architecture.build(factories=factories)
+        images = torch.randn(input_shape)
+        for parameter in own.parameters():
+            parameter.add_(NOISE * torch.randn_like(parameter))
+        try:
+            again.load_state_dict(own.state_dict())
+        except RuntimeError as error:
+            raise ArchitectureError(
+                f"model {architecture.model!r} has other weights each time it is built: {first_line(error)}"
+            ) from error
+        torch.manual_seed(0)  # for what the forward pass draws
+        expected = own.eval()(images)
+        torch.manual_seed(0)
+        logits = again.eval()(images)
+    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise ArchitectureError(
+            f"model {architecture.model!r} computes something else when it is built again with the same weights, as "
+            "loading does; look for random numbers that are neither parameters nor persistent buffers, and for modules "
+            "in a plain list instead of an nn.ModuleList"
         )
 
 

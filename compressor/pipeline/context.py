@@ -95,12 +95,12 @@ class Context:
             num_classes=len(self.data.labels),
             in_channels=preprocess.channels,
         )
-        named = frozenset({model})  # by the settings, so it may be imported
+        named = frozenset({model})  # by the settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_for("initial weights"))
             network = architecture.build(factories=named)
-        check_is_saved(network, architecture, named)
         check_fits(network, architecture, preprocess.input_shape(2))
+        check_is_saved(network, architecture, named, preprocess.input_shape(2))
         return TorchModel.of_new(network, architecture, preprocess, self.data.labels)
 
     def teacher(self, stage_id: str) -> TorchModel:

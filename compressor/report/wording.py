@@ -292,7 +292,7 @@ def _smaller(base: Row, shipped: Row) -> str | None:
 
 def _points(share: float) -> str:
     """A share as percentage points, to two figures."""
-    points = 100 * share + 0.0  # what is no share is no "-0" either
+    points = 100 * share + 0.0  # not "-0"
     return f"{points:.2g}" if abs(points) < 10 else f"{points:.0f}"
 
 

@@ -28,7 +28,9 @@ def paired(one: Side, row: Row, other: Side, other_row: Row) -> Paired | None:
     if row.scored_on != other_row.scored_on or not all(path.is_file() for path in files):
         return None
     made = [(row_in(folder), reported) for folder, reported in rows]
-    if any(now is None or now.sha256 != reported.sha256 for now, reported in made):
+    if any(
+        now is None or (now.sha256, now.scored_on) != (reported.sha256, reported.scored_on) for now, reported in made
+    ):
         return None
     before, after = (Predictions.load(path) for path in files)
     if not np.array_equal(before.labels, after.labels):
@@ -74,7 +76,7 @@ def comparison_remarks(one: Side, other: Side) -> Iterator[str]:
     if together is None:
         yield (
             "Not compared image by image: the test images differ, or the stages' folders are missing or newer than the "
-            "report (where a run was stopped, the same command ends it)."
+            "report (if a run was interrupted, repeat its command to finish it)."
         )
     else:
         yield (

@@ -87,7 +87,7 @@ def command_of(found: Found, folder: Path, number: int, imports: Sequence[str] =
     own = folder_of(folder, number)
     words = shlex.join(["compress", "run", str(own / SPEC), "--out", str(own / "run"), "--store", found.store])
     folders = ":".join(shlex.quote(each) for each in dict.fromkeys(imports))
-    return f'PYTHONPATH={folders}:"$PYTHONPATH" {words}' if folders else words
+    return f"PYTHONPATH={folders}${{PYTHONPATH:+:$PYTHONPATH}} {words}" if folders else words
 
 
 def in_words(value: object) -> str:

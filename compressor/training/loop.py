@@ -268,7 +268,7 @@ def lay_out(network: nn.Module, data: Dataset) -> torch.memory_format:
         with torch.no_grad(), _NarrowStrides() as narrow:
             network(example.to(memory_format=torch.channels_last))
         fits = not (narrow.found and example.device.type == "cpu")
-    except RuntimeError as error:
+    except Exception as error:  # the network's own code may raise anything
         pass_on_out_of_memory(error)
         fits = False
     if not fits:

@@ -33,6 +33,8 @@ def following(pipeline: Pipeline, folder: Path, others: Sequence[Tracker]) -> It
 def _end(
     tracker: Tracker, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
 ) -> None:
-    if error is not None:
-        tracker.on_failure(error)
-    tracker.end()
+    try:
+        if error is not None:
+            tracker.on_failure(error)
+    finally:
+        tracker.end()

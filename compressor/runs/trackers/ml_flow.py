@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import UserError, first_line
-from compressor.runs.layout import SEEDS
+from compressor.runs.layout import LOCK, SEEDS
 from compressor.runs.trackers.figures import figures
 from compressor.tracking import Tracker
 
@@ -32,7 +32,9 @@ class MLflow(Tracker):
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every table that they make
         own = folder.absolute()
-        run = own.parents[1] if own.parent.name == SEEDS else own  # which has others with further seeds inside
+        run = own  # or the one that has this as one of its seeds
+        if own.parent.name == SEEDS and (own.parents[1] / LOCK).exists():
+            run = own.parents[1]
         beside = run.parent
         given = os.environ.get(STORE)
         for each in () if given else (beside / "mlflow.db", beside / "mlartifacts"):
