@@ -62,10 +62,10 @@ def test_repvgg_adds_its_branches_by_hand() -> None:
         plain.conv3.weight.zero_()
         plain.conv1.weight.copy_(2 * torch.eye(8)[:, :, None, None])
         plain.identity.weight.fill_(3)
-        assert torch.allclose(plain(x), 5 * x.relu(), rtol=1e-4)  # untrained norms change nothing; 2 x + 3 x
+        assert torch.allclose(plain(x), 5 * x.relu(), atol=1e-3)  # untrained norms change nothing; 2 x + 3 x
         plain.conv3.weight[:, :, 2, 1] = torch.eye(8)
         below = nn.functional.pad(x, (0, 0, 0, 1))[:, :, 1:]
-        assert torch.allclose(plain(x), (5 * x + below).relu(), rtol=1e-4)
+        assert torch.allclose(plain(x), (5 * x + below).relu(), atol=1e-3)
 
 
 def test_torchvision_networks_take_the_class_count() -> None:
