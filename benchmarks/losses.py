@@ -31,7 +31,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "resnet20": {"model": "resnet20"},
 }
 LAYERS = {"student": "layer3", "teacher": "layer3"}  # of losses that compare layers by name
-LOSSES: dict[str, dict[str, Any]] = {  # of `distill`; weights and temperatures as their papers have them
+LOSSES: dict[str, dict[str, Any]] = {  # of `distill`; weights and temperatures as their papers have them, but for hints
     "labels alone": {"alpha": 0.0},
     "kl": {},
     "kl, standardised": {"standardise": True, "temperature": 2.0, "losses": [{"loss": "kl", "weight": 9.0}]},
