@@ -22,7 +22,7 @@ from compressor.models.resnet import ResNet, blocks_of_depth
 from compressor.tracing import layer_in_words, running_layers
 
 MAX_SHOWN = 200  # characters of arguments that are wrong
-NOISE = 0.02  # standard deviation
+NOISE = 0.02  # the standard deviation of what weights are changed by
 REMEDIES = {  # hooks that compute a weight before each forward pass
     WeightNorm: "torch.nn.utils.remove_weight_norm",
     SpectralNorm: "torch.nn.utils.remove_spectral_norm",
