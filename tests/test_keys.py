@@ -1,5 +1,6 @@
 """What decides a result decides the key; each rule is tested both ways."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -125,6 +126,50 @@ def test_a_file_beside_a_factorys_file_counts_if_it_is_imported(
     assert code_digest("their_net") == before
     (tmp_path / "their_blocks.py").write_text("act = 2\n")
     assert code_digest("their_net") != before
+
+
+@pytest.mark.parametrize("factory", ["plain_net", "plain_nets.net"])
+def test_a_package_beside_a_factorys_module_or_package_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for folder in ("plain_nets", "plain_layers"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+    for path in ("plain_net.py", "plain_nets/net.py"):
+        (tmp_path / path).write_text("from plain_layers.blocks import act\n")
+    blocks = tmp_path / "plain_layers" / "blocks.py"
+    blocks.write_text("act = 1\n")
+    before = code_digests(factory)
+    assert {"plain_layers/blocks", "plain_layers"} <= set(before)
+    blocks.write_text("act = 2\n")
+    assert changes(before, code_digests(factory)) == ["plain_layers/blocks"]
+
+
+def test_installed_code_beside_a_factory_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    monkeypatch.syspath_prepend(installed)
+    (installed / "sold_net.py").write_text("import sold_layers\n")
+    (installed / "sold_layers.py").write_text("")
+    assert "sold_layers" not in code_digests("sold_net")
+
+
+def test_a_file_that_changes_after_it_was_imported_counts_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    path = tmp_path / "edited_net.py"
+    path.write_text("act = 1\n")
+    module = importlib.import_module("edited_net")
+    before = code_digest("edited_net")
+    path.write_text("act = 22\n")
+    assert code_digest("edited_net") == before
+    importlib.reload(module)
+    assert module.act == 22
+    assert code_digest("edited_net") != before
+    del sys.modules["edited_net"]
 
 
 @pytest.mark.parametrize("factory", ["sys:exit", "nowhere:Net"])

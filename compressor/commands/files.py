@@ -143,12 +143,14 @@ def predict(model: Path, images: tuple[Path, ...], top: int, as_json: bool) -> N
       compress predict runs/digits-resnet photo.png
       compress predict model.onnx photos more/1.jpg --top 1 --json
     """
-    unreadable, found = 0, []
+    readable, unreadable, found = 0, 0, []
     for each in evaluation.predict(model_in(model), images, top=top):
         if isinstance(each, DataError):
             unreadable += 1
             print(f"error: {printable(str(each))}", file=sys.stderr)
-        elif as_json:
+            continue
+        readable += 1
+        if as_json:
             found.append({"image": str(each.path), "classes": dict(each.classes)})
         else:
             shares = (f"{printable(label)} {share:.4f}" for label, share in each.classes)
@@ -156,7 +158,8 @@ def predict(model: Path, images: tuple[Path, ...], top: int, as_json: bool) -> N
     if as_json:
         print(json.dumps(found, indent=1))
     if unreadable:
-        raise DataError(f"{unreadable} image{'s' * (unreadable > 1)} could not be read; the others are above")
+        others = "; the others are above" if readable else ""
+        raise DataError(f"{unreadable} image{'s' * (unreadable > 1)} could not be read{others}")
 
 
 COMMANDS = (bench, doctor, predict)

@@ -15,7 +15,7 @@ from compressor.console import Console
 from compressor.data.preprocess import Preprocess
 from compressor.data.reading import Request, Undecoded, in_memory
 from compressor.data.split import Source
-from compressor.data.store import Decode, Pixels, stored
+from compressor.data.store import Decode, Pixels, check_room, stored
 from compressor.errors import DataError
 
 ENLARGED = 4
@@ -69,6 +69,8 @@ def decoded(splits: Mapping[str, Undecoded], request: Request, console: Console)
     """
     notes: Counter[str] = Counter()
     unreadable: list[str] = []
+    sizes = [len(each.names) * math.prod(request.preprocess.input_shape(1)) for each in splits.values()]
+    check_room(sum(size for size in sizes if size > IN_MEMORY_BYTES), int(request.store.gigabytes * 1e9))
     with console.progress("decoding images", sum(len(each.names) for each in splits.values())) as advance:
         read = {name: _decoded(each, request, notes, unreadable, advance) for name, each in splits.items()}
     if unreadable and not request.skip_unreadable:

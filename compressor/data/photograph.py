@@ -1,6 +1,7 @@
 """Image files, which may hold anything, whatever they are called."""
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,29 @@ def opened(path: Path | str, content: bytes | None = None) -> Iterator[Image.Ima
         ) as image:
             yield image
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not a usable image: it holds none of {', '.join(FORMATS)}") from error
+        raise DataError(
+            f"{path} is not a usable image: it holds none of {', '.join(FORMATS)}, or one with more bands or bits than "
+            "Pillow reads"
+        ) from error
     except Exception as error:  # Pillow's decoders raise many types
         pass_on_out_of_memory(error)
         raise DataError(f"{path} is not a usable image: {first_line(error)}") from error
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder in the order of their names, hidden ones left out; links to folders are followed.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    seen: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        seen.add(os.path.realpath(where))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(where, name)) not in seen
+        )
+        yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))

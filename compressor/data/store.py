@@ -52,6 +52,19 @@ class About(BaseModel):
     unreadable: tuple[str, ...]
 
 
+def check_room(needed: int, limit: int) -> None:
+    """Refuse the images of a run if they take more bytes than all stores may.
+
+    Raises:
+        DataError: they do.
+    """
+    if needed > limit:
+        raise DataError(
+            f"data.store: the images take {needed / 1e9:.1f} GB decoded, and gigabytes allows {limit / 1e9:.1f}; "
+            "raise it, or lower data.size or data.resize"
+        )
+
+
 @dataclass(frozen=True)
 class Found:
     """Images in a store, how many were odd in which way, and what is wrong with each file that could not be read."""
@@ -86,6 +99,7 @@ class Stored(Source):
         descriptor = os.open(self.file, os.O_RDONLY | os.O_NOFOLLOW)  # it outlives the name, if another run makes room
         weakref.finalize(self, os.close, descriptor)
         object.__setattr__(self, "_descriptor", descriptor)
+        _in_use.add(self)
         object.__setattr__(self, "_checked", np.zeros(len(self.digests), bool))
 
     def __len__(self) -> int:
@@ -128,6 +142,9 @@ class Stored(Source):
                 os.pwrite(descriptor, image.data, row * image.nbytes)
         finally:
             os.close(descriptor)
+
+
+_in_use: weakref.WeakSet[Stored] = weakref.WeakSet()  # by this process, which would decode them again
 
 
 def stored(
@@ -251,15 +268,11 @@ def _make_room(home: Path, needed: int, limit: int) -> None:
     Raises:
         DataError: it has none.
     """
-    if needed > limit:
-        raise DataError(
-            f"data.store: the images take {needed / 1e9:.1f} GB decoded, and gigabytes allows {limit / 1e9:.1f}; "
-            "raise it, or lower data.size or data.resize"
-        )
     stores = sorted(filter(_is_store, home.iterdir()), key=lambda path: (path / ABOUT).stat().st_mtime)
     sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in stores}
+    kept = {source.file.parent for source in _in_use}
     for path in stores:
-        if sum(sizes.values()) + needed > limit and _removed(path):
+        if path not in kept and sum(sizes.values()) + needed > limit and _removed(path):
             del sizes[path]
     if (free := shutil.disk_usage(home).free) < needed:
         raise DataError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compressor.data.photograph import SUFFIXES, opened
+from compressor.data.photograph import SUFFIXES, files_below, opened
 from compressor.errors import ArtifactError, DataError
 from compressor.evaluation.accuracy import probabilities
 from compressor.export import onnx_file, reading
@@ -51,7 +51,7 @@ def _images(where: Path) -> list[Path]:
         if not where.exists():
             raise DataError(f"there is no {where}; expected an image, or a folder of images")
         return [where]
-    found = sorted(path for path in where.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in files_below(where) if path.suffix.lower() in SUFFIXES)
     if not found:
         raise DataError(f"{where} holds no image ({', '.join(sorted(SUFFIXES))})")
     return found

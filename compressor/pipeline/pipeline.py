@@ -87,9 +87,13 @@ class Pipeline(Spec):
         content = self.model_dump(mode="json", include={"data", "seed", "stages"})
         for where in ("root", "store"):
             del content["data"][where]
+        if "unlabeled" in content["data"]:
+            content["data"]["unlabeled"] = "given"
         for stage, written in zip(self.stages, content["stages"], strict=True):
             if isinstance(getattr(stage, "weights", None), Path):
                 written["weights"] = "given"
+            if isinstance(target := written.get("target"), dict) and target.get("table") is not None:
+                target["table"] = "given"
         return files.digest_json(content)
 
     @classmethod

@@ -103,7 +103,15 @@ def remarks(report: Report) -> list[str]:
     """What a reader should know about the rows."""
     previous = (None, *report.rows)
     of_rows = [remark for row, before in zip(report.rows, previous, strict=False) for remark in _remarks(row, before)]
-    return [*of_rows, *_unsettled(report), *_disturbed(report)]
+    return [*of_rows, *_untimed(report), *_unsettled(report), *_disturbed(report)]
+
+
+def _untimed(report: Report) -> Iterator[str]:
+    """Engines that were asked for, and in which no file was timed on any device."""
+    entries = [entry for row in report.rows for entry in row.latency]
+    timed = {entry.engine for entry in entries if isinstance(entry, Latency)}
+    reasons = {entry.engine: entry.reason for entry in entries if not isinstance(entry, Latency)}
+    yield from (f"Not timed in {title_of(name)}: {why}." for name, why in reasons.items() if name not in timed)
 
 
 def _remarks(row: Row, before: Row | None) -> Iterator[str]:

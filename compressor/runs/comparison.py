@@ -144,8 +144,9 @@ def _machines(one: Report, other: Report) -> Iterator[str]:
 def _settings(one: Report, other: Report) -> Iterator[str]:
     before, after = (dict(_flat(yaml_source.parse(report.spec, "spec").content)) for report in (one, other))
     for key in dict.fromkeys((*before, *after)):
-        if before.get(key) != after.get(key):
-            yield f"{key}: {_plain(before.get(key))} | {_plain(after.get(key))}"
+        one_is, other_is = _plain(before.get(key)), _plain(after.get(key))
+        if one_is != other_is:
+            yield f"{key}: {one_is} | {other_is}"
 
 
 def _flat(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from compressor.environment import environment
 from compressor.models.artifact import Artifact
 from compressor.pipeline.context import Context
 from compressor.pipeline.pipeline import Pipeline
@@ -10,22 +12,26 @@ from compressor.pipeline.stage import Stage, makes, named_teachers
 from compressor.storage import files
 from compressor.storage.code import code_digests
 
+NAMES: Any = {"id": True, "teacher": True, "teachers": True, "weights": True, "target": {"table"}}  # not what they name
+EXPORTERS = ("torch", "onnx", "onnxruntime")
+
 
 def made_from(stage: Stage, before: Artifact | None, context: Context, code: Mapping[str, str]) -> dict[str, str]:
     """The digest of everything that decides a stage's artifact, by name; no folder names or times.
 
     Nor the device: what a GPU has trained is used on other machines. Settings that time or probe one refer to it.
     """
-    weights = getattr(stage, "weights", None)
+    weights, ships = getattr(stage, "weights", None), "OnnxModel" in makes(type(stage))
     decides = {
-        "its settings": stage.model_dump(mode="json", exclude={"id", "teacher", "teachers", "weights"}),
+        "its settings": stage.model_dump(mode="json", exclude=NAMES),
         "its weights": files.digest_of(weights) if isinstance(weights, Path) else weights,
         "the network before it": before.digest if before is not None else None,
         "its teachers": [context.teachers[stage_id].digest for _, stage_id in named_teachers(vars(stage))],
         "what its settings refer to": stage.decided_by(context),
         "the data": context.data.fingerprint,
         "the seed": context.seed,
-        "the pipeline": context.pipeline if "OnnxModel" in makes(type(stage)) else None,
+        "the pipeline": context.pipeline if ships else None,
+        "the exporter": {name: environment().versions[name] for name in EXPORTERS} if ships else None,
     }
     return {**{name: files.digest_json(value) for name, value in decides.items()}, **code}
 

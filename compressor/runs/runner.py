@@ -177,8 +177,12 @@ def _run_once(
     )
     sheet = _contact_sheet(pipeline, context)
     finished = run_stages(pipeline, data, context, folder, shared)
-    result = _measured(pipeline, finished, data, sheet, _earlier(folder), services.console)
+    known = _earlier(folder)
+    result = _measured(pipeline, finished, data, sheet, known, services.console)
     _ship(finished[-1], folder)
+    write(result, folder)  # timings that took minutes are kept, whatever happens now
+    doctor = _diagnosed(finished[-1], result.shipped_row.timings, known, services.console)
+    result = validated_copy(result, doctor=doctor)
     write(result, folder)
     return result
 
@@ -243,7 +247,6 @@ def _measured(
         regressions=regressions,
         engines=_in_engines(shipped, data, known, console),
         shown=sheet,
-        doctor=_diagnosed(shipped, timings[-1], known, console),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compressor.config.spec import first_problem, validated_copy
 from compressor.data.dataset import Dataset
+from compressor.environment import environment
 from compressor.errors import ArtifactError, StageError, UserError
 from compressor.evaluation.accuracy import Predictions
 from compressor.export import onnx_file, reading
@@ -270,5 +271,5 @@ def _shipped(made: Artifact, context: Context) -> OnnxModel:
 
 
 def _scoring() -> str:
-    """The digest of the code that scores a file."""
-    return code_digest(Predictions.__module__)
+    """The digest of what scores a file: the code, and the version of the engine."""
+    return files.digest_json([code_digest(Predictions.__module__), environment().onnxruntime])

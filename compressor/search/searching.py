@@ -104,13 +104,13 @@ class _Work:
             self.study.end(outcome)
             self.left_behind = [number for number in self.left_behind if number != outcome.number]
         self.since = time.monotonic()
+        self.warned = False
 
     def begin(self) -> None:
         """Say where the search stands; before its first trial, try a pipeline on a few images."""
         ranges = ", ".join(each.name for each in self.space.ranges)
         self.console.say(f"{len(self.space.ranges)} settings may vary: {ranges}", style="bold")
-        if warning := hard_to_keep(self.settings.goal, self.space.example):
-            self.console.say(f"  warning: {warning}")
+        self._warn(self.space.example.data.validation)
         if self.outcomes:
             self.console.say(f"  {len(self.outcomes)} of its trials done; the search goes on")
             return
@@ -155,9 +155,19 @@ class _Work:
         self.note_time()
         self.outcomes.append(outcome)
         self.console.say(f"  {ending(outcome, self.settings)}")
+        if outcome.shipped is not None and not self.warned:
+            self._warn(outcome.shipped.accuracy.total)
         ran = [each for each in self.outcomes if each.seconds]  # the others' values did not go together
         if len(ran) >= HOPELESS and all(each.state == "failed" for each in ran):
             raise StageError(f"none of {len(ran)} trials could be completed; the last: {outcome.reason}")
+
+    def _warn(self, images: int | None) -> None:
+        """Of a contract that so few validation images cannot show to be kept, as soon as their number is known."""
+        if images is None:
+            return
+        self.warned = True
+        if warning := hard_to_keep(self.settings.goal, images):
+            self.console.say(f"  warning: {warning}")
 
     def note_time(self) -> None:
         """Add the time since to that of the search."""

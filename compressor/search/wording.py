@@ -1,7 +1,6 @@
 """What is said of trials and of what a search found."""
 
 from compressor.evaluation import Paired
-from compressor.pipeline import Pipeline
 from compressor.report import percent, setting_name
 from compressor.search.found import Best, Found, in_words
 from compressor.search.outcome import Outcome, Shipped
@@ -49,10 +48,9 @@ def headline(found: Found) -> str:
     )
 
 
-def hard_to_keep(goal: Goal, pipeline: Pipeline) -> str:
+def hard_to_keep(goal: Goal, images: int) -> str:
     """What is said of a contract that not even the same predictions on all validation images would keep; else ""."""
-    images = pipeline.data.validation
-    if goal.max_drop is None or images is None:
+    if goal.max_drop is None:
         return ""
     least = -100 * Paired.of(0, 0, images).at_least(goal.confidence)
     if least <= goal.max_drop:

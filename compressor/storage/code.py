@@ -1,11 +1,15 @@
 """The code that a result depends on, as digests: if the code changes, the result is made again.
 
-In this package, a whole room counts as soon as something in it is imported; in other packages, only the modules that
-are imported, whatever else is beside them. Imports are read from the source, so that nothing has to run; imports for
-type checkers do not count.
+In this package, a whole room counts as soon as something in it is imported; in other code, only the modules that are
+imported, of the same package or, unless it is installed, from the folder that holds it. Imports are read from the
+source, so that nothing has to run; imports for type checkers do not count.
+
+A file that changes while a process lives counts as it was, since that is what the process runs, until it is imported
+again.
 """
 
 import ast
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -15,6 +19,9 @@ from compressor.errors import UserError
 from compressor.storage import files
 
 OURS = __name__.partition(".")[0]
+INSTALLED = ("site-packages", "dist-packages")
+
+_imported: dict[Path, tuple[object, bytes]] = {}  # what a file held, by the import that brought it in
 
 
 def code_digests(*modules: str) -> dict[str, str]:
@@ -39,7 +46,7 @@ def code_digests(*modules: str) -> dict[str, str]:
         for path in found[unit]:
             waiting += _reached(unit, path)
     return {
-        unit.replace(".", "/"): files.digest_json([files.digest(path.read_bytes()) for path in paths])
+        unit.replace(".", "/"): files.digest_json([files.digest(_source(path, unit)) for path in paths])
         for unit, paths in found.items()
         if paths
     }
@@ -100,7 +107,7 @@ def _reached(unit: str, path: Path) -> Iterator[str]:
     if unit.startswith(f"{OURS}."):  # any file of a room
         package = ".".join((OURS, *path.relative_to(_roots(OURS)[0].parent).parent.parts))
     yield from (".".join(unit.split(".")[:length]) for length in range(1, unit.count(".") + 1) if top != OURS)
-    for name, alias in _imports(path, package):
+    for name, alias in _imports(path, package, unit):
         first = name.partition(".")[0]
         if first not in (OURS, top) and not _beside(top, first):
             continue
@@ -111,8 +118,12 @@ def _reached(unit: str, path: Path) -> Iterator[str]:
 
 
 def _beside(top: str, name: str) -> bool:
-    """Whether `name` is a file beside the module `top`, which is a single file itself."""
-    return any(root.name != "__init__.py" and root.with_name(f"{name}.py").is_file() for root in _roots(top))
+    """Whether `name` is a module or package in the folder that holds `top`, which is not installed."""
+    folders = {root.parent.parent if root.name == "__init__.py" else root.parent for root in _roots(top)}
+    return any(
+        folder.name not in INSTALLED and ((folder / f"{name}.py").is_file() or (folder / name).is_dir())
+        for folder in folders
+    )
 
 
 def _exported(package: str, name: str) -> str | None:
@@ -122,13 +133,24 @@ def _exported(package: str, name: str) -> str | None:
     path = _path(package)
     stub = path.with_suffix(".pyi") if path is not None else None
     if stub is not None and stub.is_file():
-        return next((module for module, alias in _imports(stub, package) if alias == name), None)
+        return next((module for module, alias in _imports(stub, package, package) if alias == name), None)
     return None
 
 
-def _imports(path: Path, package: str) -> tuple[tuple[str, str | None], ...]:
+def _imports(path: Path, package: str, unit: str) -> tuple[tuple[str, str | None], ...]:
     """Every module that a file imports, with the name that it imports from it, if any."""
-    return _imports_in(path.read_bytes(), package)
+    return _imports_in(_source(path, unit), package)
+
+
+def _source(path: Path, unit: str) -> bytes:
+    """What a file of a unit holds; of one that is imported, what it held when that was first noticed."""
+    module = sys.modules.get(OURS if unit.startswith(f"{OURS}.") else unit)
+    imported = getattr(module, "__spec__", None)  # another one after a reload
+    if imported is None:
+        return path.read_bytes()
+    if path not in _imported or _imported[path][0] is not imported:
+        _imported[path] = imported, path.read_bytes()
+    return _imported[path][1]
 
 
 @cache

@@ -20,6 +20,7 @@ from compressor.errors import (
     ArchitectureError,
     ArtifactError,
     CompressorError,
+    LostError,
     StageError,
     UserError,
     first_line,
@@ -112,6 +113,8 @@ def fit(
                 raise StageError(_diverged(f"the loss is {mean}", epoch, rate, before, context))
             try:
                 correct = evaluate(state.kept, data.validation, context, judged, layout)
+            except LostError:  # that a process is gone says nothing of the weights
+                raise
             except StageError as error:
                 raise StageError(_diverged(str(error), epoch, rate, before, context)) from error
             point = {
@@ -242,7 +245,8 @@ def evaluate(
     network.eval()
     preprocess, device = context.data.preprocess, context.device
     counts = torch.zeros(2, dtype=torch.int64, device=device)  # correct predictions, logits that are not finite
-    for positions in processes.own_part(torch.arange(len(split))).split(preprocess.max_batch):
+    own = processes.own_part(torch.arange(len(split)))
+    for positions in own.split(preprocess.max_batch) if len(own) else ():  # fewer images than processes
         inputs = preprocess.normalise(split.batch(positions).to(device)).contiguous(memory_format=layout)
         with autocast(device, precision):
             logits = network(inputs)

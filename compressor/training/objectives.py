@@ -120,7 +120,7 @@ class Watched:
 
     def _show(self, name: str, output: Any) -> None:
         if isinstance(output, Tensor):
-            self._shown[name] = output.float()
+            self._shown[name] = output.to(torch.float32, copy=True)  # the next layer may work in place
 
 
 def layer_of(network: nn.Module, name: str) -> nn.Module:

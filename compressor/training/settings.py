@@ -88,6 +88,7 @@ class Training(Spec):
             self,
             compile=False,
             epochs=min(self.epochs, 1),
+            accumulate=min(self.accumulate, 2),  # of so few images, more parts would hold one each
             learning_rate=min(self.peak_rate, DRY_RUN_RATE),
             learning_rates={name: min(rate, DRY_RUN_RATE) for name, rate in self.learning_rates.items()},
         )

@@ -1,8 +1,7 @@
 """Photographs in folders: `root/train/<class>/*` and `root/test/<class>/*`, or `root/<class>/*` alone."""
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from PIL import Image
 
 from compressor.console import Console
 from compressor.data.decoding import MAX_NAMED, decoded
-from compressor.data.photograph import SUFFIXES, opened
+from compressor.data.photograph import SUFFIXES, files_below, opened
 from compressor.data.reading import Read, Request, Undecoded
 from compressor.errors import DataError
 
@@ -29,12 +28,6 @@ class ImageFolder:
     """One folder for each class, whose images may lie in folders of their own below it."""
 
     def labels(self, request: Request) -> Sequence[str]:
-        return _labels(_split_folders(request.root)["train"])
-
-    def own_splits(self, request: Request) -> frozenset[str]:
-        return frozenset(_split_folders(request.root)) - {"train"}
-
-    def read(self, request: Request, console: Console) -> Read:
         folders = _split_folders(request.root)
         labels = _labels(folders["train"])
         for folder in folders.values():
@@ -44,9 +37,18 @@ class ImageFolder:
                     f"{request.root}: {folders['train'].name} and {folder.name} have different classes; "
                     f"not in both: {', '.join(odd[:MAX_NAMED])}"
                 )
+        if request.unlabeled is not None:
+            _check_loose(request.unlabeled, folders.values())
+        return labels
+
+    def own_splits(self, request: Request) -> frozenset[str]:
+        return frozenset(_split_folders(request.root)) - {"train"}
+
+    def read(self, request: Request, console: Console) -> Read:
+        folders, labels = _split_folders(request.root), self.labels(request)
         listed = {name: _listed(folder, labels) for name, folder in folders.items()}
         if request.unlabeled is not None:
-            listed["unlabeled"] = _loose(request.unlabeled, folders.values())
+            listed["unlabeled"] = _loose(request.unlabeled)
         read, remarks = decoded({name: _undecoded(each, request) for name, each in listed.items()}, request, console)
         if left_out := sum((each.left_out for each in listed.values()), Counter()):
             kinds = ", ".join(f"{suffix} x {count}" for suffix, count in left_out.most_common(MAX_NAMED))
@@ -69,12 +71,18 @@ def _split_folders(root: Path) -> dict[str, Path]:
         )
     if not (root / "train").is_dir():
         return {"train": root}
-    validation = next((root / name for name in ("val", "valid", "validation") if (root / name).is_dir()), None)
+    named = [root / name for name in ("val", "valid", "validation") if (root / name).is_dir()]
+    if len(named) > 1:
+        raise DataError(f"{root} has both {named[0].name} and {named[1].name}; keep the one with the validation images")
+    validation = named[0] if named else None
     if (root / "test").is_dir():
         own = {"train": root / "train", "test": root / "test"}
         return own if validation is None else {**own, "validation": validation}
     if validation is None:
-        raise DataError(f"{root} has a sub-folder train but none named test or val; add it, or give one folder a class")
+        raise DataError(
+            f"{root} has a sub-folder train but none named test or val; add it, or give one folder a class, none of "
+            "which may be called train"
+        )
     return {"train": root / "train", "test": validation}
 
 
@@ -104,8 +112,8 @@ def _listed(folder: Path, labels: Sequence[str]) -> Folder:
     return Folder(paths, classes, left_out)
 
 
-def _loose(folder: Path, classes: Iterable[Path]) -> Folder:
-    """All images below a folder, which have no class."""
+def _check_loose(folder: Path, classes: Iterable[Path]) -> None:
+    """Refuse a folder of images without classes that is missing, or has to do with one whose images have classes."""
     if not folder.is_dir():
         raise DataError(f"data.unlabeled: there is no folder {folder.absolute()}; give one that holds images")
     for other in classes:
@@ -113,6 +121,10 @@ def _loose(folder: Path, classes: Iterable[Path]) -> Folder:
             raise DataError(
                 f"data.unlabeled: {folder} and {other}, whose images have classes, lie in one another; move it"
             )
+
+
+def _loose(folder: Path) -> Folder:
+    """All images below a folder, which have no class."""
     left_out: Counter[str] = Counter()
     paths = _images(folder, left_out)
     return Folder(paths, [0] * len(paths), left_out)
@@ -121,7 +133,7 @@ def _loose(folder: Path, classes: Iterable[Path]) -> Folder:
 def _images(folder: Path, left_out: Counter[str]) -> list[str]:
     """The images below a folder; files of other kinds are counted."""
     found: list[str] = []
-    for path in _files(folder):
+    for path in files_below(folder):
         if path.suffix.lower() in SUFFIXES:
             found.append(str(path))
         else:
@@ -129,17 +141,6 @@ def _images(folder: Path, left_out: Counter[str]) -> list[str]:
     if not found:
         raise DataError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))})")
     return found
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder in the order of their names, hidden ones left out."""
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-    for where, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _undecoded(folder: Folder, request: Request) -> Undecoded:
