@@ -424,3 +424,28 @@ def test_a_pipeline_is_tried_before_an_image_is_decoded(
     shown = capsys.readouterr()
     assert shown.out == "Dry run: every stage on a few synthetic images\n"
     assert "images/cat/0.png is not a usable image" in shown.err
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", count=3)
+    write_folder(tmp_path / "elsewhere", count=4, classes=("more",))
+    cat = tmp_path / "data" / "cat"
+    (cat / "linked").symlink_to(tmp_path / "elsewhere")
+    (cat / "again").symlink_to(cat)
+    data = folder(tmp_path / "data", test=1, validation=1).load(0)
+    assert len(data.train) + len(data.validation) + len(data.test) == 3 + 3 + 4
+
+
+def test_what_can_be_seen_without_an_image_is_refused_before_any_is_read(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write_folder(tmp_path / name, count=2)
+    with pytest.raises(DataError, match=r"data\.unlabeled: there is no folder"):
+        folder(tmp_path, unlabeled=tmp_path / "none").labels()
+    (tmp_path / "test" / "emu").mkdir()
+    with pytest.raises(DataError, match="train and test have different classes; not in both: emu"):
+        folder(tmp_path).labels()
+    (tmp_path / "test" / "emu").rmdir()
+    for name in ("val", "validation"):
+        write_folder(tmp_path / name, count=2)
+    with pytest.raises(DataError, match="has both val and validation; keep the one with the validation images"):
+        folder(tmp_path).labels()

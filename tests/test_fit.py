@@ -9,14 +9,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from compressor import Context, Dataset
+from compressor import Context, Data, Dataset
 from compressor.environment import environment
-from compressor.errors import StageError
+from compressor.errors import LostError, StageError
 from compressor.quantization.placement import quantize_network
-from compressor.training.loop import fit, lay_out
+from compressor.training.loop import evaluate, fit, lay_out
 from compressor.training.objectives import Batch, Objective, Watched
 from compressor.training.settings import Training
 from compressor.training.state import optimizer_of, schedule_of
+from stages import Train
 
 
 def rates(training: Training, steps: int) -> list[float]:
@@ -206,3 +207,29 @@ def test_a_network_is_tried_in_the_format_in_which_it_will_run(
     assert layout == expected
     assert network.get_parameter("conv.weight").is_contiguous(memory_format=expected)
     network(torch.zeros(2, 1, 8, 8).to(memory_format=layout))
+
+
+def test_a_lost_process_is_no_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*given: Any) -> int:
+        raise LostError("another process of this run ended")
+
+    monkeypatch.setattr("compressor.training.loop.evaluate", lost)
+    context = Context(data=Data(name="digits", train=40, validation=10, test=10).load(0).without_test())
+    with pytest.raises(LostError, match=r"^another process of this run ended$"):
+        Train(model="resnet8", epochs=1).run(None, context)
+
+
+def test_a_process_without_validation_images_counts_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flat(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(x.size(0), -1)  # which cannot be told of no images
+
+    monkeypatch.setattr("compressor.training.loop.processes.own_part", lambda positions: positions[:0])
+    data = Data(name="digits", train=40, validation=10, test=10).load(0)
+    context = Context(data=data.without_test())
+    assert evaluate(Flat(), data.validation, context, "fp32", torch.contiguous_format) == 0
+
+
+def test_the_dry_run_has_parts_of_more_than_one_image() -> None:
+    assert Train(model="resnet8", epochs=1, batch_size=128, accumulate=8).for_dry_run().accumulate == 2
+    assert Train(model="resnet8", epochs=1, batch_size=128).for_dry_run().accumulate == 1

@@ -15,7 +15,7 @@ from compressor.console import Console
 from compressor.errors import UserError
 from compressor.runs.keys import changes, code_of, made_from
 from compressor.storage.code import code_digest, code_digests
-from stages import Train
+from stages import Prune, Target, Train
 from tests.test_runner import SHORT, stage_runs
 
 ROOT = Path(__file__).parent.parent
@@ -214,3 +214,16 @@ def test_what_a_gpu_made_is_used_elsewhere() -> None:
     )
     assert on_cpu == on_gpu
     assert made_from(stage, None, Context(data=data, seed=1), {}) != on_cpu
+
+
+def test_where_a_table_lies_decides_nothing_but_what_it_says_does(tmp_path: Path) -> None:
+    context = Context(data=Data(name="digits").load(0))
+    tables = [tmp_path / name for name in ("one.json", "two.json", "other.json")]
+    for path, text in zip(tables, ("{}", "{}", "{ }"), strict=True):
+        path.write_text(text)
+    stages = [Prune(target=Target(latency=0.5, table=path)) for path in tables]
+    one, two, other = (made_from(stage, None, context, {}) for stage in stages)
+    assert one == two
+    assert changes(one, other) == ["what its settings refer to"]
+    pipelines = [SHORT.model_copy(update={"stages": (*SHORT.stages[:1], stage)}) for stage in stages]
+    assert len({pipeline.digest for pipeline in pipelines}) == 1

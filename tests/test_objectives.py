@@ -310,3 +310,12 @@ def test_the_classifier_is_a_layer_without_layers(context: Context, tiny: TorchM
     stage = Distill.model_validate({"teacher": "t", "epochs": 1, "features": [{"loss": "srd"}]})
     with pytest.raises(ArchitectureError, match=r"'input of fc' has output \[2, 16, 4\]; this loss needs \[N, C\] or"):
         stage.objective(Tokens(), Context(data=context.data, teachers={"t": tiny}))
+
+
+def test_a_layer_is_shown_as_it_was_before_the_next_one_worked_in_place() -> None:
+    network = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU(inplace=True))
+    watched = Watched(network)
+    batch = Batch(torch.tensor([[-2.0, 3.0]]), torch.zeros(1, dtype=torch.int64), torch.arange(1), 0)
+    with watched.watching(["0", "input of 1"]):
+        assert watched.layer("0", batch).tolist() == [[-2.0, 3.0]]
+        assert watched.layer("input of 1", batch).tolist() == [[-2.0, 3.0]]

@@ -19,6 +19,7 @@ from compressor import Data, Measure, Pipeline, run
 from compressor.console import Console
 from compressor.data.dataset import Dataset
 from compressor.distillation.settings import Cache
+from compressor.environment import environment
 from compressor.errors import ArtifactError, StageError, UserError
 from compressor.evaluation.engines.base import Session, Subject
 from compressor.evaluation.engines.onnx_runtime import OnnxRuntime
@@ -416,3 +417,34 @@ def test_an_unusable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be used"):
         run(PIPELINE, tmp_path / "file" / "out")
+
+
+def test_timings_are_kept_if_what_follows_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = SHORT.model_copy(update={"measure": Measure(engines=("onnxruntime",))})
+
+    def interrupted(path: Path) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("compressor.runs.runner.diagnose", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(pipeline, tmp_path, device="cpu")
+    assert (tmp_path / "model.onnx").is_file()
+    before = Report.load(tmp_path)
+    assert before.doctor is None
+    after = run(pipeline, tmp_path, device="cpu")
+    assert after.doctor is not None
+    assert after.rows == before.rows
+
+
+def test_another_engine_scores_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    untimed = SHORT.model_copy(update={"measure": Measure(engines=())})
+    before = run(untimed, tmp_path, device="cpu")
+    ran = stage_runs(monkeypatch)
+    newer = environment().model_copy(update={"onnxruntime": "99.0"})
+    for module in ("runs.store", "runs.keys"):
+        monkeypatch.setattr(f"compressor.{module}.environment", lambda: newer)
+    after = run(untimed, tmp_path, device="cpu")
+    assert ran == ["shipped"]
+    assert before.rows[0].scored_by != after.rows[0].scored_by
+    assert before.rows[0].accuracy == after.rows[0].accuracy

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from compressor import Data, Measure, Pipeline, TorchModel, load, run
 from compressor.distillation.settings import Cache
@@ -362,3 +363,21 @@ def test_commands(
     ):
         assert main(["store", *wrong]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_what_a_folder_has_is_kept_under_the_stages_lock(
+    store: SharedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(PIPELINE, tmp_path, device="cpu")
+    kept = SharedStore.keep
+    tried: list[str] = []
+
+    def keep(self: SharedStore, key: str, made: Path, say: Any) -> None:
+        with pytest.raises(Timeout):
+            FileLock(self.folder / "locks" / f"{key}.lock").acquire(timeout=0)
+        tried.append(key)
+        kept(self, key, made, say)
+
+    monkeypatch.setattr(SharedStore, "keep", keep)
+    run(PIPELINE, tmp_path, device="cpu", store=store.folder)
+    assert len(tried) == len(PIPELINE.stages)

@@ -266,3 +266,20 @@ def test_a_run_from_the_store(photographs: Path, tmp_path: Path) -> None:
     assert run(pipeline, tmp_path / "run", device="cpu").shipped_row.accuracy.value > 0.9
     elsewhere = pipeline.data.model_copy(update={"store": pipeline.data.store.model_copy(update={"gigabytes": 7})})
     assert pipeline.model_copy(update={"data": elsewhere}).digest == pipeline.digest
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_run_does_not_remove_its_own_images_for_want_of_room(photographs: Path, decodings: list[Path]) -> None:
+    shutil.copytree(photographs, photographs.parent / "split" / "train")
+    shutil.copytree(photographs, photographs.parent / "split" / "val")
+    root = photographs.parent / "split"
+    size = 2 * (2 * PER_CLASS + 1) * 3 * 8 * 8  # of both splits
+    with pytest.raises(DataError, match="the images take"):
+        settings(root, store={"gigabytes": 0.9 * size / 1e9}).load(0)
+    assert decodings == []
+    room = {"gigabytes": 1.01 * size / 1e9}  # their indices take more
+    settings(root, store=room).load(0)
+    count = len(decodings)
+    assert count
+    settings(root, store=room).load(0)
+    assert len(decodings) == count
