@@ -463,3 +463,14 @@ def test_wrong_input_is_refused(
     assert main(["search", "search.yaml", *arguments]) == 2
     assert problem in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("validation", ["200", "null"])
+def test_a_contract_that_equal_predictions_would_not_keep_is_warned_of_once(tmp_path: Path, validation: str) -> None:
+    images = 200 if validation == "200" else 143  # a tenth of 1,438
+    console = Heard()
+    settings = ("search.goal.max_drop=0.01", "search.budget.trials=2", f"data.validation={validation}")
+    found(tmp_path, FILE, *settings, console=console)
+    warnings = [said for said in console.said if "warning" in said]
+    assert len(warnings) == 1
+    assert f"on {images} validation images, a network with the very predictions of its baseline loses" in warnings[0]

@@ -140,7 +140,7 @@ class Data(Spec):
     """How many images to carve from the training images; a tenth by default."""
     test: Count | None = None
     """How many images to set apart where the data has no test split of its own; a fifth by default."""
-    calibration: int = Field(512, ge=2)
+    calibration: int = Field(512, ge=2, le=100_000_000)
     """How many training images to estimate ranges and BatchNorm statistics on."""
     unreadable: Literal["refuse", "skip"] = "refuse"
     """Whether files of a folder that cannot be decoded end the run, or are left out; either way they are named."""
