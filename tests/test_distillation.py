@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from compressor import Augment, Context, Services, TorchModel
 from compressor.distillation.settings import Cache
-from compressor.distillation.teacher import Teacher
+from compressor.distillation.teacher import Teacher, folded
 from compressor.errors import UserError
+from compressor.models.resnet import ResNet
 from compressor.training.loop import training_views
 from compressor.training.objectives import Batch, Watched
 from stages import Distill, Quantize
@@ -258,3 +259,47 @@ def test_a_student_learns_from_two_teachers_and_says_so(two: Context) -> None:
 def test_teachers_are_one_or_several(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Distill(model="resnet8", epochs=1, **settings)
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """The network in eval mode, after BatchNorm has seen many images."""
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean = torch.randn(norm.num_features)
+            norm.running_var = torch.rand(norm.num_features) + 0.5
+    return network.eval()
+
+
+def test_a_teacher_runs_without_batch_norm_and_says_the_same() -> None:
+    network = with_statistics(ResNet([1, 1], [4, 8], in_channels=1))
+    images = torch.randn(5, 1, 12, 12)
+    faster = folded(network, images[:2])
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in faster.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(faster(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+class Twice(nn.Module):
+    """A convolution with two norms, one for each time that it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.two(self.conv(self.one(self.conv(x))))
+        return out.flatten(1)
+
+
+class Deciding(nn.Module):
+    """A network whose path depends on the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+@pytest.mark.parametrize("network", [Twice(), Deciding()])
+def test_a_teacher_that_cannot_be_folded_runs_as_it_is(network: nn.Module) -> None:
+    network = with_statistics(network)
+    assert folded(network, torch.randn(2, 1, 6, 6)) is network
