@@ -128,22 +128,19 @@ def test_a_file_beside_a_factorys_file_counts_if_it_is_imported(
     assert code_digest("their_net") != before
 
 
-@pytest.mark.parametrize("factory", ["plain_net", "plain_nets.net"])
-def test_a_package_beside_a_factorys_module_or_package_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str
-) -> None:
+def test_a_package_beside_a_factorys_module_or_package_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     for folder in ("plain_nets", "plain_layers"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()
-    for path in ("plain_net.py", "plain_nets/net.py"):
-        (tmp_path / path).write_text("from plain_layers.blocks import act\n")
     blocks = tmp_path / "plain_layers" / "blocks.py"
-    blocks.write_text("act = 1\n")
-    before = code_digests(factory)
-    assert {"plain_layers/blocks", "plain_layers"} <= set(before)
-    blocks.write_text("act = 2\n")
-    assert changes(before, code_digests(factory)) == ["plain_layers/blocks"]
+    for factory in ("plain_net", "plain_nets.net"):
+        tmp_path.joinpath(*factory.split(".")).with_suffix(".py").write_text("from plain_layers.blocks import act\n")
+        blocks.write_text("act = 1\n")
+        before = code_digests(factory)
+        assert {"plain_layers/blocks", "plain_layers"} <= set(before)
+        blocks.write_text("act = 2\n")
+        assert changes(before, code_digests(factory)) == ["plain_layers/blocks"]
 
 
 def test_installed_code_beside_a_factory_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

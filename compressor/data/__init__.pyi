@@ -1,6 +1,7 @@
 from .corruptions import CORRUPTIONS as CORRUPTIONS
 from .dataset import Dataset as Dataset
 from .photograph import SUFFIXES as SUFFIXES
+from .photograph import files_below as files_below
 from .photograph import opened as opened
 from .preprocess import MAX_SIDE as MAX_SIDE
 from .preprocess import Preprocess as Preprocess
