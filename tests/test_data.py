@@ -426,14 +426,30 @@ def test_a_pipeline_is_tried_before_an_image_is_decoded(
     assert "images/cat/0.png is not a usable image" in shown.err
 
 
-def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("a", "b"), ("y", "z")])
+def test_links_to_folders_are_followed_and_each_folder_counts_once(tmp_path: Path, names: tuple[str, str]) -> None:
     write_folder(tmp_path / "data", count=3)
     write_folder(tmp_path / "elsewhere", count=4, classes=("more",))
     cat = tmp_path / "data" / "cat"
-    (cat / "linked").symlink_to(tmp_path / "elsewhere")
+    (cat / "m").mkdir()
+    (cat / "m" / "inner.png").write_bytes((cat / "0.png").read_bytes())
+    for name in names:
+        (cat / name).symlink_to(tmp_path / "elsewhere")
     (cat / "again").symlink_to(cat)
+    (tmp_path / "elsewhere" / names[0]).symlink_to(cat / "m")
     data = folder(tmp_path / "data", test=1, validation=1).load(0)
-    assert len(data.train) + len(data.validation) + len(data.test) == 3 + 3 + 4
+    assert len(data.train) + len(data.validation) + len(data.test) == 3 + 3 + 4 + 1
+
+
+def test_a_link_that_brings_one_splits_images_into_another_is_refused(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write_folder(tmp_path / name, count=3)
+    link = tmp_path / "test" / "cat" / "more"
+    for target in (tmp_path / "train" / "cat", tmp_path / "test" / "dog"):
+        link.symlink_to(target)
+        with pytest.raises(DataError, match="is, by way of a link, in two splits or two classes; remove the link"):
+            folder(tmp_path).load(0)
+        link.unlink()
 
 
 def test_what_can_be_seen_without_an_image_is_refused_before_any_is_read(tmp_path: Path) -> None:
@@ -447,5 +463,5 @@ def test_what_can_be_seen_without_an_image_is_refused_before_any_is_read(tmp_pat
     (tmp_path / "test" / "emu").rmdir()
     for name in ("val", "validation"):
         write_folder(tmp_path / name, count=2)
-    with pytest.raises(DataError, match="has both val and validation; keep the one with the validation images"):
+    with pytest.raises(DataError, match="has val and validation; keep the one with the validation images"):
         folder(tmp_path).labels()

@@ -233,3 +233,4 @@ def test_a_process_without_validation_images_counts_none(monkeypatch: pytest.Mon
 def test_the_dry_run_has_parts_of_more_than_one_image() -> None:
     assert Train(model="resnet8", epochs=1, batch_size=128, accumulate=8).for_dry_run().accumulate == 2
     assert Train(model="resnet8", epochs=1, batch_size=128).for_dry_run().accumulate == 1
+    assert Train(model="resnet8", epochs=1, batch_size=8, accumulate=8).for_dry_run().accumulate == 8  # as it will be

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from compressor.console import Console
 from compressor.errors import UserError
 from compressor.runs.keys import changes, code_of, made_from
 from compressor.storage.code import code_digest, code_digests
-from stages import Prune, Target, Train
+from stages import Export, Prune, Target, Train
 from tests.test_runner import SHORT, stage_runs
 
 ROOT = Path(__file__).parent.parent
@@ -143,6 +144,15 @@ def test_a_package_beside_a_factorys_module_or_package_counts(tmp_path: Path, mo
         assert changes(before, code_digests(factory)) == ["plain_layers/blocks"]
 
 
+def test_a_folder_with_the_name_of_installed_code_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "lone_net.py").write_text("import torch\n")
+    assert not [name for name in code_digests("lone_net") if name.startswith("torch")]
+
+
 def test_installed_code_beside_a_factory_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = tmp_path / "site-packages"
     installed.mkdir()
@@ -224,3 +234,41 @@ def test_where_a_table_lies_decides_nothing_but_what_it_says_does(tmp_path: Path
     assert changes(one, other) == ["what its settings refer to"]
     pipelines = [SHORT.model_copy(update={"stages": (*SHORT.stages[:1], stage)}) for stage in stages]
     assert len({pipeline.digest for pipeline in pipelines}) == 1
+
+
+@pytest.mark.dry_run
+def test_an_edit_while_images_are_read_is_not_what_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    code = """from compressor.models.resnet import ResNet
+def Net(num_classes, in_channels):
+    return ResNet([1], [4], num_classes=num_classes, in_channels=in_channels)
+"""
+    path = tmp_path / "moving_net.py"
+    path.write_text(code)
+    original = Data.load
+
+    def edited(self: Data, *given: Any) -> Any:
+        path.write_text(code + "# and something else\n")
+        return original(self, *given)
+
+    stages = (Train(id="teacher", model="moving_net:Net", epochs=0), Export(id="shipped"))
+    pipeline = SHORT.model_copy(update={"stages": stages, "measure": Measure(engines=())})
+    with monkeypatch.context() as patched:
+        patched.setattr(Data, "load", edited)
+        row, *_ = run(pipeline, tmp_path / "run", device="cpu").rows
+    recorded = row.made_from["moving_net"]
+    assert recorded == code_digests("moving_net")["moving_net"]  # what was imported
+    importlib.reload(sys.modules["moving_net"])
+    assert recorded != code_digests("moving_net")["moving_net"]
+    path.write_text(code)
+    importlib.reload(sys.modules["moving_net"])
+    assert recorded == code_digests("moving_net")["moving_net"]
+
+
+def test_where_images_without_classes_lie_decides_nothing(tmp_path: Path) -> None:
+    def digest(unlabeled: Path | None) -> str:
+        data = Data(name="image_folder", root=tmp_path, size=(8, 8), unlabeled=unlabeled)
+        return SHORT.model_copy(update={"data": data}).digest
+
+    assert digest(tmp_path / "one") == digest(tmp_path / "two") != digest(None)

@@ -442,9 +442,14 @@ def test_another_engine_scores_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     before = run(untimed, tmp_path, device="cpu")
     ran = stage_runs(monkeypatch)
     newer = environment().model_copy(update={"onnxruntime": "99.0"})
-    for module in ("runs.store", "runs.keys"):
-        monkeypatch.setattr(f"compressor.{module}.environment", lambda: newer)
+    monkeypatch.setattr("compressor.runs.keys.environment", lambda: newer)
     after = run(untimed, tmp_path, device="cpu")
     assert ran == ["shipped"]
     assert before.rows[0].scored_by != after.rows[0].scored_by
     assert before.rows[0].accuracy == after.rows[0].accuracy
+
+
+def test_an_engine_in_which_nothing_was_timed_is_named(tmp_path: Path) -> None:
+    pipeline = SHORT.model_copy(update={"measure": Measure(engines=("onnxruntime", "tensorrt"))})
+    (said,) = (each for each in remarks(run(pipeline, tmp_path, device="cpu")) if each.startswith("Not timed in"))
+    assert said.startswith("Not timed in TensorRT: ")

@@ -379,5 +379,13 @@ def test_what_a_folder_has_is_kept_under_the_stages_lock(
         kept(self, key, made, say)
 
     monkeypatch.setattr(SharedStore, "keep", keep)
-    run(PIPELINE, tmp_path, device="cpu", store=store.folder)
+    report = run(PIPELINE, tmp_path, device="cpu", store=store.folder)
     assert len(tried) == len(PIPELINE.stages)
+    files.remove(store.folder / "stages")
+    key = report.rows[0].key
+    with FileLock(
+        store.folder / "locks" / f"{key}.lock"
+    ):  # of another run, which makes the same, and is not waited for
+        run(PIPELINE, tmp_path, device="cpu", store=store.folder)
+    assert not store.holds(key)
+    assert len(tried) == 2 * len(PIPELINE.stages) - 1

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -72,7 +73,8 @@ def decoded(splits: Mapping[str, Undecoded], request: Request, console: Console)
     sizes = [len(each.names) * math.prod(request.preprocess.input_shape(1)) for each in splits.values()]
     check_room(sum(size for size in sizes if size > IN_MEMORY_BYTES), int(request.store.gigabytes * 1e9))
     with console.progress("decoding images", sum(len(each.names) for each in splits.values())) as advance:
-        read = {name: _decoded(each, request, notes, unreadable, advance) for name, each in splits.items()}
+        stores: list[Path] = []
+        read = {name: _decoded(each, request, stores, notes, unreadable, advance) for name, each in splits.items()}
     if unreadable and not request.skip_unreadable:
         raise DataError(f"{_several(unreadable)}; repair or remove them, or set `unreadable: skip`")
     for name, source in read.items():
@@ -85,9 +87,17 @@ def decoded(splits: Mapping[str, Undecoded], request: Request, console: Console)
 
 
 def _decoded(
-    images: Undecoded, request: Request, notes: Counter[str], unreadable: list[str], advance: Callable[[int], None]
+    images: Undecoded,
+    request: Request,
+    stores: list[Path],
+    notes: Counter[str],
+    unreadable: list[str],
+    advance: Callable[[int], None],
 ) -> Source:
-    """The images of a split; what was done to unusual ones is counted in `notes`, what is `unreadable` is named."""
+    """The images of a split.
+
+    `stores` are told where it is, and `notes` how many images were unusual in which way; `unreadable` ones are named.
+    """
     preprocess = request.preprocess
 
     def decode(index: int) -> tuple[Pixels, list[str]]:
@@ -103,8 +113,10 @@ def _decoded(
             decode,
             home=request.store.home,
             limit_bytes=int(request.store.gigabytes * 1e9),
+            beside=stores,
             advance=advance,
         )
+        stores.append(found.source.file.parent)
         notes.update(found.notes)
         unreadable.extend(found.unreadable)
         source, rows = found.source, found.source.rows

@@ -33,8 +33,8 @@ def opened(path: Path | str, content: bytes | None = None) -> Iterator[Image.Ima
             yield image
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{path} is not a usable image: it holds none of {', '.join(FORMATS)}, or one with more bands or bits than "
-            "Pillow reads"
+            f"{path} is not a usable image: it is none of {', '.join(FORMATS)}, or has more bands or bits than Pillow "
+            "reads"
         ) from error
     except Exception as error:  # Pillow's decoders raise many types
         pass_on_out_of_memory(error)
@@ -42,7 +42,7 @@ def opened(path: Path | str, content: bytes | None = None) -> Iterator[Image.Ima
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder in the order of their names, hidden ones left out; links to folders are followed.
+    """All files below a folder in the order of their names, hidden ones left out; behind links too, each folder once.
 
     Raises:
         DataError: a folder cannot be read.
@@ -53,8 +53,9 @@ def files_below(folder: Path) -> Iterator[Path]:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
     for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        seen.add(os.path.realpath(where))
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and os.path.realpath(Path(where, name)) not in seen
-        )
+        if (real := os.path.realpath(where)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))

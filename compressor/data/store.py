@@ -10,7 +10,7 @@ import re
 import shutil
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +99,6 @@ class Stored(Source):
         descriptor = os.open(self.file, os.O_RDONLY | os.O_NOFOLLOW)  # it outlives the name, if another run makes room
         weakref.finalize(self, os.close, descriptor)
         object.__setattr__(self, "_descriptor", descriptor)
-        _in_use.add(self)
         object.__setattr__(self, "_checked", np.zeros(len(self.digests), bool))
 
     def __len__(self) -> int:
@@ -144,9 +143,6 @@ class Stored(Source):
             os.close(descriptor)
 
 
-_in_use: weakref.WeakSet[Stored] = weakref.WeakSet()  # by this process, which would decode them again
-
-
 def stored(
     images: Undecoded,
     preprocess: Preprocess,
@@ -154,6 +150,7 @@ def stored(
     *,
     home: Path,
     limit_bytes: int,
+    beside: Collection[Path] = (),
     advance: Callable[[int], None],
 ) -> Found:
     """These images, decoded now unless that was done before.
@@ -164,6 +161,7 @@ def stored(
         decode: an image by its position.
         home: where stores are kept; other runs use them too.
         limit_bytes: what all of them may take; those that were not used for longest are removed.
+        beside: stores that the same run uses, which are not.
         advance: told how many images are done.
 
     Raises:
@@ -178,7 +176,7 @@ def stored(
         if found is None:
             with FileLock(home / ROOM):
                 files.sweep(home, target.name)
-                _make_room(home, count * math.prod(shape), limit_bytes)
+                _make_room(home, count * math.prod(shape), limit_bytes, beside)
             with files.new_folder(target) as folder:
                 _decode_all(folder, count, shape, decode, advance)
             found = _index(target, count, shape)
@@ -262,7 +260,7 @@ def _decode_all(
     files.write_text(folder / ABOUT, about.model_dump_json(indent=1) + "\n")
 
 
-def _make_room(home: Path, needed: int, limit: int) -> None:
+def _make_room(home: Path, needed: int, limit: int, beside: Collection[Path]) -> None:
     """Remove the stores that were not used for longest, until another of `needed` bytes has room.
 
     Raises:
@@ -270,9 +268,8 @@ def _make_room(home: Path, needed: int, limit: int) -> None:
     """
     stores = sorted(filter(_is_store, home.iterdir()), key=lambda path: (path / ABOUT).stat().st_mtime)
     sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in stores}
-    kept = {source.file.parent for source in _in_use}
     for path in stores:
-        if path not in kept and sum(sizes.values()) + needed > limit and _removed(path):
+        if path not in beside and sum(sizes.values()) + needed > limit and _removed(path):
             del sizes[path]
     if (free := shutil.disk_usage(home).free) < needed:
         raise DataError(

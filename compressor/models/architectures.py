@@ -4,6 +4,7 @@ import copy
 import importlib
 import inspect
 import re
+import sys
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from compressor.errors import ArchitectureError, first_line, pass_on_out_of_memo
 from compressor.models.libraries.catalogue import library_of
 from compressor.models.repvgg import RepVGG
 from compressor.models.resnet import ResNet, blocks_of_depth
+from compressor.storage.code import note_imported
 from compressor.tracing import layer_in_words, running_layers
 
 MAX_SHOWN = 200  # characters of arguments that are wrong
@@ -121,8 +123,9 @@ class Architecture(BaseModel):
 
 def _import(factory: str) -> Any:
     module_name, _, attribute = factory.partition(":")
+    is_new = module_name not in sys.modules
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        found = getattr(importlib.import_module(module_name), attribute)
     except SystemExit as error:
         raise ArchitectureError(
             f"model {factory!r} cannot be imported: {module_name} ends the program when it is imported; "
@@ -133,6 +136,9 @@ def _import(factory: str) -> Any:
             f"model {factory!r} cannot be imported ({error}); expected package.module:Factory, in a file "
             "beside the pipeline file or in the current directory, or installed"
         ) from error
+    if is_new:
+        note_imported(module_name)
+    return found
 
 
 def _call(factory: Any, arguments: dict[str, Any], data: dict[str, Any]) -> Any:

@@ -110,8 +110,11 @@ def _untimed(report: Report) -> Iterator[str]:
     """Engines that were asked for, and in which no file was timed on any device."""
     entries = [entry for row in report.rows for entry in row.latency]
     timed = {entry.engine for entry in entries if isinstance(entry, Latency)}
-    reasons = {entry.engine: entry.reason for entry in entries if not isinstance(entry, Latency)}
-    yield from (f"Not timed in {title_of(name)}: {why}." for name, why in reasons.items() if name not in timed)
+    reasons: dict[str, dict[str, None]] = {}
+    for entry in entries:
+        if not isinstance(entry, Latency) and entry.engine not in timed:
+            reasons.setdefault(entry.engine, {})[entry.reason] = None
+    yield from (f"Not timed in {title_of(engine)}: {'; '.join(each)}." for engine, each in reasons.items())
 
 
 def _remarks(row: Row, before: Row | None) -> Iterator[str]:

@@ -12,7 +12,8 @@ from compressor.pipeline.stage import Stage, makes, named_teachers
 from compressor.storage import files
 from compressor.storage.code import code_digests
 
-NAMES: Any = {"id": True, "teacher": True, "teachers": True, "weights": True, "target": {"table"}}  # not what they name
+# Names and paths; what they refer to counts by its content.
+NOT_DECIDING: Any = {"id": True, "teacher": True, "teachers": True, "weights": True, "target": {"table"}}
 EXPORTERS = ("torch", "onnx", "onnxruntime")
 
 
@@ -23,7 +24,7 @@ def made_from(stage: Stage, before: Artifact | None, context: Context, code: Map
     """
     weights, ships = getattr(stage, "weights", None), "OnnxModel" in makes(type(stage))
     decides = {
-        "its settings": stage.model_dump(mode="json", exclude=NAMES),
+        "its settings": stage.model_dump(mode="json", exclude=NOT_DECIDING),
         "its weights": files.digest_of(weights) if isinstance(weights, Path) else weights,
         "the network before it": before.digest if before is not None else None,
         "its teachers": [context.teachers[stage_id].digest for _, stage_id in named_teachers(vars(stage))],
@@ -31,9 +32,14 @@ def made_from(stage: Stage, before: Artifact | None, context: Context, code: Map
         "the data": context.data.fingerprint,
         "the seed": context.seed,
         "the pipeline": context.pipeline if ships else None,
-        "the exporter": {name: environment().versions[name] for name in EXPORTERS} if ships else None,
+        "the exporters": exporters() if ships else None,
     }
     return {**{name: files.digest_json(value) for name, value in decides.items()}, **code}
+
+
+def exporters() -> dict[str, str]:
+    """The versions of the libraries that write and run an ONNX file."""
+    return {name: environment().versions[name] for name in EXPORTERS}
 
 
 def key_of(parts: Mapping[str, str]) -> str:

@@ -60,9 +60,8 @@ def run_stages(
         done = whole()
         if done is not None:
             say(f"{title}: reused, unchanged", style="bold")
-            if shared is not None and not shared.holds(key):
-                with shared.making(key, say):
-                    shared.keep(key, target, say)
+            if shared is not None:
+                shared.offer(key, target, say)
         else:
             with shared.making(key, say) if shared is not None else nullcontext():
                 if shared is not None and shared.take(key, stage.id, target, say):

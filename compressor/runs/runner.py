@@ -180,7 +180,7 @@ def _run_once(
     known = _earlier(folder)
     result = _measured(pipeline, finished, data, sheet, known, services.console)
     _ship(finished[-1], folder)
-    write(result, folder)  # timings that took minutes are kept, whatever happens now
+    write(result, folder)  # timings took minutes; whatever happens now, they are kept
     doctor = _diagnosed(finished[-1], result.shipped_row.timings, known, services.console)
     result = validated_copy(result, doctor=doctor)
     write(result, folder)
@@ -211,9 +211,6 @@ def _measured(
     """Measurements that need all stages: latency and predictions, both against the baseline's."""
     baseline = next(done for done in finished if done.row.id == pipeline.baseline_id)
     shipped = finished[-1]
-    console.say("Measuring latency, in alternation with the baseline", style="bold")
-    earlier = {row.id: row for row in known.rows} if known is not None else {}
-    timings = timings_of(pipeline, finished, earlier, console)
     before = baseline.predictions
     paired = [done.predictions.against(before) for done in finished]
     console.say("Comparing predictions: classes, images, corrupted images", style="bold")
@@ -224,6 +221,10 @@ def _measured(
         known.regressions if known is not None else None,
         console,
     )
+    engines = _in_engines(shipped, data, known, console)
+    console.say("Measuring latency, in alternation with the baseline", style="bold")
+    earlier = {row.id: row for row in known.rows} if known is not None else {}
+    timings = timings_of(pipeline, finished, earlier, console)
     return Report(
         pipeline=pipeline.name,
         license=pipeline.license,
@@ -245,7 +246,7 @@ def _measured(
         environment=environment(),
         rows=tuple(Row.of(done.row, timed, pair) for done, timed, pair in zip(finished, timings, paired, strict=True)),
         regressions=regressions,
-        engines=_in_engines(shipped, data, known, console),
+        engines=engines,
         shown=sheet,
     )
 

@@ -136,6 +136,17 @@ class SharedStore:
         _use(entry)
         return True
 
+    def offer(self, key: str, made: Path, say: Say) -> None:
+        """`keep`, unless the store has it, or another run is making the same, which will keep it."""
+        try:
+            with self._lock(key).acquire(timeout=0):
+                if not self.holds(key):
+                    self.keep(key, made, say)
+        except Timeout:
+            return
+        except OSError as error:
+            say(f"  the store cannot keep it: {error}")
+
     def keep(self, key: str, made: Path, say: Say) -> None:
         """Keep the folder of a finished stage, in the place of what was kept under its key, and make room for it."""
         entry = self._stages / key

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from compressor.config.spec import first_problem, validated_copy
 from compressor.data.dataset import Dataset
-from compressor.environment import environment
 from compressor.errors import ArtifactError, StageError, UserError
 from compressor.evaluation.accuracy import Predictions
 from compressor.export import onnx_file, reading
@@ -271,5 +270,5 @@ def _shipped(made: Artifact, context: Context) -> OnnxModel:
 
 
 def _scoring() -> str:
-    """The digest of what scores a file: the code, and the version of the engine."""
-    return files.digest_json([code_digest(Predictions.__module__), environment().onnxruntime])
+    """The digest of what exports and scores a file: the code that scores, and the libraries."""
+    return files.digest_json([code_digest(Predictions.__module__), keys.exporters()])

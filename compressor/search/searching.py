@@ -110,7 +110,8 @@ class _Work:
         """Say where the search stands; before its first trial, try a pipeline on a few images."""
         ranges = ", ".join(each.name for each in self.space.ranges)
         self.console.say(f"{len(self.space.ranges)} settings may vary: {ranges}", style="bold")
-        self._warn(self.space.example.data.validation)
+        seen = next((each.shipped.accuracy.total for each in self.outcomes if each.shipped is not None), None)
+        self._warn_if_hard_to_keep(self.space.example.data.validation or seen)
         if self.outcomes:
             self.console.say(f"  {len(self.outcomes)} of its trials done; the search goes on")
             return
@@ -155,14 +156,14 @@ class _Work:
         self.note_time()
         self.outcomes.append(outcome)
         self.console.say(f"  {ending(outcome, self.settings)}")
-        if outcome.shipped is not None and not self.warned:
-            self._warn(outcome.shipped.accuracy.total)
+        if not self.warned and outcome.shipped is not None:
+            self._warn_if_hard_to_keep(outcome.shipped.accuracy.total)
         ran = [each for each in self.outcomes if each.seconds]  # the others' values did not go together
         if len(ran) >= HOPELESS and all(each.state == "failed" for each in ran):
             raise StageError(f"none of {len(ran)} trials could be completed; the last: {outcome.reason}")
 
-    def _warn(self, images: int | None) -> None:
-        """Of a contract that so few validation images cannot show to be kept, as soon as their number is known."""
+    def _warn_if_hard_to_keep(self, images: int | None) -> None:
+        """Warn, once the number of validation images is known, of a contract that so few could not show to be kept."""
         if images is None:
             return
         self.warned = True

@@ -4,13 +4,14 @@ In this package, a whole room counts as soon as something in it is imported; in 
 imported, of the same package or, unless it is installed, from the folder that holds it. Imports are read from the
 source, so that nothing has to run; imports for type checkers do not count.
 
-A file that changes while a process lives counts as it was, since that is what the process runs, until it is imported
+A file that is edited after it was imported counts as it was, since that is what the process runs, until it is imported
 again.
 """
 
 import ast
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,7 @@ from compressor.storage import files
 OURS = __name__.partition(".")[0]
 INSTALLED = ("site-packages", "dist-packages")
 
-_imported: dict[Path, tuple[object, bytes]] = {}  # what a file held, by the import that brought it in
+_imported: dict[Path, tuple[object, bytes]] = {}  # what a file held, and which import brought it in
 
 
 def code_digests(*modules: str) -> dict[str, str]:
@@ -55,6 +56,12 @@ def code_digests(*modules: str) -> dict[str, str]:
 def code_digest(*modules: str) -> str:
     """`code_digests` as one digest."""
     return files.digest_json(code_digests(*modules))
+
+
+def note_imported(module: str) -> None:
+    """Remember what the files hold that `module` was imported from just now: what they become later does not run."""
+    with suppress(UserError):  # it came from no file
+        code_digests(module)
 
 
 def _unit(module: str) -> str:
@@ -103,9 +110,8 @@ def _roots(top: str) -> tuple[Path, ...]:
 def _reached(unit: str, path: Path) -> Iterator[str]:
     """The modules that a file imports and the packages that hold them, if they have the same owner."""
     top = unit.partition(".")[0]
-    package = unit if path.name == "__init__.py" else unit.rpartition(".")[0]
-    if unit.startswith(f"{OURS}."):  # any file of a room
-        package = ".".join((OURS, *path.relative_to(_roots(OURS)[0].parent).parent.parts))
+    module = _module_in_room(path) if unit.startswith(f"{OURS}.") else unit
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     yield from (".".join(unit.split(".")[:length]) for length in range(1, unit.count(".") + 1) if top != OURS)
     for name, alias in _imports(path, package, unit):
         first = name.partition(".")[0]
@@ -117,13 +123,20 @@ def _reached(unit: str, path: Path) -> Iterator[str]:
             yield name
 
 
+def _module_in_room(path: Path) -> str:
+    """The module that a file of this package is."""
+    inside = path.relative_to(_roots(OURS)[0].parent).with_suffix("")
+    return ".".join((OURS, *inside.parts)).removesuffix(".__init__")
+
+
 def _beside(top: str, name: str) -> bool:
-    """Whether `name` is a module or package in the folder that holds `top`, which is not installed."""
-    folders = {root.parent.parent if root.name == "__init__.py" else root.parent for root in _roots(top)}
-    return any(
-        folder.name not in INSTALLED and ((folder / f"{name}.py").is_file() or (folder / name).is_dir())
-        for folder in folders
-    )
+    """Whether `name` is imported from the folder that holds `top`, where somebody else's code is not installed."""
+    return top != OURS and any(folder.name not in INSTALLED for folder in _folders(top) & _folders(name))
+
+
+def _folders(top: str) -> set[Path]:
+    """The folders that hold a top-level module or package."""
+    return {(root.parent if root.name == "__init__.py" else root).parent for root in _roots(top)}
 
 
 def _exported(package: str, name: str) -> str | None:
@@ -144,8 +157,8 @@ def _imports(path: Path, package: str, unit: str) -> tuple[tuple[str, str | None
 
 def _source(path: Path, unit: str) -> bytes:
     """What a file of a unit holds; of one that is imported, what it held when that was first noticed."""
-    module = sys.modules.get(OURS if unit.startswith(f"{OURS}.") else unit)
-    imported = getattr(module, "__spec__", None)  # another one after a reload
+    name = _module_in_room(path) if unit.startswith(f"{OURS}.") else unit
+    imported = getattr(sys.modules.get(name), "__spec__", None)  # another one after a reload
     if imported is None:
         return path.read_bytes()
     if path not in _imported or _imported[path][0] is not imported:

@@ -83,12 +83,15 @@ class Training(Spec):
         return self
 
     def for_dry_run(self) -> Self:
-        """At most one epoch, at a harmless learning rate. Nothing is compiled, which would take longest."""
+        """At most one epoch, at a harmless learning rate. Nothing is compiled, which would take longest.
+
+        Parts of a batch hold two of its few images, unless those of the training hold a single one.
+        """
         return validated_copy(
             self,
             compile=False,
             epochs=min(self.epochs, 1),
-            accumulate=min(self.accumulate, 2),  # of so few images, more parts would hold one each
+            accumulate=self.accumulate if self.batch_size < 2 * self.accumulate else min(self.accumulate, 2),
             learning_rate=min(self.peak_rate, DRY_RUN_RATE),
             learning_rates={name: min(rate, DRY_RUN_RATE) for name, rate in self.learning_rates.items()},
         )

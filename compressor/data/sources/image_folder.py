@@ -1,9 +1,11 @@
 """Photographs in folders: `root/train/<class>/*` and `root/test/<class>/*`, or `root/<class>/*` alone."""
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -49,6 +51,7 @@ class ImageFolder:
         listed = {name: _listed(folder, labels) for name, folder in folders.items()}
         if request.unlabeled is not None:
             listed["unlabeled"] = _loose(request.unlabeled)
+        _check_apart(listed)
         read, remarks = decoded({name: _undecoded(each, request) for name, each in listed.items()}, request, console)
         if left_out := sum((each.left_out for each in listed.values()), Counter()):
             kinds = ", ".join(f"{suffix} x {count}" for suffix, count in left_out.most_common(MAX_NAMED))
@@ -73,15 +76,16 @@ def _split_folders(root: Path) -> dict[str, Path]:
         return {"train": root}
     named = [root / name for name in ("val", "valid", "validation") if (root / name).is_dir()]
     if len(named) > 1:
-        raise DataError(f"{root} has both {named[0].name} and {named[1].name}; keep the one with the validation images")
+        names = " and ".join(folder.name for folder in named)
+        raise DataError(f"{root} has {names}; keep the one with the validation images")
     validation = named[0] if named else None
     if (root / "test").is_dir():
         own = {"train": root / "train", "test": root / "test"}
         return own if validation is None else {**own, "validation": validation}
     if validation is None:
         raise DataError(
-            f"{root} has a sub-folder train but none named test or val; add it, or give one folder a class, none of "
-            "which may be called train"
+            f"{root} has a sub-folder train but none named test or val; add it, or use one folder per class, none of "
+            "them called train"
         )
     return {"train": root / "train", "test": validation}
 
@@ -110,6 +114,17 @@ def _listed(folder: Path, labels: Sequence[str]) -> Folder:
         paths += found
         classes += [index] * len(found)
     return Folder(paths, classes, left_out)
+
+
+def _check_apart(listed: Mapping[str, Folder]) -> None:
+    """Refuse folders whose images would be in two splits, or in two classes, as links may have it."""
+    owners: dict[str, tuple[str, int]] = {}
+    real = cache(os.path.realpath)
+    for split, images in listed.items():
+        for path, index in zip(images.paths, images.classes, strict=True):
+            folder = str(real(os.path.dirname(path)))  # noqa: PTH120 - of a million files
+            if owners.setdefault(folder, (split, index)) != (split, index):
+                raise DataError(f"{folder} is, by way of a link, in two splits or two classes; remove the link")
 
 
 def _check_loose(folder: Path, classes: Iterable[Path]) -> None:
