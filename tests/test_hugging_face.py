@@ -158,7 +158,7 @@ def test_images_are_opened_by_content_and_only_from_the_data_set(tmp_path: Path)
     with pytest.raises(DataError) as refused:
         settings(tmp_path / "data").load(0)
     assert "train[0] is not a usable image: its bytes are not in the data set" in str(refused.value)
-    assert "train[1] is not a usable image: it holds none of AVIF" in str(refused.value)
+    assert "train[1] is not a usable image: it is none of AVIF" in str(refused.value)
     data = settings(tmp_path / "data", unreadable="skip").load(0)
     assert len(data.train) + len(data.validation) + len(data.test) == 28
 

@@ -302,7 +302,7 @@ def test_a_checkpoint_and_soft_labels_larger_than_they_can_be_are_not_read(tmp_p
 def test_images_are_told_by_their_content(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     Image.new("RGB", (8, 8), "red").save(path, format="EPS")
-    with pytest.raises(DataError, match=r"photo\.png is not a usable image: it holds none of AVIF, BMP, GIF, JPEG"):
+    with pytest.raises(DataError, match=r"photo\.png is not a usable image: it is none of AVIF, BMP, GIF, JPEG"):
         opened(path).__enter__()
     for kind in FORMATS:
         if kind == "AVIF" and "AVIF" not in Image.SAVE:

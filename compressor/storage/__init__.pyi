@@ -2,6 +2,7 @@ from .checkpoints import LAST_GOOD as LAST_GOOD
 from .checkpoints import Checkpoints as Checkpoints
 from .code import code_digest as code_digest
 from .code import code_digests as code_digests
+from .code import note_imported as note_imported
 from .files import digest as digest
 from .files import digest_json as digest_json
 from .files import write_bytes as write_bytes
