@@ -127,6 +127,8 @@ def test_predict_reads_a_folder_by_the_files_own_metadata(
     for index in range(20):
         Image.fromarray(test.images[index, 0].numpy()).save(tmp_path / "deeper" / f"{index:02}.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "._00.png").write_bytes(b"what macOS leaves beside a file")
+    (tmp_path / "folder.png").mkdir()
     assert main(["predict", str(finished / "model.onnx"), str(tmp_path), "--top", "2"]) == 2
     said = capsys.readouterr()
     lines = [line.split("\t") for line in said.out.splitlines()]
@@ -135,7 +137,9 @@ def test_predict_reads_a_folder_by_the_files_own_metadata(
     assert [float(line[1].split()[1]) for line in lines] == pytest.approx(predictions.confidence[:20], abs=1e-4)
     assert all(len(line) == 3 for line in lines)
     assert "broken.png is not a usable image" in said.err
-    assert "1 image could not be read" in said.err
+    assert said.err.endswith("1 image could not be read; the others are above\n")
+    assert main(["predict", str(finished / "model.onnx"), str(tmp_path / "broken.png")]) == 2
+    assert capsys.readouterr().err.endswith("1 image could not be read\n")
 
 
 def test_predict_takes_several_paths_and_answers_in_json(
