@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 FLOAT_BYTES, HEADER_BYTES = 4, 2**16
-ROUNDING = 1e-3  # of the largest logit
+ROUNDING = 1e-2  # of the largest logit; GPUs convolve in TF32
 
 
 class Teacher:
