@@ -383,9 +383,8 @@ def test_what_a_folder_has_is_kept_under_the_stages_lock(
     assert len(tried) == len(PIPELINE.stages)
     files.remove(store.folder / "stages")
     key = report.rows[0].key
-    with FileLock(
-        store.folder / "locks" / f"{key}.lock"
-    ):  # of another run, which makes the same, and is not waited for
+    of_another_run = FileLock(store.folder / "locks" / f"{key}.lock")  # which makes the same, and is not waited for
+    with of_another_run:
         run(PIPELINE, tmp_path, device="cpu", store=store.folder)
     assert not store.holds(key)
     assert len(tried) == 2 * len(PIPELINE.stages) - 1

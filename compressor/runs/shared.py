@@ -138,6 +138,8 @@ class SharedStore:
 
     def offer(self, key: str, made: Path, say: Say) -> None:
         """`keep`, unless the store has it, or another run is making the same, which will keep it."""
+        if self.holds(key):
+            return
         try:
             with self._lock(key).acquire(timeout=0):
                 if not self.holds(key):

@@ -110,7 +110,7 @@ def _roots(top: str) -> tuple[Path, ...]:
 def _reached(unit: str, path: Path) -> Iterator[str]:
     """The modules that a file imports and the packages that hold them, if they have the same owner."""
     top = unit.partition(".")[0]
-    module = _module_in_room(path) if unit.startswith(f"{OURS}.") else unit
+    module = _module_of(path, unit)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     yield from (".".join(unit.split(".")[:length]) for length in range(1, unit.count(".") + 1) if top != OURS)
     for name, alias in _imports(path, package, unit):
@@ -123,8 +123,10 @@ def _reached(unit: str, path: Path) -> Iterator[str]:
             yield name
 
 
-def _module_in_room(path: Path) -> str:
-    """The module that a file of this package is."""
+def _module_of(path: Path, unit: str) -> str:
+    """The module that a file of a unit is, which may be a whole room."""
+    if not unit.startswith(f"{OURS}."):
+        return unit
     inside = path.relative_to(_roots(OURS)[0].parent).with_suffix("")
     return ".".join((OURS, *inside.parts)).removesuffix(".__init__")
 
@@ -157,8 +159,7 @@ def _imports(path: Path, package: str, unit: str) -> tuple[tuple[str, str | None
 
 def _source(path: Path, unit: str) -> bytes:
     """What a file of a unit holds; of one that is imported, what it held when that was first noticed."""
-    name = _module_in_room(path) if unit.startswith(f"{OURS}.") else unit
-    imported = getattr(sys.modules.get(name), "__spec__", None)  # another one after a reload
+    imported = getattr(sys.modules.get(_module_of(path, unit)), "__spec__", None)  # another one after a reload
     if imported is None:
         return path.read_bytes()
     if path not in _imported or _imported[path][0] is not imported:
